@@ -1,0 +1,11 @@
+#include "cli/commands.h"
+
+#include <CLI/CLI.hpp>
+
+namespace cadre::cli {
+
+void AddCommands(CLI::App& root, absl::Status* status) {
+  AddVersionCommand(root, status);
+}
+
+}  // namespace cadre::cli

@@ -1,0 +1,22 @@
+// The program's verbs. Each AddXCommand adds one subcommand to `root`; when the user chose it, its
+// callback runs and leaves its outcome in `*status`, which main turns into the exit code:
+// 0 done, 2 wrong usage or config (kInvalidArgument), 1 anything else.
+//
+// With --json a command prints one JSON document on standard output and nothing else there; logs and
+// progress go to standard error.
+#pragma once
+
+#include <absl/status/status.h>
+
+namespace CLI {
+class App;
+}
+
+namespace cadre::cli {
+
+void AddVersionCommand(CLI::App& root, absl::Status* status);
+
+// Every verb, in the order of the help text.
+void AddCommands(CLI::App& root, absl::Status* status);
+
+}  // namespace cadre::cli

@@ -1,0 +1,33 @@
+#include <cstdio>
+#include <string>
+
+#include <CLI/CLI.hpp>
+
+#include "cli/commands.h"
+#include "cli/environment.h"
+#include "core/status.h"
+
+namespace {
+
+int ExitCode(const absl::Status& status) {
+  if (status.ok()) return 0;
+  std::fprintf(stderr, "error: %s\n", cadre::Message(status).c_str());
+  return status.code() == absl::StatusCode::kInvalidArgument ? 2 : 1;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  cadre::cli::EnsurePassiveOpenMp(argv);
+  CLI::App app("Cadre trains and serves large language models and mixtures of experts.", "cadre");
+  app.set_version_flag("--version", "cadre " CADRE_VERSION);
+  app.require_subcommand(1);
+  absl::Status status;
+  cadre::cli::AddCommands(app, &status);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error) == 0 ? 0 : 2;
+  }
+  return ExitCode(status);
+}
