@@ -1,0 +1,131 @@
+// The seam between the HTTP front and the engine: what a request asks, what the engine answers.
+//
+// The front (any of its threads) submits token ids and gets events back; it renders templates,
+// tokenizes, detokenizes and matches stop strings itself, so the engine sees ids only. The engine
+// has one thread, calls every sink at most once per step with all of that step's events for it, and
+// never waits for a sink.
+//
+//   auto sink = std::make_shared<MySink>();
+//   GenerationRequest request{.id = NextId(), .prompt = prompt, .sampling = {.max_tokens = 16}};
+//   CADRE_RETURN_IF_ERROR(engine.Submit({request}, sink));
+//   ... MySink::OnStep(events) until an event of this id has finish != kNone
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "core/status.h"
+
+namespace cadre {
+
+// How one sequence is sampled. Values are checked by the front; the engine may CHECK them.
+struct SamplingParams {
+  float temperature = 1;  // >= 0; 0 is greedy and makes top_k, top_p, min_p and seed meaningless
+  int top_k = 0;          // 0: no limit
+  float top_p = 1;        // (0, 1]; 1: no limit
+  float min_p = 0;        // [0, 1]; keeps tokens with p >= min_p * max p
+  // Draws are keyed by (seed, choice, position), so a request repeats whatever its batch.
+  uint64_t seed = 0;
+  uint32_t choice = 0;  // index among the n sequences of one HTTP request
+  int max_tokens = 16;  // 0 only with prompt_logprobs >= 0: score the prompt, sample nothing
+  int min_tokens = 0;   // no token of stop_token_ids is sampled before this many
+  // Ends of sequence and the request's own stop ids, sorted, unique; empty under ignore_eos
+  // unless the request names some.
+  std::vector<int32_t> stop_token_ids;
+  int logprobs = -1;         // -1: none; k >= 0: the sampled token's and the k most likely
+  int prompt_logprobs = -1;  // the same for every prompt token; bypasses prefix-cache hits
+};
+
+struct GenerationRequest {
+  uint64_t id = 0;  // chosen by the submitter, unique among those in flight
+  std::shared_ptr<const std::vector<int32_t>> prompt;  // not empty; shared by the n choices
+  SamplingParams sampling;
+};
+
+struct TokenLogprob {
+  int32_t token = -1;
+  float logprob = 0;  // log-softmax of the raw fp32 logits, whatever the temperature
+};
+
+enum class FinishReason {
+  kNone,
+  kStop,       // a stop token was sampled; it is this event's token
+  kLength,     // max_tokens or the context is full
+  kCancelled,  // Cancel was called
+  kError,      // see TokenEvent::error
+};
+
+// One step's news of one request. Events of a request come in order; exactly one, its last, has
+// finish != kNone. No event follows it.
+struct TokenEvent {
+  uint64_t request_id = 0;
+  int32_t token = -1;             // -1: this event brings no token
+  float logprob = 0;              // of token; valid where the request asked for logprobs
+  std::vector<TokenLogprob> top;  // most likely first, ties by the lower id
+  // Where asked, in the request's first event: entry i is prompt token i; entry 0 has no logprob
+  // (NaN). prompt_top[i] are the most likely tokens at i.
+  std::vector<TokenLogprob> prompt_logprobs;
+  std::vector<std::vector<TokenLogprob>> prompt_top;
+  FinishReason finish = FinishReason::kNone;
+  absl::Status error;          // with kError
+  int cached_tokens = 0;       // prompt tokens found in the prefix cache; in the first event
+  int64_t weight_version = 0;  // of the weights that made this token
+  double queue_seconds = 0;    // in the last event: from Submit to the first scheduled step
+  double prefill_seconds = 0;  // in the last event: from there to the first token
+};
+
+// Receives events. OnStep runs on the engine thread and must return at once (hand the vector over
+// to another thread); it must not call the engine back.
+class EventSink {
+ public:
+  virtual ~EventSink() = default;
+  virtual void OnStep(std::vector<TokenEvent> events) = 0;
+};
+
+// Fixed facts of the loaded model, except weight_version.
+struct ModelInfo {
+  int max_context = 0;  // prompt and generated tokens together
+  int vocab_size = 0;
+  int64_t weight_version = 0;
+};
+
+struct EngineHealth {
+  bool ready = false;  // weights are loaded, and a step ended recently or nothing is to do
+  std::string reason;  // why not, in one line; empty when ready
+  double seconds_since_step = 0;
+};
+
+// Gauges as of now and counters since the start, under the names of /metrics.
+struct EngineStats {
+  int num_requests_running = 0;
+  int num_requests_waiting = 0;
+  double kv_cache_usage = 0;  // 0..1
+  int64_t prefix_cache_queries = 0;
+  int64_t prefix_cache_hits = 0;
+  int64_t num_preemptions = 0;
+  int64_t num_steps = 0;
+};
+
+// The engine as the front sees it. Every method may be called from any thread and returns at once.
+class EngineClient {
+ public:
+  virtual ~EngineClient() = default;
+
+  // Queues all requests or none. kResourceExhausted: the queue is full. kUnavailable: not ready or
+  // stopping. kInvalidArgument: an empty or too long prompt, an id in use. kUnimplemented: an
+  // option the engine does not have. After an error the sink gets nothing of these ids.
+  virtual absl::Status Submit(std::vector<GenerationRequest> requests,
+                              std::shared_ptr<EventSink> sink) = 0;
+
+  // Ends a request at the next step; its last event has kCancelled unless it ended before. An
+  // unknown id is ignored.
+  virtual void Cancel(uint64_t id) = 0;
+
+  virtual ModelInfo Info() const = 0;
+  virtual EngineHealth Health() const = 0;
+  virtual EngineStats Stats() const = 0;
+};
+
+}  // namespace cadre
