@@ -4,8 +4,6 @@
 
 namespace cadre::cli {
 
-void AddCommands(CLI::App& root, absl::Status* status) {
-  AddVersionCommand(root, status);
-}
+void AddCommands(CLI::App& root, absl::Status* status) { AddVersionCommand(root, status); }
 
 }  // namespace cadre::cli

@@ -2,8 +2,8 @@
 // callback runs and leaves its outcome in `*status`, which main turns into the exit code:
 // 0 done, 2 wrong usage or config (kInvalidArgument), 1 anything else.
 //
-// With --json a command prints one JSON document on standard output and nothing else there; logs and
-// progress go to standard error.
+// With --json a command prints one JSON document on standard output and nothing else there; logs
+// and progress go to standard error.
 #pragma once
 
 #include <absl/status/status.h>

@@ -4,7 +4,8 @@
 //
 //   absl::StatusOr<Tensor> Load(const std::string& path) {
 //     CADRE_ASSIGN_OR_RETURN(auto bytes, ReadFile(path));
-//     if (bytes.size() < 8) return InvalidArgument("{}: {} bytes, at least 8 needed", path, bytes.size());
+//     if (bytes.size() < 8) return InvalidArgument("{}: {} bytes, at least 8 needed", path,
+//     bytes.size());
 //     ...
 //   }
 //
@@ -59,14 +60,14 @@ absl::Status Annotate(const absl::Status& status, const std::string& context);
 
 }  // namespace cadre
 
-#define CADRE_CHECK(condition, ...)                                                   \
-  do {                                                                                \
-    if (!(condition)) [[unlikely]]                                                    \
+#define CADRE_CHECK(condition, ...)                                                        \
+  do {                                                                                     \
+    if (!(condition)) [[unlikely]]                                                         \
       ::cadre::CheckFailed(__FILE__, __LINE__, #condition, ::fmt::format("" __VA_ARGS__)); \
   } while (false)
 
-#define CADRE_RETURN_IF_ERROR(expression)               \
-  do {                                                  \
+#define CADRE_RETURN_IF_ERROR(expression)                                   \
+  do {                                                                      \
     if (absl::Status status_ = (expression); !status_.ok()) return status_; \
   } while (false)
 

@@ -1,0 +1,77 @@
+#include "core/ops/rms_norm.h"
+
+#include "core/ops/kernel.h"
+
+namespace cadre::ops {
+namespace {
+
+Tensor Rows(const Tensor& x) { return x.Reshape({x.numel() / x.dim(-1), x.dim(-1)}); }
+
+void Forward(Context& ctx, const RmsNormForwardArgs& args) {
+  switch (KernelFor(args.x)) {
+    case Kernel::kReference:
+      return RmsNormForwardReference(ctx, args);
+    case Kernel::kCpu:
+      return RmsNormForwardCpu(ctx, args);
+    case Kernel::kCuda:
+      NoCudaKernel("rms_norm");
+  }
+}
+
+void Grad(Context& ctx, const RmsNormGradArgs& args) {
+  switch (KernelFor(args.x)) {
+    case Kernel::kReference:
+      return RmsNormGradReference(ctx, args);
+    case Kernel::kCpu:
+      return RmsNormGradCpu(ctx, args);
+    case Kernel::kCuda:
+      NoCudaKernel("rms_norm");
+  }
+}
+
+}  // namespace
+
+Var RmsNorm(Context& ctx, const Var& x, const RmsNormArgs& args) {
+  Tensor rows = Rows(x.value);
+  CADRE_CHECK(ctx.parameters->spec(args.weight).shape == Shape({rows.dim(1)}), "rms_norm of {}",
+              x.value.shape().ToString());
+  Var y{ctx.Empty(x.value.shape(), x.value.dtype())};
+  Tensor rstd = ctx.Empty({rows.dim(0)}, rows.dtype() == DType::kF64 ? DType::kF64 : DType::kF32);
+  {
+    LeasedWeight weight(ctx, args.weight, Lease::kForward);
+    Forward(ctx, {rows, weight.tensor(), args.eps, Rows(y.value), rstd});
+  }
+  if (ctx.tape == nullptr) return y;
+
+  Tape& tape = *ctx.tape;
+  y.slot = tape.NewSlot();
+  SlotId xs = tape.SlotToSave(x), rs = tape.NewSlot(), ys = y.slot;
+  Node node{.name = "rms_norm",
+            .inputs = {x.slot},
+            .outputs = {y.slot},
+            .saved = {{xs, x.value}, {rs, rstd}}};
+  node.input_grad = [xs, rs, ys, in = x.slot, w = args.weight](GradContext& g) {
+    if (!g.Needs(in)) return;
+    LeasedWeight weight(g.ctx(), w, g.lease());
+    Tensor x = Rows(g.Read(xs));
+    Tensor dx = g.ctx().Empty(x.shape(), x.dtype());
+    Grad(g.ctx(), {x, weight.tensor(), g.Read(rs), g.OutputGrad(ys).Reshape(x.shape()), dx, {}});
+    g.AddGrad(in, dx);
+  };
+  if (ctx.parameters->WantsGradient(args.weight)) {
+    node.params = {args.weight};
+    node.weight_grad = [xs, rs, ys, w = args.weight](GradContext& g) {
+      Tensor x = Rows(g.Read(xs));
+      Grad(g.ctx(), {x,
+                     {},
+                     g.Read(rs),
+                     g.OutputGrad(ys).Reshape(x.shape()),
+                     {},
+                     g.ctx().parameters->Gradient(w)});
+    };
+  }
+  tape.Record(std::move(node));
+  return y;
+}
+
+}  // namespace cadre::ops

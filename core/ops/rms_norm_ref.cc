@@ -1,0 +1,39 @@
+#include <cmath>
+
+#include "core/ops/rms_norm.h"
+
+namespace cadre::ops {
+
+void RmsNormForwardReference(Context&, const RmsNormForwardArgs& args) {
+  const int64_t rows = args.x.dim(0), d = args.x.dim(1);
+  const double *x = args.x.data<double>(), *w = args.weight.data<double>();
+  double *y = args.y.data<double>(), *rstd = args.rstd.data<double>();
+  for (int64_t r = 0; r < rows; ++r) {
+    double sum = 0;
+    for (int64_t i = 0; i < d; ++i) sum += x[r * d + i] * x[r * d + i];
+    rstd[r] = 1.0 / std::sqrt(sum / static_cast<double>(d) + args.eps);
+    for (int64_t i = 0; i < d; ++i) y[r * d + i] = x[r * d + i] * rstd[r] * w[i];
+  }
+}
+
+void RmsNormGradReference(Context&, const RmsNormGradArgs& args) {
+  const int64_t rows = args.x.dim(0), d = args.x.dim(1);
+  const double *x = args.x.data<double>(), *dy = args.dy.data<double>();
+  const double* rstd = args.rstd.data<double>();
+  for (int64_t r = 0; r < rows; ++r) {
+    const double *xr = x + r * d, *dyr = dy + r * d;
+    if (args.dw.defined()) {
+      double* dw = args.dw.data<double>();
+      for (int64_t i = 0; i < d; ++i) dw[i] += dyr[i] * xr[i] * rstd[r];
+    }
+    if (!args.dx.defined()) continue;
+    const double* w = args.weight.data<double>();
+    double* dx = args.dx.data<double>() + r * d;
+    double dot = 0;
+    for (int64_t i = 0; i < d; ++i) dot += dyr[i] * w[i] * xr[i];
+    double scale = dot * rstd[r] * rstd[r] * rstd[r] / static_cast<double>(d);
+    for (int64_t i = 0; i < d; ++i) dx[i] = dyr[i] * w[i] * rstd[r] - xr[i] * scale;
+  }
+}
+
+}  // namespace cadre::ops

@@ -1,0 +1,144 @@
+// Parameters: every weight of a model as a logical tensor, living in flat buckets.
+//
+// ParamSpec says what a parameter is; ParameterStore owns the buckets and leases views of them. One
+// list serves initialization, gradients, optimizers, checkpoints, import and export.
+//
+//   ParameterStore store;
+//   ParamId w = store.Add({.name = "model.norm.weight", .shape = {D}, ...});
+//   store.Allocate(allocator, DType::kBF16, {.gradients = true});
+//   Tensor weight = store.Acquire(w, Lease::kForward);   // compute dtype, [D]
+//   ...
+//   store.Release(w, Lease::kForward);
+//
+// Thread-safety: one thread at a time, except that acquired tensors may be read from any.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "core/tensor.h"
+
+namespace cadre {
+
+using ParamId = int32_t;
+inline constexpr ParamId kNoParam = -1;
+
+// A part of a Hugging Face tensor that fills rows of the logical tensor, in order. The logical
+// tensor is seen as [rows, row elements]; each source fills the next rows.
+struct ParamSource {
+  enum class Layout : uint8_t {
+    kPlain,                  // as stored
+    kTransposed,             // stored [in, out], used as [out, in]
+    kTransposedInterleaved,  // stored [in, 2*I] with gate and up in turn, used as [gate rows; up
+                             // rows]
+    kInterleavedVector,      // stored [2*I] with gate and up in turn, used as [gate; up]
+  };
+  std::string tensor;  // name in the Hugging Face folder
+  Shape shape;         // of the stored tensor, whole
+  int64_t index = -1;  // first-dimension slice of the stored tensor (fused experts), -1: whole
+  Layout layout = Layout::kPlain;
+};
+
+enum class DecayKind : uint8_t {
+  kDecay,
+  kNoDecay
+};  // matrices decay; norms, biases, embeddings not
+enum class ParamGroup : uint8_t { kDense, kExpert };
+
+struct Initializer {
+  enum class Kind : uint8_t { kNormal, kOnes, kZeros };
+  Kind kind = Kind::kZeros;
+  double stddev = 0.0;
+};
+
+struct ParamSpec {
+  std::string name;  // unique; Hugging Face's where one tensor is one parameter
+  Shape shape;
+  std::vector<ParamSource> sources;
+  Initializer init;
+  DecayKind decay = DecayKind::kDecay;
+  ParamGroup group = ParamGroup::kDense;
+  int layer = -1;         // -1: outside the layers
+  bool trainable = true;  // false: no gradient, no optimizer state
+  bool fp32 = false;      // kept in fp32 whatever the compute dtype (router bias correction)
+};
+
+// Why a parameter is leased; a store that gathers weights on demand keeps them for as long as a
+// lease is out.
+enum class Lease : uint8_t { kForward, kInputGrad, kWeightGrad };
+
+// Parameters of one (layer, group, decay kind, dtype, trainable), end to end in one allocation.
+struct ParamBucket {
+  std::vector<ParamId> params;
+  std::vector<int64_t> offsets;  // in elements, one per parameter
+  int64_t numel = 0;
+  DType dtype = DType::kF32;
+  DecayKind decay = DecayKind::kDecay;
+  ParamGroup group = ParamGroup::kDense;
+  int layer = -1;
+  bool trainable = true;
+  Tensor weights;    // [numel] in dtype
+  Tensor gradients;  // [numel] in fp32 (f64 where dtype is f64); undefined without gradients
+};
+
+class ParameterStore {
+ public:
+  struct AllocateOptions {
+    bool gradients = false;
+  };
+  // Called when the last weight closure that a bucket waits for in this backward pass has run.
+  using BucketReady = std::function<void(int bucket)>;
+
+  ParamId Add(ParamSpec spec);
+  // Builds the buckets. After this no parameter can be added. Gradients start at zero.
+  void Allocate(Allocator& allocator, DType compute, AllocateOptions options);
+
+  int size() const { return static_cast<int>(specs_.size()); }
+  const ParamSpec& spec(ParamId id) const { return specs_[id]; }
+  // kNoParam where no parameter has this name.
+  ParamId Find(const std::string& name) const;
+  int64_t total_elements() const;
+
+  Tensor Acquire(ParamId id, Lease lease);  // compute dtype, spec's shape
+  void Release(ParamId id, Lease lease);
+  // Whether weight gradients of `id` are wanted.
+  bool WantsGradient(ParamId id) const;
+  Tensor Gradient(ParamId id);  // fp32 or f64, spec's shape; weight closures add to it
+  // Each weight closure reports each of its parameters once, an expert without tokens included.
+  void GradientAdded(ParamId id);
+
+  // Backward passes per reduction: how many reports each parameter makes before its bucket is
+  // ready.
+  void ExpectReports(ParamId id, int reports);
+  void set_bucket_ready(BucketReady ready) { bucket_ready_ = std::move(ready); }
+  void ZeroGradients();
+
+  const std::vector<ParamBucket>& buckets() const { return buckets_; }
+  int bucket_of(ParamId id) const { return places_[id].bucket; }
+  Tensor View(const Tensor& flat, ParamId id) const;  // id's part of a bucket-shaped [numel] tensor
+
+  // Counts changes of the weights; packed copies are keyed by it.
+  uint64_t version() const { return version_; }
+  void WeightsChanged() { ++version_; }
+
+ private:
+  struct Place {
+    int bucket = -1;
+    int64_t offset = 0;
+    int leases = 0;
+    int reports = 0;
+    int expected = 1;
+  };
+  int BucketFor(ParamId id, DType compute);
+
+  std::vector<ParamSpec> specs_;
+  std::vector<Place> places_;
+  std::vector<ParamBucket> buckets_;
+  std::vector<int> pending_;  // reports still missing per bucket
+  BucketReady bucket_ready_;
+  uint64_t version_ = 1;
+};
+
+}  // namespace cadre

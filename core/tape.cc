@@ -1,0 +1,158 @@
+#include "core/tape.h"
+
+namespace cadre {
+namespace {
+
+bool Includes(Pass pass, Pass part) {
+  return (static_cast<uint8_t>(pass) & static_cast<uint8_t>(part)) != 0;
+}
+
+}  // namespace
+
+SlotId Tape::NewSlot() {
+  slots_.emplace_back();
+  return static_cast<SlotId>(slots_.size()) - 1;
+}
+
+void Tape::Record(Node node) {
+  for (Saved& saved : node.saved) {
+    bool input = Includes(saved.pass, Pass::kInput) && node.input_grad;
+    bool weight = Includes(saved.pass, Pass::kWeight) && node.weight_grad;
+    Slot& slot = slots_[saved.slot];
+    slot.uses += int{input} + int{weight};
+    if (slot.uses > 0 && !slot.value.defined()) slot.value = saved.value;
+    saved.value = Tensor();
+  }
+  for (SlotId output : node.outputs) {
+    Slot& slot = slots_[output];
+    slot.wanted = true;
+    slot.grad_uses += int{node.input_grad != nullptr} +
+                      int{node.weight_grad != nullptr && node.weight_reads_output_grad};
+  }
+  nodes_.push_back(std::move(node));
+}
+
+void Tape::Defer(SlotId slot, Source source) {
+  slots_[slot].value = Tensor();
+  slots_[slot].source = std::move(source);
+}
+
+void Tape::Seed(SlotId slot, Tensor gradient) { slots_[slot].grad = std::move(gradient); }
+
+void Tape::SeedDeferred(SlotId slot, Source source) {
+  slots_[slot].grad_source = std::move(source);
+}
+
+void Tape::KeepGrad(SlotId slot) {
+  slots_[slot].wanted = true;
+  ++slots_[slot].grad_uses;
+}
+
+Tensor Tape::Grad(Context& ctx, SlotId slot) { return ReadGrad(ctx, slot); }
+
+bool Tape::HasOutputGrad(const Node& node) const {
+  for (SlotId output : node.outputs) {
+    if (slots_[output].grad.defined() || slots_[output].grad_source) return true;
+  }
+  return false;
+}
+
+void Tape::RunInput(Context& ctx, Node& node) {
+  if (!node.input_grad) return;
+  if (HasOutputGrad(node)) {
+    GradContext grad(ctx, *this, Lease::kInputGrad);
+    node.input_grad(grad);
+  }
+  Finish(node, Pass::kInput);
+  node.input_grad = nullptr;
+}
+
+void Tape::RunWeight(Context& ctx, Node& node) {
+  if (node.weight_grad) {
+    if (!node.weight_reads_output_grad || HasOutputGrad(node)) {
+      GradContext grad(ctx, *this, Lease::kWeightGrad);
+      node.weight_grad(grad);
+    }
+    Finish(node, Pass::kWeight);
+    node.weight_grad = nullptr;
+  }
+  for (ParamId param : node.params) ctx.parameters->GradientAdded(param);
+  node.params.clear();
+}
+
+void Tape::Finish(Node& node, Pass pass) {
+  for (const Saved& saved : node.saved) {
+    if (!Includes(saved.pass, pass)) continue;
+    Slot& slot = slots_[saved.slot];
+    if (--slot.uses == 0) {
+      slot.value = Tensor();
+      slot.source = nullptr;
+    }
+  }
+  if (pass == Pass::kWeight && !node.weight_reads_output_grad) return;
+  for (SlotId output : node.outputs) {
+    Slot& slot = slots_[output];
+    if (--slot.grad_uses == 0) {
+      slot.grad = Tensor();
+      slot.grad_source = nullptr;
+    }
+  }
+}
+
+void Tape::Backward(Context& ctx) {
+  for (auto node = nodes_.rbegin(); node != nodes_.rend(); ++node) {
+    RunInput(ctx, *node);
+    RunWeight(ctx, *node);
+  }
+  nodes_.clear();
+}
+
+void Tape::BackwardInputs(Context& ctx) {
+  for (auto node = nodes_.rbegin(); node != nodes_.rend(); ++node) RunInput(ctx, *node);
+}
+
+void Tape::BackwardWeights(Context& ctx) {
+  for (auto node = nodes_.rbegin(); node != nodes_.rend(); ++node) RunWeight(ctx, *node);
+  nodes_.clear();
+}
+
+Tensor Tape::ReadValue(Context& ctx, SlotId id) {
+  Slot& slot = slots_[id];
+  if (!slot.value.defined() && slot.source) {
+    slot.value = slot.source(ctx);
+    slots_[id].source = nullptr;
+  }
+  CADRE_CHECK(slots_[id].value.defined(), "slot {} was read but not saved", id);
+  return slots_[id].value;
+}
+
+Tensor Tape::ReadGrad(Context& ctx, SlotId id) {
+  Slot& slot = slots_[id];
+  if (slot.grad_source) {
+    Source source = std::move(slot.grad_source);
+    slot.grad_source = nullptr;
+    AddGrad(ctx, id, source(ctx));
+  }
+  return slots_[id].grad;
+}
+
+void Tape::AddGrad(Context& ctx, SlotId id, Tensor grad) {
+  Slot& slot = slots_[id];
+  if (slot.grad.defined()) {
+    CADRE_CHECK(slot.grad.numel() == grad.numel() && slot.grad.dtype() == grad.dtype(),
+                "gradient {} added to {}", grad.shape().ToString(), slot.grad.shape().ToString());
+    accumulate_(ctx, slot.grad, grad);
+  } else {
+    slot.grad = std::move(grad);
+  }
+}
+
+size_t Tape::saved_bytes() const {
+  size_t bytes = 0;
+  for (const Slot& slot : slots_) {
+    if (slot.value.defined()) bytes += slot.value.bytes();
+  }
+  return bytes;
+}
+
+}  // namespace cadre
