@@ -121,6 +121,7 @@ class StreamDecoder {
 
  private:
   void Append(int32_t id, std::string* out);
+  void Emit(bool last, std::string* out);
   friend class Tokenizer;
 
   const Tokenizer* tokenizer_;
