@@ -1,0 +1,207 @@
+#include "core/file.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+#include <filesystem>
+#include <system_error>
+#include <utility>
+
+namespace cadre {
+namespace {
+
+class Descriptor {
+ public:
+  explicit Descriptor(int fd) : fd_(fd) {}
+  Descriptor(const Descriptor&) = delete;
+  Descriptor& operator=(const Descriptor&) = delete;
+  ~Descriptor() {
+    if (fd_ >= 0) close(fd_);
+  }
+  int get() const { return fd_; }
+
+ private:
+  int fd_;
+};
+
+// Its size, or why it cannot be read as a file.
+absl::StatusOr<int64_t> RegularFileSize(int fd, const std::string& path) {
+  struct stat info;
+  if (fstat(fd, &info) != 0) return ErrnoError(path, "cannot stat", errno);
+  if (S_ISDIR(info.st_mode)) return InvalidArgument("{}: is a folder, a file is needed", path);
+  if (!S_ISREG(info.st_mode)) return InvalidArgument("{}: is no regular file", path);
+  return static_cast<int64_t>(info.st_size);
+}
+
+std::string FolderOf(const std::string& path) {
+  const std::string folder = std::filesystem::path(path).parent_path().string();
+  return folder.empty() ? "." : folder;
+}
+
+}  // namespace
+
+absl::Status ErrnoError(const std::string& path, const std::string& what, int error) {
+  const std::string line =
+      fmt::format("{}: {}: {}", path, what, std::generic_category().message(error));
+  switch (error) {
+    case ENOENT:
+    case ENOTDIR:
+      return absl::NotFoundError(line);
+    case EACCES:
+    case EPERM:
+    case EROFS:
+      return absl::PermissionDeniedError(line);
+    case ENOSPC:
+    case EDQUOT:
+    case EFBIG:
+    case ENOMEM:
+    case EMFILE:
+      return absl::ResourceExhaustedError(line);
+    case EISDIR:
+    case ENAMETOOLONG:
+      return absl::InvalidArgumentError(line);
+    default:
+      return absl::UnavailableError(line);
+  }
+}
+
+absl::StatusOr<std::string> ReadFile(const std::string& path, int64_t max_bytes) {
+  // O_NONBLOCK: opening a named pipe must not wait for its writer.
+  const Descriptor file(open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
+  if (file.get() < 0) return ErrnoError(path, "cannot open", errno);
+  CADRE_ASSIGN_OR_RETURN(const int64_t size, RegularFileSize(file.get(), path));
+  if (size > max_bytes) {
+    return InvalidArgument("{}: {} bytes, at most {} are read", path, size, max_bytes);
+  }
+  std::string bytes(static_cast<size_t>(size), '\0');
+  size_t done = 0;
+  while (done < bytes.size()) {
+    const ssize_t n = read(file.get(), bytes.data() + done, bytes.size() - done);
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) return ErrnoError(path, "cannot read", errno);
+    if (n == 0) break;
+    done += static_cast<size_t>(n);
+  }
+  bytes.resize(done);
+  return bytes;
+}
+
+absl::Status WriteAll(int descriptor, const std::string& path, std::string_view bytes) {
+  while (!bytes.empty()) {
+    const ssize_t n = write(descriptor, bytes.data(), bytes.size());
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) return ErrnoError(path, "cannot write", errno);
+    bytes.remove_prefix(static_cast<size_t>(n));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status SyncFolder(const std::string& folder) {
+  const Descriptor file(open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  if (file.get() < 0) return ErrnoError(folder, "cannot open", errno);
+  if (fsync(file.get()) != 0) return ErrnoError(folder, "cannot sync", errno);
+  return absl::OkStatus();
+}
+
+absl::Status WriteFileAtomic(const std::string& path, std::string_view bytes) {
+  CADRE_ASSIGN_OR_RETURN(auto writer, AtomicFileWriter::Create(path));
+  CADRE_RETURN_IF_ERROR(writer.Append(bytes));
+  return writer.Commit();
+}
+
+absl::StatusOr<MappedFile> MappedFile::Open(const std::string& path) {
+  const Descriptor file(open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
+  if (file.get() < 0) return ErrnoError(path, "cannot open", errno);
+  CADRE_ASSIGN_OR_RETURN(const int64_t size, RegularFileSize(file.get(), path));
+  MappedFile mapped;
+  mapped.path_ = path;
+  if (size == 0) return mapped;
+  void* address = mmap(nullptr, static_cast<size_t>(size), PROT_READ, MAP_SHARED, file.get(), 0);
+  if (address == MAP_FAILED) return ErrnoError(path, "cannot map", errno);
+  mapped.data_ = static_cast<const std::byte*>(address);
+  mapped.size_ = static_cast<size_t>(size);
+  return mapped;
+}
+
+MappedFile::MappedFile(MappedFile&& other) noexcept { *this = std::move(other); }
+
+MappedFile& MappedFile::operator=(MappedFile&& other) noexcept {
+  std::swap(path_, other.path_);
+  std::swap(data_, other.data_);
+  std::swap(size_, other.size_);
+  return *this;
+}
+
+MappedFile::~MappedFile() {
+  if (data_ != nullptr) munmap(const_cast<std::byte*>(data_), size_);
+}
+
+absl::StatusOr<AtomicFileWriter> AtomicFileWriter::Create(const std::string& path) {
+  AtomicFileWriter writer;
+  writer.path_ = path;
+  // Names left behind by a crash, or taken by another writer of this process, are passed over.
+  for (int i = 0; i < 1000; ++i) {
+    writer.temporary_ = fmt::format("{}.tmp{}-{}", path, getpid(), i);
+    writer.descriptor_ =
+        open(writer.temporary_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+    if (writer.descriptor_ >= 0) return writer;
+    if (errno != EEXIST) return ErrnoError(path, "cannot create", errno);
+  }
+  return ErrnoError(path, "cannot create a temporary file beside it", EEXIST);
+}
+
+AtomicFileWriter::AtomicFileWriter(AtomicFileWriter&& other) noexcept { *this = std::move(other); }
+
+AtomicFileWriter& AtomicFileWriter::operator=(AtomicFileWriter&& other) noexcept {
+  std::swap(path_, other.path_);
+  std::swap(temporary_, other.temporary_);
+  std::swap(descriptor_, other.descriptor_);
+  return *this;
+}
+
+AtomicFileWriter::~AtomicFileWriter() { Discard(); }
+
+void AtomicFileWriter::Discard() {
+  if (descriptor_ < 0) return;
+  close(descriptor_);
+  descriptor_ = -1;
+  unlink(temporary_.c_str());
+}
+
+absl::Status AtomicFileWriter::Append(std::string_view bytes) {
+  CADRE_CHECK(descriptor_ >= 0, "{}: written after Commit", path_);
+  return WriteAll(descriptor_, path_, bytes);
+}
+
+absl::Status AtomicFileWriter::Append(std::span<const std::byte> bytes) {
+  return Append(std::string_view(reinterpret_cast<const char*>(bytes.data()), bytes.size()));
+}
+
+absl::Status AtomicFileWriter::WriteAt(int64_t offset, std::string_view bytes) {
+  CADRE_CHECK(descriptor_ >= 0, "{}: written after Commit", path_);
+  while (!bytes.empty()) {
+    const ssize_t n = pwrite(descriptor_, bytes.data(), bytes.size(), offset);
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) return ErrnoError(path_, "cannot write", errno);
+    bytes.remove_prefix(static_cast<size_t>(n));
+    offset += n;
+  }
+  return absl::OkStatus();
+}
+
+absl::Status AtomicFileWriter::Commit() {
+  CADRE_CHECK(descriptor_ >= 0, "{}: committed twice", path_);
+  if (fsync(descriptor_) != 0) return ErrnoError(path_, "cannot sync", errno);
+  if (rename(temporary_.c_str(), path_.c_str()) != 0) {
+    return ErrnoError(path_, "cannot rename the finished file to it", errno);
+  }
+  close(descriptor_);
+  descriptor_ = -1;
+  return SyncFolder(FolderOf(path_));
+}
+
+}  // namespace cadre

@@ -1,0 +1,80 @@
+// Files: whole reads with a bound, read-only mappings, and writes that are whole or absent.
+//
+//   CADRE_ASSIGN_OR_RETURN(auto writer, AtomicFileWriter::Create(path));
+//   CADRE_RETURN_IF_ERROR(writer.Append(bytes));
+//   return writer.Commit();   // fsync, rename over `path`, fsync of the folder
+//
+// Errors name the path and what the system said: kNotFound, kPermissionDenied, kResourceExhausted
+// (disk full, quota), kInvalidArgument (a folder, a bound exceeded), kUnavailable for the rest.
+// Objects may move between threads; one thread uses one at a time.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string>
+#include <string_view>
+
+#include "core/status.h"
+
+namespace cadre {
+
+// "path: what: No space left on device", with the code that fits `error` (an errno value).
+absl::Status ErrnoError(const std::string& path, const std::string& what, int error);
+
+// The whole of a regular file; refused above `max_bytes` before anything is allocated.
+absl::StatusOr<std::string> ReadFile(const std::string& path, int64_t max_bytes = int64_t{1} << 30);
+
+// Replaces `path` by `bytes`: after a crash at any moment either the old or the new file is there.
+absl::Status WriteFileAtomic(const std::string& path, std::string_view bytes);
+
+// Makes the names in `folder` (created, renamed, removed files) survive a power cut.
+absl::Status SyncFolder(const std::string& folder);
+
+// A regular file mapped read-only. Truncating the file while it is mapped kills readers by SIGBUS,
+// so files are replaced by rename, never rewritten in place.
+class MappedFile {
+ public:
+  static absl::StatusOr<MappedFile> Open(const std::string& path);
+  MappedFile(MappedFile&& other) noexcept;
+  MappedFile& operator=(MappedFile&& other) noexcept;
+  ~MappedFile();
+
+  const std::string& path() const { return path_; }
+  // Lives as long as this object, and stays where it is when the object moves.
+  std::span<const std::byte> bytes() const { return {data_, size_}; }
+
+ private:
+  MappedFile() = default;
+  std::string path_;
+  const std::byte* data_ = nullptr;
+  size_t size_ = 0;
+};
+
+// A new file beside `path` that takes its place on Commit; removed when destroyed before that.
+class AtomicFileWriter {
+ public:
+  static absl::StatusOr<AtomicFileWriter> Create(const std::string& path);
+  AtomicFileWriter(AtomicFileWriter&& other) noexcept;
+  AtomicFileWriter& operator=(AtomicFileWriter&& other) noexcept;
+  ~AtomicFileWriter();
+
+  const std::string& path() const { return path_; }
+  absl::Status Append(std::string_view bytes);
+  absl::Status Append(std::span<const std::byte> bytes);
+  // Overwrites bytes that Append has written already.
+  absl::Status WriteAt(int64_t offset, std::string_view bytes);
+  absl::Status Commit();
+
+ private:
+  AtomicFileWriter() = default;
+  void Discard();
+  std::string path_;
+  std::string temporary_;
+  int descriptor_ = -1;
+};
+
+// All of `bytes` to an open descriptor, restarted after signals and short writes.
+absl::Status WriteAll(int descriptor, const std::string& path, std::string_view bytes);
+
+}  // namespace cadre
