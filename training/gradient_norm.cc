@@ -1,0 +1,58 @@
+#include "training/gradient_norm.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "core/parallel_for.h"
+#include "training/adamw_kernels.h"
+
+namespace cadre {
+namespace {
+
+// Gradient, master, two moments and weight of one chunk stay in a core's L2 cache.
+constexpr int64_t kChunk = 1 << 14;
+
+}  // namespace
+
+std::vector<ParamChunk> TrainableChunks(const ParameterStore& store) {
+  std::vector<ParamChunk> chunks;
+  for (ParamId id = 0; id < store.size(); ++id) {
+    if (!store.WantsGradient(id)) continue;
+    int bucket_index = store.bucket_of(id);
+    const ParamBucket& bucket = store.buckets()[bucket_index];
+    auto place = std::find(bucket.params.begin(), bucket.params.end(), id);
+    int64_t offset = bucket.offsets[place - bucket.params.begin()];
+    int64_t numel = store.spec(id).shape.numel();
+    for (int64_t begin = 0; begin < numel; begin += kChunk) {
+      chunks.push_back({.param = id,
+                        .bucket = bucket_index,
+                        .offset = offset + begin,
+                        .numel = std::min(kChunk, numel - begin)});
+    }
+  }
+  return chunks;
+}
+
+double GradientNorm(Context& ctx, const ParameterStore& store,
+                    const std::vector<ParamChunk>& chunks) {
+  std::vector<double> partial(chunks.size());
+  int64_t count = static_cast<int64_t>(chunks.size());
+  ParallelFor(ctx, count, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const Tensor& gradients = store.buckets()[chunks[i].bucket].gradients;
+      partial[i] = gradients.dtype() == DType::kF64
+                       ? SumSquares(gradients.data<double>() + chunks[i].offset, chunks[i].numel)
+                       : SumSquares(gradients.data<float>() + chunks[i].offset, chunks[i].numel);
+    }
+  });
+  double sum = 0.0;
+  for (double value : partial) sum += value;
+  return std::sqrt(sum);
+}
+
+double ClipFactor(double norm, double max_norm) {
+  if (max_norm <= 0.0) return 1.0;
+  return std::min(1.0, max_norm / (norm + 1e-6));
+}
+
+}  // namespace cadre

@@ -1,0 +1,56 @@
+#include "training/optimizer.h"
+
+#include "proto/train_config.pb.h"
+#include "training/adamw.h"
+
+namespace cadre {
+namespace {
+
+struct Row {
+  config::OptimizerKind kind;
+  std::unique_ptr<Optimizer> (*make)(const config::OptimizerConfig&, ParameterStore&, Allocator&);
+  int64_t (*state_bytes)(int64_t elements, DType weight_dtype);
+};
+
+constexpr Row kOptimizers[] = {
+    {config::OPTIMIZER_KIND_ADAMW, MakeAdamW, AdamWStateBytes},
+};
+
+const Row* Find(config::OptimizerKind kind) {
+  for (const Row& row : kOptimizers) {
+    if (row.kind == kind) return &row;
+  }
+  return nullptr;
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Optimizer>> MakeOptimizer(const config::OptimizerConfig& config,
+                                                         ParameterStore& store,
+                                                         Allocator& allocator) {
+  const Row* row = Find(config.kind());
+  if (row == nullptr) {
+    return InvalidArgument("optimizer.kind: {} is unknown", static_cast<int>(config.kind()));
+  }
+  if (config.beta1() >= 1.0 || config.beta2() >= 1.0) {
+    return InvalidArgument("optimizer: beta1 {} and beta2 {} must be under 1", config.beta1(),
+                           config.beta2());
+  }
+  return row->make(config, store, allocator);
+}
+
+int64_t OptimizerStateBytes(const config::OptimizerConfig& config, const ParameterStore& store,
+                            DType compute) {
+  const Row* row = Find(config.kind());
+  if (row == nullptr) return 0;
+  int64_t bytes = 0;
+  for (ParamId id = 0; id < store.size(); ++id) {
+    const ParamSpec& spec = store.spec(id);
+    if (!spec.trainable) continue;
+    DType dtype = spec.fp32 && compute != DType::kF64 ? DType::kF32 : compute;
+    bytes += row->state_bytes(spec.shape.numel(), dtype);
+  }
+  return bytes;
+}
+
+}  // namespace cadre
