@@ -19,7 +19,7 @@ struct Context {
   void* stream = nullptr;                // cudaStream_t on a GPU
   int threads = 1;                       // OpenMP threads of a parallel region
   ParameterStore* parameters = nullptr;  // leases weights and gradients to ops
-  PackedWeights* packed = nullptr;       // null: weights are used as they lie
+  PackedWeights* packed = nullptr;       // null: weights are packed at each use
   Tape* tape = nullptr;                  // null means inference
   Trace* trace = nullptr;                // null means off
   uint64_t seed = 0;                     // with `step`, keys every random draw

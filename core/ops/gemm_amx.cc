@@ -1,0 +1,255 @@
+// bf16 products on AMX tiles. Only this file's functions may run AMX instructions; they are called
+// after AmxAvailable().
+
+#include <immintrin.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <cpuid.h>
+#include <algorithm>
+#include <cstring>
+
+#include "core/ops/gemm_kernels.h"
+
+namespace cadre::ops {
+namespace {
+
+constexpr int64_t kTileRows = 16;
+constexpr int64_t kTileDepth = 32;  // k of one tile product
+constexpr int64_t kTileBytes = 1024;
+constexpr int64_t kStripRows = 2 * kTileRows;
+
+struct alignas(64) TileConfig {
+  uint8_t palette = 1, start_row = 0, reserved[14] = {};
+  uint16_t row_bytes[16] = {};
+  uint8_t rows[16] = {};
+};
+
+// Tiles 0-3: sums (left block, right block); 4, 5: left; 6, 7: panels.
+void Configure(int64_t rows) {
+  TileConfig config;
+  const int64_t top = std::min(rows, kTileRows), bottom = std::max<int64_t>(rows - kTileRows, 1);
+  for (int tile = 0; tile < 8; ++tile) {
+    config.row_bytes[tile] = 64;
+    bool lower = tile == 2 || tile == 3 || tile == 5;
+    config.rows[tile] = static_cast<uint8_t>(tile >= 6 ? kTileRows : lower ? bottom : top);
+  }
+  _tile_loadconfig(&config);
+}
+
+// How a strip of the left-hand matrix is walked: two blocks of 16 rows, one step per 32 of k.
+struct LeftStrip {
+  const std::byte *top, *bottom;
+  int64_t stride;         // bytes between rows of a tile
+  int64_t step;           // bytes between steps
+  int64_t steps;          // that read in place
+  const std::byte* tail;  // a last step's [32 rows][32] copy padded with zeros, or null
+};
+
+// Two panels or, with kPanels = 1, one; kBlocks blocks of 16 rows.
+template <int kBlocks, int kPanels>
+void Sum(const LeftStrip& left, const std::byte* panel0, const std::byte* panel1,
+         float (*sums)[256]) {
+  _tile_zero(0);
+  if constexpr (kPanels == 2) _tile_zero(1);
+  if constexpr (kBlocks == 2) _tile_zero(2);
+  if constexpr (kBlocks == 2 && kPanels == 2) _tile_zero(3);
+  auto step = [&](const std::byte* top, const std::byte* bottom, int64_t stride, int64_t s) {
+    _tile_loadd(6, panel0 + s * kTileBytes, 64);
+    _tile_loadd(4, top, stride);
+    _tile_dpbf16ps(0, 4, 6);
+    if constexpr (kPanels == 2) {
+      _tile_loadd(7, panel1 + s * kTileBytes, 64);
+      _tile_dpbf16ps(1, 4, 7);
+    }
+    if constexpr (kBlocks == 2) {
+      _tile_loadd(5, bottom, stride);
+      _tile_dpbf16ps(2, 5, 6);
+    }
+    if constexpr (kBlocks == 2 && kPanels == 2) _tile_dpbf16ps(3, 5, 7);
+  };
+  for (int64_t s = 0; s < left.steps; ++s) {
+    step(left.top + s * left.step, left.bottom + s * left.step, left.stride, s);
+  }
+  if (left.tail != nullptr) step(left.tail, left.tail + kTileBytes, 64, left.steps);
+  _tile_stored(0, sums[0], 64);
+  if constexpr (kPanels == 2) _tile_stored(1, sums[1], 64);
+  if constexpr (kBlocks == 2) _tile_stored(2, sums[2], 64);
+  if constexpr (kBlocks == 2 && kPanels == 2) _tile_stored(3, sums[3], 64);
+}
+
+// 16 sums into one row of c, at most `width` of them.
+void StoreRow(const PanelGemmArgs& args, const float* sums, int64_t row, int64_t column,
+              int64_t width) {
+  const __mmask16 mask = static_cast<__mmask16>((1u << width) - 1);
+  __m512 value = _mm512_load_ps(sums);
+  if (args.bias.defined()) {
+    const __m256i bits = _mm256_maskz_loadu_epi16(mask, args.bias.data<BF16>() + column);
+    value = _mm512_add_ps(value,
+                          _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16)));
+  }
+  const int64_t at = row * args.b.n + column;
+  if (args.c.dtype() == DType::kF32) {
+    float* c = args.c.data<float>() + at;
+    if (args.accumulate) value = _mm512_add_ps(value, _mm512_maskz_loadu_ps(mask, c));
+    return _mm512_mask_storeu_ps(c, mask, value);
+  }
+  const __m256bh rounded = _mm512_cvtneps_pbh(value);
+  _mm256_mask_storeu_epi16(args.c.data<BF16>() + at, mask,
+                           reinterpret_cast<const __m256i&>(rounded));
+}
+
+void StoreBlock(const PanelGemmArgs& args, const float* sums, int64_t row, int64_t rows,
+                int64_t panel) {
+  const int64_t column = panel * kPanelColumns, width = std::min(kPanelColumns, args.b.n - column);
+  for (int64_t r = 0; r < rows; ++r) StoreRow(args, sums + r * 16, row + r, column, width);
+}
+
+LeftStrip StripAt(const PanelGemmArgs& args, int64_t row, int64_t rows, BF16* tail) {
+  const int64_t k = args.b.k;
+  if (args.a.tiled) {
+    const int64_t steps = args.b.k_padded / kTileDepth, row_bytes = steps * kTileBytes;
+    const std::byte* top = args.a.data + row / kTileRows * row_bytes;
+    return {top, top + row_bytes, 64, kTileBytes, steps, nullptr};
+  }
+  const std::byte* top = args.a.data + row * k * 2;
+  LeftStrip strip{top, top + kTileRows * k * 2, k * 2, 64, k / kTileDepth, nullptr};
+  if (const int64_t rest = k % kTileDepth; rest != 0) {
+    std::memset(static_cast<void*>(tail), 0, 2 * kTileBytes);
+    for (int64_t r = 0; r < rows; ++r) {
+      std::memcpy(static_cast<void*>(tail + r * kTileDepth), top + r * k * 2 + strip.steps * 64,
+                  rest * 2);
+    }
+    strip.tail = reinterpret_cast<const std::byte*>(tail);
+  }
+  return strip;
+}
+
+template <int kBlocks>
+void StripByPanels(const PanelGemmArgs& args, const GemmBlock& block, const LeftStrip& strip,
+                   int64_t row, int64_t rows) {
+  alignas(64) float sums[4][256];
+  const size_t panel_bytes = args.b.panel_bytes();
+  const int64_t end = block.panel + block.panels;
+  for (int64_t panel = block.panel; panel < end; panel += 2) {
+    const std::byte* data = args.b.data.raw() + panel * panel_bytes;
+    const bool pair = panel + 1 < end;
+    if (pair)
+      Sum<kBlocks, 2>(strip, data, data + panel_bytes, sums);
+    else
+      Sum<kBlocks, 1>(strip, data, data, sums);
+    for (int b = 0; b < kBlocks; ++b) {
+      const int64_t block_rows = std::min(kTileRows, rows - b * kTileRows);
+      StoreBlock(args, sums[2 * b], row + b * kTileRows, block_rows, panel);
+      if (pair) StoreBlock(args, sums[2 * b + 1], row + b * kTileRows, block_rows, panel + 1);
+    }
+  }
+}
+
+// 16 rows of 16 dwords, transposed in place.
+void Transpose16x16(__m512i* r) {
+  __m512i t[16];
+  for (int i = 0; i < 16; i += 2) {
+    t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
+    t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+  }
+  for (int i = 0; i < 16; i += 4) {
+    r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+    r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+    r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+    r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+  }
+  for (int i = 0; i < 4; ++i) {
+    t[i] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88);
+    t[i + 4] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xdd);
+    t[i + 8] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x88);
+    t[i + 12] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0xdd);
+  }
+  for (int i = 0; i < 4; ++i) {
+    r[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
+    r[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd);
+    r[i + 4] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0x88);
+    r[i + 12] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0xdd);
+  }
+}
+
+// Rows k and k + 1 of x [K, n], 16 columns from `column`, as 16 dwords; rows from K on are zero.
+__m512i PairOfRows(const BF16* x, int64_t k_count, int64_t n, int64_t k, int64_t column,
+                   __mmask16 mask) {
+  const __m256i zero = _mm256_setzero_si256();
+  const __m256i even = k < k_count ? _mm256_maskz_loadu_epi16(mask, x + k * n + column) : zero;
+  const __m256i odd =
+      k + 1 < k_count ? _mm256_maskz_loadu_epi16(mask, x + (k + 1) * n + column) : zero;
+  return _mm512_or_si512(_mm512_cvtepu16_epi32(even),
+                         _mm512_slli_epi32(_mm512_cvtepu16_epi32(odd), 16));
+}
+
+__mmask16 ColumnMask(int64_t left) {
+  return static_cast<__mmask16>(left >= 16 ? 0xffff : (1u << left) - 1);
+}
+
+bool DetectAmx() {
+  constexpr long kRequestPermission = 0x1023;  // ARCH_REQ_XCOMP_PERM
+  constexpr long kTileData = 18;               // XFEATURE_XTILEDATA
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  if (__get_cpuid_count(7, 0, &a, &b, &c, &d) == 0) return false;
+  const bool amx = (d & (1u << 22)) != 0 && (d & (1u << 24)) != 0;
+  unsigned features = 0;
+  if (__get_cpuid_count(7, 1, &features, &b, &c, &d) == 0) return false;
+  const bool avx512_bf16 = (features & (1u << 5)) != 0;
+  return amx && avx512_bf16 && syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+}
+
+}  // namespace
+
+bool AmxAvailable() {
+  static const bool available = DetectAmx();
+  return available;
+}
+
+void GemmBlockAmx(const PanelGemmArgs& args, const GemmBlock& block) {
+  alignas(64) BF16 tail[kStripRows * kTileDepth];
+  int64_t configured = 0;
+  for (int64_t offset = 0; offset < block.rows; offset += kStripRows) {
+    const int64_t row = block.row + offset, rows = std::min(kStripRows, block.rows - offset);
+    if (rows != configured) Configure(rows);
+    configured = rows;
+    const LeftStrip strip = StripAt(args, row, rows, tail);
+    if (rows > kTileRows)
+      StripByPanels<2>(args, block, strip, row, rows);
+    else
+      StripByPanels<1>(args, block, strip, row, rows);
+  }
+  _tile_release();
+}
+
+void PackPanelAmx(const BF16* x, int64_t k, int64_t n, int64_t column, std::byte* to) {
+  const __mmask16 mask = ColumnMask(n - column);
+  for (int64_t i = 0; i < (k + 31) / 32 * 32; i += 2) {
+    _mm512_storeu_si512(to + i / 2 * 64, PairOfRows(x, k, n, i, column, mask));
+  }
+}
+
+void TransposeTilesAmx(const BF16* x, int64_t k, int64_t m, int64_t column, std::byte* to) {
+  const __mmask16 mask = ColumnMask(m - column);
+  __m512i rows[16];
+  for (int64_t i = 0; i < k; i += kTileDepth, to += kTileBytes) {
+    for (int64_t p = 0; p < 16; ++p) rows[p] = PairOfRows(x, k, m, i + 2 * p, column, mask);
+    Transpose16x16(rows);
+    for (int64_t p = 0; p < 16; ++p) _mm512_storeu_si512(to + p * 64, rows[p]);
+  }
+}
+
+void PackTransposedPanelAmx(const BF16* x, int64_t k, int64_t n, int64_t row, std::byte* to) {
+  __m512i rows[16];
+  for (int64_t i = 0; i < k; i += kTileDepth, to += kTileBytes) {
+    const int64_t left = std::min(kTileDepth, k - i);
+    const __mmask32 mask = left >= 32 ? 0xffffffffu : (1u << left) - 1;
+    for (int64_t r = 0; r < 16; ++r)
+      rows[r] = _mm512_maskz_loadu_epi16(mask, x + (row + r) * k + i);
+    Transpose16x16(rows);
+    for (int64_t p = 0; p < 16; ++p) _mm512_storeu_si512(to + p * 64, rows[p]);
+  }
+}
+
+}  // namespace cadre::ops

@@ -1,0 +1,122 @@
+#include "core/ops/gemm_panels.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "core/ops/gemm_kernels.h"
+#include "core/parallel_for.h"
+
+namespace cadre::ops {
+namespace {
+
+// One panel in plain loops: element (k, column) goes to [k / pair][column][k % pair].
+template <typename T>
+void PackPanelPlain(const Tensor& b, bool transposed, int64_t column, const Panels& panels, T* to) {
+  constexpr int64_t kPair = sizeof(T) == 2 ? 2 : 1;
+  const T* data = b.data<T>();
+  const int64_t width = std::min(kPanelColumns, panels.n - column);
+  std::memset(static_cast<void*>(to), 0, panels.panel_bytes());
+  for (int64_t k = 0; k < panels.k; ++k) {
+    for (int64_t c = 0; c < width; ++c) {
+      const int64_t from = transposed ? (column + c) * panels.k + k : k * panels.n + column + c;
+      to[(k / kPair * kPanelColumns + c) * kPair + k % kPair] = data[from];
+    }
+  }
+}
+
+void PackPanel(const Tensor& b, bool transposed, int64_t index, const Panels& panels) {
+  std::byte* to = panels.data.raw() + static_cast<size_t>(index) * panels.panel_bytes();
+  const int64_t column = index * kPanelColumns;
+  if (panels.dtype == DType::kF32) {
+    return PackPanelPlain<float>(b, transposed, column, panels, reinterpret_cast<float*>(to));
+  }
+  if (!AmxAvailable() || column + kPanelColumns > panels.n) {
+    return PackPanelPlain<BF16>(b, transposed, column, panels, reinterpret_cast<BF16*>(to));
+  }
+  if (transposed) return PackTransposedPanelAmx(b.data<BF16>(), panels.k, panels.n, column, to);
+  PackPanelAmx(b.data<BF16>(), panels.k, panels.n, column, to);
+}
+
+// x [K, M] -> rows [M, K].
+template <typename T>
+void TransposeRows(Context& ctx, const Tensor& x, const Tensor& to) {
+  const int64_t k = x.dim(0), m = x.dim(1);
+  const T* data = x.data<T>();
+  T* out = reinterpret_cast<T*>(to.raw());
+  ParallelFor(ctx, (m + 15) / 16, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t r = 0; r < k; ++r) {
+      for (int64_t c = begin * 16; c < std::min(end * 16, m); ++c) out[c * k + r] = data[r * m + c];
+    }
+  });
+}
+
+// Blocks of c are cut alike at every thread count; which thread takes one changes no bit.
+GemmBlock BlockShape(int64_t rows, const Panels& panels) {
+  // The panels of a block stay in a core's second-level cache while the rows pass by.
+  constexpr size_t kCacheBytes = size_t{768} << 10;
+  int64_t by_cache =
+      std::max<int64_t>(2, static_cast<int64_t>(kCacheBytes / panels.panel_bytes()) / 2 * 2);
+  // Few rows: the panels are what there is to share out.
+  int64_t by_share =
+      rows >= 256 ? by_cache : std::max<int64_t>(2, (panels.count() + 7) / 8 * 2 / 2);
+  int64_t panels_per_block = std::min({by_cache, (by_share + 1) / 2 * 2, panels.count()});
+  return {.row = 0, .rows = std::min<int64_t>(rows, 256), .panel = 0, .panels = panels_per_block};
+}
+
+}  // namespace
+
+void PackPanels(Context& ctx, const Tensor& b, bool transposed, Panels& panels) {
+  CADRE_CHECK(b.dtype() == DType::kF32 || b.dtype() == DType::kBF16, "gemm of dtype {}",
+              static_cast<int>(b.dtype()));
+  panels.k = b.dim(transposed ? 1 : 0);
+  panels.n = b.dim(transposed ? 0 : 1);
+  panels.dtype = b.dtype();
+  panels.k_padded = b.dtype() == DType::kBF16 ? (panels.k + 31) / 32 * 32 : panels.k;
+  const int64_t bytes = panels.count() * static_cast<int64_t>(panels.panel_bytes());
+  if (!panels.data.defined() || panels.data.numel() != bytes) {
+    panels.data = Tensor();
+    panels.data = ctx.Empty({bytes}, DType::kU8);
+  }
+  ParallelFor(ctx, panels.count(), 4, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) PackPanel(b, transposed, i, panels);
+  });
+}
+
+LeftTiles TransposeLeft(Context& ctx, const Tensor& x) {
+  const int64_t k = x.dim(0), m = x.dim(1);
+  LeftTiles left{.rows = m, .tiled = x.dtype() == DType::kBF16 && AmxAvailable()};
+  if (!left.tiled) {
+    left.data = ctx.Empty({m * k * static_cast<int64_t>(SizeOf(x.dtype()))}, DType::kU8);
+    if (x.dtype() == DType::kF32)
+      TransposeRows<float>(ctx, x, left.data);
+    else
+      TransposeRows<BF16>(ctx, x, left.data);
+    return left;
+  }
+  const int64_t blocks = (m + 15) / 16, row_bytes = (k + 31) / 32 * 1024;
+  left.data = ctx.Empty({blocks * row_bytes}, DType::kU8);
+  ParallelFor(ctx, blocks, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      TransposeTilesAmx(x.data<BF16>(), k, m, i * 16, left.data.raw() + i * row_bytes);
+    }
+  });
+  return left;
+}
+
+void PanelGemm(Context& ctx, const PanelGemmArgs& args) {
+  const bool amx = args.b.dtype == DType::kBF16 && AmxAvailable();
+  const GemmBlock shape = BlockShape(args.a.rows, args.b);
+  const int64_t down = (args.a.rows + shape.rows - 1) / shape.rows;
+  const int64_t across = (args.b.count() + shape.panels - 1) / shape.panels;
+  ParallelUnits(ctx, down * across, [&](int64_t unit) {
+    GemmBlock block{.row = unit % down * shape.rows, .panel = unit / down * shape.panels};
+    block.rows = std::min(shape.rows, args.a.rows - block.row);
+    block.panels = std::min(shape.panels, args.b.count() - block.panel);
+    if (amx)
+      GemmBlockAmx(args, block);
+    else
+      GemmBlockSimd(args, block);
+  });
+}
+
+}  // namespace cadre::ops

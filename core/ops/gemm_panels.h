@@ -1,0 +1,63 @@
+// Panels: the right-hand matrix of a product [K, N] cut into panels of 16 columns, each panel
+// contiguous along k. In bf16 two neighbours in k lie side by side, as dot-product instructions and
+// AMX tiles take them:
+//
+//   bf16: [N / 16][K / 2][16 columns][2]    K rounded up to 32, N to 16, with zeros
+//   f32:  [N / 16][K][16 columns]
+//
+// The left-hand matrix is read as it lies, or for weight gradients (a sum over rows of two
+// activations) transposed into LeftTiles: [M / 16][K / 32] AMX tiles of 16 rows x 32 in bf16, plain
+// rows [M, K] in f32.
+#pragma once
+
+#include <cstdint>
+
+#include "core/context.h"
+
+namespace cadre::ops {
+
+inline constexpr int64_t kPanelColumns = 16;
+
+struct Panels {
+  int64_t k = 0, n = 0;  // of the matrix
+  int64_t k_padded = 0;  // rows stored per panel
+  DType dtype = DType::kF32;
+  Tensor data;  // bytes
+
+  int64_t count() const { return (n + kPanelColumns - 1) / kPanelColumns; }
+  size_t panel_bytes() const {
+    return static_cast<size_t>(k_padded * kPanelColumns) * SizeOf(dtype);
+  }
+};
+
+// b is [K, N], or [N, K] with `transposed`; f32 or bf16. Fills `panels`, reusing its storage where
+// the shape is the same.
+void PackPanels(Context& ctx, const Tensor& b, bool transposed, Panels& panels);
+
+// The left-hand matrix of a product with panels.
+struct LeftMatrix {
+  const std::byte* data = nullptr;
+  int64_t rows = 0;
+  bool tiled = false;  // LeftTiles, else rows of k elements
+};
+
+// x [K, M] transposed into the left-hand form for `panels`-products over k; bytes owned by the
+// result.
+struct LeftTiles {
+  Tensor data;
+  int64_t rows = 0;
+  bool tiled = false;
+};
+LeftTiles TransposeLeft(Context& ctx, const Tensor& x);
+
+struct PanelGemmArgs {
+  LeftMatrix a;
+  const Panels& b;
+  Tensor c;  // [M, N] f32, or bf16 for bf16 panels
+  bool accumulate = false;
+  Tensor bias;
+};
+// The product on the machine's best kernel, cut over threads by blocks of c.
+void PanelGemm(Context& ctx, const PanelGemmArgs& args);
+
+}  // namespace cadre::ops
