@@ -1,0 +1,56 @@
+#include "core/ops/embedding.h"
+
+#include <cstring>
+
+#include "core/ops/kernel.h"
+#include "core/parallel_for.h"
+
+namespace cadre::ops {
+namespace {
+
+void Gather(Context& ctx, const Tensor& ids, const Tensor& weight, const Tensor& y) {
+  const size_t row = static_cast<size_t>(weight.dim(1)) * SizeOf(weight.dtype());
+  const int32_t* id = ids.data<int32_t>();
+  for (int64_t t = 0; t < ids.numel(); ++t) {
+    CADRE_CHECK(id[t] >= 0 && id[t] < weight.dim(0), "token {} has id {}, the vocabulary is {}", t,
+                id[t], weight.dim(0));
+  }
+  ParallelFor(ctx, ids.numel(), 64, [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t) {
+      std::memcpy(y.raw() + static_cast<size_t>(t) * row,
+                  weight.raw() + static_cast<size_t>(id[t]) * row, row);
+    }
+  });
+}
+
+}  // namespace
+
+Var Embedding(Context& ctx, const Tensor& ids, ParamId weight) {
+  if (ids.device().kind == DeviceKind::kCuda) NoCudaKernel("embedding");
+  Var y;
+  {
+    LeasedWeight lease(ctx, weight, Lease::kForward);
+    const Tensor& table = lease.tensor();
+    y.value = ctx.Empty({ids.numel(), table.dim(1)}, table.dtype());
+    Gather(ctx, ids, table, y.value);
+  }
+  if (ctx.tape == nullptr) return y;
+
+  y.slot = ctx.tape->NewSlot();
+  if (!ctx.parameters->WantsGradient(weight)) return y;
+  SlotId is = ctx.tape->NewSlot();
+  Node node{.name = "embedding",
+            .outputs = {y.slot},
+            .saved = {{is, ids, Pass::kWeight}},
+            .params = {weight}};
+  node.weight_grad = [is, ys = y.slot, weight](GradContext& g) {
+    Tensor dw = g.ctx().parameters->Gradient(weight), dy = g.OutputGrad(ys);
+    EmbeddingGradArgs args{g.Read(is), dy, dw};
+    if (KernelFor(dy) == Kernel::kReference) return EmbeddingGradReference(g.ctx(), args);
+    EmbeddingGradCpu(g.ctx(), args);
+  };
+  ctx.tape->Record(std::move(node));
+  return y;
+}
+
+}  // namespace cadre::ops
