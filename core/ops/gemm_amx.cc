@@ -37,26 +37,40 @@ void Configure(int64_t rows) {
   _tile_loadconfig(&config);
 }
 
-// How a strip of the left-hand matrix is walked: two blocks of 16 rows, one step per 32 of k.
+// Steps [begin, end) of a strip of the left-hand matrix: two blocks of 16 rows, 32 of k a step.
 struct LeftStrip {
   const std::byte *top, *bottom;
   int64_t stride;         // bytes between rows of a tile
   int64_t step;           // bytes between steps
   int64_t steps;          // that read in place
   const std::byte* tail;  // a last step's [32 rows][32] copy padded with zeros, or null
+
+  int64_t total() const { return steps + int64_t{tail != nullptr}; }
 };
 
-// Two panels or, with kPanels = 1, one; kBlocks blocks of 16 rows.
+struct Steps {
+  int64_t begin, end;
+};
+
+// Adds the products of some steps to the sums of kBlocks blocks of 16 rows x kPanels panels; the
+// first steps start from zero.
 template <int kBlocks, int kPanels>
-void Sum(const LeftStrip& left, const std::byte* panel0, const std::byte* panel1,
+void Sum(const LeftStrip& left, Steps steps, const std::byte* panel0, const std::byte* panel1,
          float (*sums)[256]) {
-  _tile_zero(0);
-  if constexpr (kPanels == 2) _tile_zero(1);
-  if constexpr (kBlocks == 2) _tile_zero(2);
-  if constexpr (kBlocks == 2 && kPanels == 2) _tile_zero(3);
+  if (steps.begin == 0) {
+    _tile_zero(0);
+    if constexpr (kPanels == 2) _tile_zero(1);
+    if constexpr (kBlocks == 2) _tile_zero(2);
+    if constexpr (kBlocks == 2 && kPanels == 2) _tile_zero(3);
+  } else {
+    _tile_loadd(0, sums[0], 64);
+    if constexpr (kPanels == 2) _tile_loadd(1, sums[1], 64);
+    if constexpr (kBlocks == 2) _tile_loadd(2, sums[2], 64);
+    if constexpr (kBlocks == 2 && kPanels == 2) _tile_loadd(3, sums[3], 64);
+  }
   auto step = [&](const std::byte* top, const std::byte* bottom, int64_t stride, int64_t s) {
-    _tile_loadd(6, panel0 + s * kTileBytes, 64);
     _tile_loadd(4, top, stride);
+    _tile_loadd(6, panel0 + s * kTileBytes, 64);
     _tile_dpbf16ps(0, 4, 6);
     if constexpr (kPanels == 2) {
       _tile_loadd(7, panel1 + s * kTileBytes, 64);
@@ -68,10 +82,11 @@ void Sum(const LeftStrip& left, const std::byte* panel0, const std::byte* panel1
     }
     if constexpr (kBlocks == 2 && kPanels == 2) _tile_dpbf16ps(3, 5, 7);
   };
-  for (int64_t s = 0; s < left.steps; ++s) {
+  const int64_t in_place = std::min(steps.end, left.steps);
+  for (int64_t s = steps.begin; s < in_place; ++s) {
     step(left.top + s * left.step, left.bottom + s * left.step, left.stride, s);
   }
-  if (left.tail != nullptr) step(left.tail, left.tail + kTileBytes, 64, left.steps);
+  if (steps.end > left.steps) step(left.tail, left.tail + kTileBytes, 64, left.steps);
   _tile_stored(0, sums[0], 64);
   if constexpr (kPanels == 2) _tile_stored(1, sums[1], 64);
   if constexpr (kBlocks == 2) _tile_stored(2, sums[2], 64);
@@ -105,43 +120,65 @@ void StoreBlock(const PanelGemmArgs& args, const float* sums, int64_t row, int64
   for (int64_t r = 0; r < rows; ++r) StoreRow(args, sums + r * 16, row + r, column, width);
 }
 
-LeftStrip StripAt(const PanelGemmArgs& args, int64_t row, int64_t rows, BF16* tail) {
+// One strip of at most 32 rows of a block, with its sums of one pair of panels.
+struct Strip {
+  LeftStrip left;
+  int64_t row, rows;
+  alignas(64) float sums[4][256];
+  alignas(64) BF16 tail[kStripRows * kTileDepth];
+};
+
+void Aim(const PanelGemmArgs& args, Strip& strip) {
   const int64_t k = args.b.k;
   if (args.a.tiled) {
     const int64_t steps = args.b.k_padded / kTileDepth, row_bytes = steps * kTileBytes;
-    const std::byte* top = args.a.data + row / kTileRows * row_bytes;
-    return {top, top + row_bytes, 64, kTileBytes, steps, nullptr};
+    const std::byte* top = args.a.data + strip.row / kTileRows * row_bytes;
+    strip.left = {top, top + row_bytes, 64, kTileBytes, steps, nullptr};
+    return;
   }
-  const std::byte* top = args.a.data + row * k * 2;
-  LeftStrip strip{top, top + kTileRows * k * 2, k * 2, 64, k / kTileDepth, nullptr};
+  const std::byte* top = args.a.data + strip.row * k * 2;
+  strip.left = {top, top + kTileRows * k * 2, k * 2, 64, k / kTileDepth, nullptr};
   if (const int64_t rest = k % kTileDepth; rest != 0) {
-    std::memset(static_cast<void*>(tail), 0, 2 * kTileBytes);
-    for (int64_t r = 0; r < rows; ++r) {
-      std::memcpy(static_cast<void*>(tail + r * kTileDepth), top + r * k * 2 + strip.steps * 64,
-                  rest * 2);
+    std::memset(static_cast<void*>(strip.tail), 0, sizeof(strip.tail));
+    for (int64_t r = 0; r < strip.rows; ++r) {
+      std::memcpy(static_cast<void*>(strip.tail + r * kTileDepth),
+                  top + r * k * 2 + strip.left.steps * 64, rest * 2);
     }
-    strip.tail = reinterpret_cast<const std::byte*>(tail);
+    strip.left.tail = reinterpret_cast<const std::byte*>(strip.tail);
   }
-  return strip;
 }
 
-template <int kBlocks>
-void StripByPanels(const PanelGemmArgs& args, const GemmBlock& block, const LeftStrip& strip,
-                   int64_t row, int64_t rows) {
-  alignas(64) float sums[4][256];
-  const size_t panel_bytes = args.b.panel_bytes();
-  const int64_t end = block.panel + block.panels;
-  for (int64_t panel = block.panel; panel < end; panel += 2) {
-    const std::byte* data = args.b.data.raw() + panel * panel_bytes;
-    const bool pair = panel + 1 < end;
-    if (pair)
-      Sum<kBlocks, 2>(strip, data, data + panel_bytes, sums);
-    else
-      Sum<kBlocks, 1>(strip, data, data, sums);
-    for (int b = 0; b < kBlocks; ++b) {
-      const int64_t block_rows = std::min(kTileRows, rows - b * kTileRows);
-      StoreBlock(args, sums[2 * b], row + b * kTileRows, block_rows, panel);
-      if (pair) StoreBlock(args, sums[2 * b + 1], row + b * kTileRows, block_rows, panel + 1);
+void AddSteps(Strip& strip, Steps steps, const std::byte* panel0, const std::byte* panel1) {
+  const bool two_blocks = strip.rows > kTileRows, two_panels = panel1 != nullptr;
+  if (two_blocks && two_panels) return Sum<2, 2>(strip.left, steps, panel0, panel1, strip.sums);
+  if (two_blocks) return Sum<2, 1>(strip.left, steps, panel0, nullptr, strip.sums);
+  if (two_panels) return Sum<1, 2>(strip.left, steps, panel0, panel1, strip.sums);
+  Sum<1, 1>(strip.left, steps, panel0, nullptr, strip.sums);
+}
+
+void StoreStrip(const PanelGemmArgs& args, const Strip& strip, int64_t panel, bool pair) {
+  for (int64_t b = 0; b * kTileRows < strip.rows; ++b) {
+    const int64_t rows = std::min(kTileRows, strip.rows - b * kTileRows);
+    StoreBlock(args, strip.sums[2 * b], strip.row + b * kTileRows, rows, panel);
+    if (pair) StoreBlock(args, strip.sums[2 * b + 1], strip.row + b * kTileRows, rows, panel + 1);
+  }
+}
+
+// All strips of the block meet one pair of panels. The pair is taken in pieces of k that stay in
+// the first-level cache while the strips pass; the sums wait in memory between the pieces.
+void StripsByPair(const PanelGemmArgs& args, std::span<Strip> strips, int64_t panel, bool pair) {
+  constexpr int64_t kStepsInCache = 12;  // 24 KiB of a pair
+  const std::byte* data = args.b.data.raw() + panel * args.b.panel_bytes();
+  const std::byte* second = pair ? data + args.b.panel_bytes() : nullptr;
+  const int64_t total = strips[0].left.total();
+  int64_t configured = 0;
+  for (int64_t begin = 0; begin < total; begin += kStepsInCache) {
+    const Steps steps{begin, std::min(begin + kStepsInCache, total)};
+    for (Strip& strip : strips) {
+      if (strip.rows != configured) Configure(strip.rows);
+      configured = strip.rows;
+      AddSteps(strip, steps, data, second);
+      if (steps.end == total) StoreStrip(args, strip, panel, pair);
     }
   }
 }
@@ -208,17 +245,16 @@ bool AmxAvailable() {
 }
 
 void GemmBlockAmx(const PanelGemmArgs& args, const GemmBlock& block) {
-  alignas(64) BF16 tail[kStripRows * kTileDepth];
-  int64_t configured = 0;
-  for (int64_t offset = 0; offset < block.rows; offset += kStripRows) {
-    const int64_t row = block.row + offset, rows = std::min(kStripRows, block.rows - offset);
-    if (rows != configured) Configure(rows);
-    configured = rows;
-    const LeftStrip strip = StripAt(args, row, rows, tail);
-    if (rows > kTileRows)
-      StripByPanels<2>(args, block, strip, row, rows);
-    else
-      StripByPanels<1>(args, block, strip, row, rows);
+  std::array<Strip, kMaxBlockRows / kStripRows> all;
+  const std::span<Strip> strips(all.data(), (block.rows + kStripRows - 1) / kStripRows);
+  for (size_t i = 0; i < strips.size(); ++i) {
+    strips[i].row = block.row + static_cast<int64_t>(i) * kStripRows;
+    strips[i].rows = std::min(kStripRows, block.row + block.rows - strips[i].row);
+    Aim(args, strips[i]);
+  }
+  const int64_t end = block.panel + block.panels;
+  for (int64_t panel = block.panel; panel < end; panel += 2) {
+    StripsByPair(args, strips, panel, panel + 1 < end);
   }
   _tile_release();
 }

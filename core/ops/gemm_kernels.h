@@ -8,8 +8,10 @@
 
 namespace cadre::ops {
 
+inline constexpr int64_t kMaxBlockRows = 256;
+
 struct GemmBlock {
-  int64_t row, rows;
+  int64_t row, rows;  // at most kMaxBlockRows
   int64_t panel, panels;
 };
 

@@ -50,17 +50,15 @@ void TransposeRows(Context& ctx, const Tensor& x, const Tensor& to) {
   });
 }
 
-// Blocks of c are cut alike at every thread count; which thread takes one changes no bit.
-GemmBlock BlockShape(int64_t rows, const Panels& panels) {
-  // The panels of a block stay in a core's second-level cache while the rows pass by.
-  constexpr size_t kCacheBytes = size_t{768} << 10;
-  int64_t by_cache =
-      std::max<int64_t>(2, static_cast<int64_t>(kCacheBytes / panels.panel_bytes()) / 2 * 2);
-  // Few rows: the panels are what there is to share out.
-  int64_t by_share =
-      rows >= 256 ? by_cache : std::max<int64_t>(2, (panels.count() + 7) / 8 * 2 / 2);
-  int64_t panels_per_block = std::min({by_cache, (by_share + 1) / 2 * 2, panels.count()});
-  return {.row = 0, .rows = std::min<int64_t>(rows, 256), .panel = 0, .panels = panels_per_block};
+// Blocks of c are cut alike at every thread count; which thread takes one changes no bit. A block's
+// left-hand rows stay in a core's second-level cache while the panels pass by.
+GemmBlock BlockShape(int64_t rows, int64_t panels) {
+  const int64_t block_rows = std::min(rows, kMaxBlockRows);
+  const int64_t down = (rows + block_rows - 1) / block_rows;
+  // At least eight blocks, so that two threads end together; pairs of panels.
+  const int64_t across = std::max<int64_t>(1, 8 / down);
+  const int64_t width = ((panels + across - 1) / across + 1) / 2 * 2;
+  return {.row = 0, .rows = block_rows, .panel = 0, .panels = std::min(width, panels)};
 }
 
 }  // namespace
@@ -105,7 +103,7 @@ LeftTiles TransposeLeft(Context& ctx, const Tensor& x) {
 
 void PanelGemm(Context& ctx, const PanelGemmArgs& args) {
   const bool amx = args.b.dtype == DType::kBF16 && AmxAvailable();
-  const GemmBlock shape = BlockShape(args.a.rows, args.b);
+  const GemmBlock shape = BlockShape(args.a.rows, args.b.count());
   const int64_t down = (args.a.rows + shape.rows - 1) / shape.rows;
   const int64_t across = (args.b.count() + shape.panels - 1) / shape.panels;
   ParallelUnits(ctx, down * across, [&](int64_t unit) {
