@@ -1,0 +1,238 @@
+#include "core/ops/attention.h"
+
+#include <memory>
+#include <vector>
+
+#include "core/ops/kernel.h"
+
+namespace cadre::ops {
+namespace {
+
+using Offsets = std::shared_ptr<const std::vector<int32_t>>;
+
+DType StatisticsDType(const Tensor& x) {
+  return x.dtype() == DType::kF64 ? DType::kF64 : DType::kF32;
+}
+
+void Forward(Context& ctx, const AttentionForwardArgs& args) {
+  switch (KernelFor(args.q)) {
+    case Kernel::kReference:
+      return AttentionForwardReference(ctx, args);
+    case Kernel::kCpu:
+      return AttentionForwardCpu(ctx, args);
+    case Kernel::kCuda:
+      NoCudaKernel("attention");
+  }
+}
+
+void Grad(Context& ctx, const AttentionGradArgs& args) {
+  switch (KernelFor(args.q)) {
+    case Kernel::kReference:
+      return AttentionGradReference(ctx, args);
+    case Kernel::kCpu:
+      return AttentionGradCpu(ctx, args);
+    case Kernel::kCuda:
+      NoCudaKernel("attention");
+  }
+}
+
+void SinkGrad(Context& ctx, const AttentionSinkGradArgs& args) {
+  switch (KernelFor(args.out)) {
+    case Kernel::kReference:
+      return AttentionSinkGradReference(ctx, args);
+    case Kernel::kCpu:
+      return AttentionSinkGradCpu(ctx, args);
+    case Kernel::kCuda:
+      NoCudaKernel("attention");
+  }
+}
+
+void CheckOffsets(std::span<const int32_t> offsets, int64_t tokens) {
+  CADRE_CHECK(!offsets.empty() && offsets.front() == 0 && offsets.back() == tokens,
+              "attention: offsets of {} sequences do not cover {} tokens", offsets.size(), tokens);
+  for (size_t s = 1; s < offsets.size(); ++s) {
+    CADRE_CHECK(offsets[s - 1] <= offsets[s], "attention: offset {} is {} after {}", s, offsets[s],
+                offsets[s - 1]);
+  }
+}
+
+void CheckShapes(Context& ctx, const Tensor& q, const KvLayout& layout, const AttentionArgs& args) {
+  CADRE_CHECK(q.shape().rank() == 3 && q.dim(2) == layout.key_dim && layout.kv_heads > 0 &&
+                  q.dim(1) % layout.kv_heads == 0,
+              "attention: q {} over {} KV heads of size {}", q.shape().ToString(), layout.kv_heads,
+              layout.key_dim);
+  CADRE_CHECK(layout.dtype == KvPoolDType(q.dtype()) && layout.block_size > 0 &&
+                  layout.block_size % 16 == 0,
+              "attention: q of dtype {}, keys of dtype {} in blocks of {}",
+              static_cast<int>(q.dtype()), static_cast<int>(layout.dtype), layout.block_size);
+  CADRE_CHECK(args.sliding_window >= 0 && args.workers >= 0, "attention: window {}, workers {}",
+              args.sliding_window, args.workers);
+  if (args.sinks != kNoParam) {
+    CADRE_CHECK(ctx.parameters->spec(args.sinks).shape == Shape({q.dim(1)}), "attention: sinks {}",
+                ctx.parameters->spec(args.sinks).shape.ToString());
+  }
+  CheckOffsets(args.offsets, q.dim(0));
+}
+
+void RunForward(Context& ctx, AttentionForwardArgs forward, ParamId sinks) {
+  if (sinks == kNoParam) return Forward(ctx, forward);
+  LeasedWeight weight(ctx, sinks, Lease::kForward);
+  forward.sinks = weight.tensor();
+  Forward(ctx, forward);
+}
+
+// The batch as a pool of its own: sequence after sequence, each from a block's start.
+struct PackedBatch {
+  Tensor pool;
+  std::vector<int32_t> tables, lengths;
+  KvView view;
+
+  PackedBatch(Context& ctx, const Tensor& k, const Tensor& v, std::span<const int32_t> offsets) {
+    view.layout = {.dtype = KvPoolDType(k.dtype()),
+                   .kv_heads = static_cast<int>(k.dim(1)),
+                   .key_dim = static_cast<int>(k.dim(2)),
+                   .value_dim = static_cast<int>(v.dim(2)),
+                   .block_size = static_cast<int>(kAttentionKeyTile)};
+    const int64_t sequences = static_cast<int64_t>(offsets.size()) - 1;
+    std::vector<int32_t> first(sequences + 1, 0);
+    for (int64_t s = 0; s < sequences; ++s) {
+      lengths.push_back(offsets[s + 1] - offsets[s]);
+      const int64_t blocks = (lengths[s] + kAttentionKeyTile - 1) / kAttentionKeyTile;
+      first[s + 1] = static_cast<int32_t>(first[s] + blocks);
+      view.table_stride = std::max(view.table_stride, blocks);
+    }
+    tables.resize(sequences * view.table_stride);
+    std::vector<int64_t> slots(k.dim(0));
+    for (int64_t s = 0; s < sequences; ++s) {
+      for (int32_t b = first[s]; b < first[s + 1]; ++b) {
+        tables[s * view.table_stride + b - first[s]] = b;
+      }
+      for (int32_t t = offsets[s]; t < offsets[s + 1]; ++t) {
+        slots[t] = first[s] * kAttentionKeyTile + t - offsets[s];
+      }
+    }
+    pool = ctx.Empty({first[sequences] * view.layout.block_elements()}, view.layout.dtype);
+    view.data = pool.raw();
+    view.block_tables = tables;
+    view.context_lengths = lengths;
+    WriteKv(ctx, {k, v, slots, view.data, view.layout});
+  }
+};
+
+struct Slots {
+  SlotId q, k, v, out, lse;
+};
+
+Node GradNode(const Slots& saved, const Slots& inputs, const AttentionArgs& args,
+              const Offsets& offsets) {
+  Node node{.name = "attention", .inputs = {inputs.q, inputs.k, inputs.v}, .outputs = {saved.out}};
+  node.input_grad = [saved, inputs, offsets, scale = args.scale,
+                     window = args.sliding_window](GradContext& g) {
+    Tensor q = g.Read(saved.q), k = g.Read(saved.k), v = g.Read(saved.v);
+    Context& ctx = g.ctx();
+    AttentionGradArgs grad{.q = q,
+                           .k = k,
+                           .v = v,
+                           .out = g.Read(saved.out),
+                           .lse = g.Read(saved.lse),
+                           .scale = scale,
+                           .window = window,
+                           .offsets = *offsets,
+                           .dq = ctx.Empty(q.shape(), q.dtype()),
+                           .dk = ctx.Empty(k.shape(), k.dtype()),
+                           .dv = ctx.Empty(v.shape(), v.dtype())};
+    grad.dout = g.OutputGrad(saved.out).Reshape(grad.out.shape());
+    Grad(ctx, grad);
+    g.AddGrad(inputs.q, grad.dq);
+    g.AddGrad(inputs.k, grad.dk);
+    g.AddGrad(inputs.v, grad.dv);
+  };
+  return node;
+}
+
+}  // namespace
+
+Var Attention(Context& ctx, const Var& q, const Var& k, const Var& v, const AttentionArgs& args) {
+  const int64_t tokens = q.value.dim(0), heads = q.value.dim(1);
+  CADRE_CHECK(k.value.shape().rank() == 3 && v.value.shape().rank() == 3 &&
+                  k.value.dim(0) == tokens && v.value.dim(0) == tokens &&
+                  v.value.dim(1) == k.value.dim(1),
+              "attention: q {}, k {}, v {}", q.value.shape().ToString(), k.value.shape().ToString(),
+              v.value.shape().ToString());
+  CheckOffsets(args.offsets, tokens);
+  Var out{ctx.Empty({tokens, heads, v.value.dim(2)}, q.value.dtype())};
+  Tensor lse = ctx.Empty({tokens, heads}, StatisticsDType(q.value));
+  {
+    PackedBatch batch(ctx, k.value, v.value, args.offsets);
+    CheckShapes(ctx, q.value, batch.view.layout, args);
+    RunForward(ctx,
+               {.q = q.value,
+                .kv = batch.view,
+                .scale = args.scale,
+                .window = args.sliding_window,
+                .workers = args.workers,
+                .offsets = args.offsets,
+                .out = out.value,
+                .lse = lse},
+               args.sinks);
+  }
+  if (ctx.tape == nullptr) return out;
+
+  Tape& tape = *ctx.tape;
+  out.slot = tape.NewSlot();
+  Slots saved{tape.SlotToSave(q), tape.SlotToSave(k), tape.SlotToSave(v), out.slot, tape.NewSlot()};
+  auto offsets =
+      std::make_shared<const std::vector<int32_t>>(args.offsets.begin(), args.offsets.end());
+  Node node = GradNode(saved, {q.slot, k.slot, v.slot, out.slot, kNoSlot}, args, offsets);
+  const bool sinks = args.sinks != kNoParam && ctx.parameters->WantsGradient(args.sinks);
+  const Pass statistics = sinks ? Pass::kBoth : Pass::kInput;
+  node.saved = {{saved.q, q.value, Pass::kInput},
+                {saved.k, k.value, Pass::kInput},
+                {saved.v, v.value, Pass::kInput},
+                {saved.out, out.value, statistics},
+                {saved.lse, lse, statistics}};
+  if (sinks) {
+    node.params = {args.sinks};
+    node.weight_grad = [saved, id = args.sinks](GradContext& g) {
+      LeasedWeight weight(g.ctx(), id, g.lease());
+      Tensor out = g.Read(saved.out);
+      SinkGrad(g.ctx(), {out, g.Read(saved.lse), g.OutputGrad(saved.out).Reshape(out.shape()),
+                         weight.tensor(), g.ctx().parameters->Gradient(id)});
+    };
+  }
+  tape.Record(std::move(node));
+  return out;
+}
+
+Tensor PagedAttention(Context& ctx, const Tensor& q, const KvView& kv, const AttentionArgs& args,
+                      std::span<const int32_t> query_positions) {
+  CheckShapes(ctx, q, kv.layout, args);
+  const int64_t sequences = static_cast<int64_t>(args.offsets.size()) - 1;
+  CADRE_CHECK(kv.sequences() == sequences, "attention: {} contexts for {} sequences",
+              kv.sequences(), sequences);
+  for (int64_t s = 0; s < sequences; ++s) {
+    const int64_t length = kv.context_lengths[s];
+    CADRE_CHECK(kv.positions != nullptr || args.offsets[s + 1] - args.offsets[s] <= length,
+                "attention: {} queries over {} keys", args.offsets[s + 1] - args.offsets[s],
+                length);
+    CADRE_CHECK(length <= kv.table_stride * kv.layout.block_size, "attention: {} keys in {} blocks",
+                length, kv.table_stride);
+  }
+  CADRE_CHECK(query_positions.empty() ? kv.positions == nullptr
+                                      : static_cast<int64_t>(query_positions.size()) == q.dim(0),
+              "attention: {} query positions for {} tokens", query_positions.size(), q.dim(0));
+  Tensor out = ctx.Empty({q.dim(0), q.dim(1), kv.layout.value_dim}, q.dtype());
+  RunForward(ctx,
+             {.q = q,
+              .kv = kv,
+              .scale = args.scale,
+              .window = args.sliding_window,
+              .workers = args.workers,
+              .offsets = args.offsets,
+              .query_positions = query_positions,
+              .out = out},
+             args.sinks);
+  return out;
+}
+
+}  // namespace cadre::ops

@@ -1,0 +1,83 @@
+// Causal attention over packed ragged tokens, in one canonical order of arithmetic.
+//
+//   out[t, h] = sum_j softmax_j(scale * q[t, h] . k[j, kv(h)]) v[j, kv(h)],  kv(h) = h * K / H
+// over the keys j of t's sequence with j <= t's position and, with a sliding window w, j > position
+// - w. A sink adds exp(sink[h]) to the softmax's denominator and nothing to the sum.
+//
+// Training attends over the batch itself, serving over paged blocks (KvView); both run the same
+// kernel on the same block layout. A row's bits depend on its own query, keys and values alone:
+// keys are taken in tiles of kAttentionKeyTile anchored at slot 0; each tile's (maximum, sum,
+// unscaled output) is computed from scratch; tiles are folded left to right (the online softmax of
+// Milakov & Gimelshein, 2018), the sink last, and the result divided once. So chunking of a
+// prefill, block size, other rows and sequences, threads and workers change nothing. Where the
+// machine has AMX, bf16 rounds probabilities (and in the backward pass their gradients) to bf16
+// before they enter a product; otherwise they stay fp32. The machine alone decides.
+//
+// The backward pass recomputes probabilities from the saved log-sum-exp, tile by tile (Dao et al.,
+// "FlashAttention", 2022); each (sequence, KV head) is summed by one thread in a fixed order.
+//
+// Shapes: q [T, H, dh], k [T, K, dh], v [T, K, dv], out [T, H, dv]; dh and dv may differ, K divides
+// H. dtypes f64 (reference), f32, bf16, f16.
+#pragma once
+
+#include <span>
+
+#include "core/ops/kv_view.h"
+#include "core/tape.h"
+
+namespace cadre::ops {
+
+inline constexpr int64_t kAttentionKeyTile = 64;
+
+struct AttentionArgs {
+  float scale = 1.0f;
+  int sliding_window = 0;            // 0: none
+  ParamId sinks = kNoParam;          // [H]
+  std::span<const int32_t> offsets;  // [S + 1], sequence s is tokens [offsets[s], offsets[s + 1])
+  // Pieces into which the tiles of one (sequence, KV head, row block) are cut; their partials are
+  // folded left to right. 0: as many as keep the threads busy.
+  int workers = 0;
+};
+
+// Every sequence starts at position 0. `args.offsets` is copied.
+Var Attention(Context& ctx, const Var& q, const Var& k, const Var& v, const AttentionArgs& args);
+
+// Sequence s's queries are its last tokens: offsets[s + 1] - offsets[s] of kv.context_lengths[s],
+// whose keys and values already lie in the view. No gradient. With explicit positions in the view,
+// query_positions [T] is needed; else it may be empty.
+Tensor PagedAttention(Context& ctx, const Tensor& q, const KvView& kv, const AttentionArgs& args,
+                      std::span<const int32_t> query_positions = {});
+
+// One implementation's kernels.
+struct AttentionForwardArgs {
+  Tensor q;  // [T, H, dh]
+  KvView kv;
+  double scale = 1;
+  int window = 0;
+  int workers = 0;
+  std::span<const int32_t> offsets;
+  std::span<const int32_t> query_positions;  // [T] or empty
+  Tensor sinks;                              // [H] or undefined
+  Tensor out;                                // [T, H, dv]
+  Tensor lse;  // [T, H] f32, in powers of two (f64 for the reference, natural); may be undefined
+};
+struct AttentionGradArgs {
+  Tensor q, k, v, out, lse, dout;
+  double scale = 1;
+  int window = 0;
+  std::span<const int32_t> offsets;
+  Tensor dq, dk, dv;  // written
+};
+struct AttentionSinkGradArgs {
+  Tensor out, lse, dout;
+  Tensor sinks;   // [H]
+  Tensor dsinks;  // [H] f32 (f64), added to
+};
+void AttentionForwardReference(Context& ctx, const AttentionForwardArgs& args);
+void AttentionGradReference(Context& ctx, const AttentionGradArgs& args);
+void AttentionSinkGradReference(Context& ctx, const AttentionSinkGradArgs& args);
+void AttentionForwardCpu(Context& ctx, const AttentionForwardArgs& args);
+void AttentionGradCpu(Context& ctx, const AttentionGradArgs& args);
+void AttentionSinkGradCpu(Context& ctx, const AttentionSinkGradArgs& args);
+
+}  // namespace cadre::ops

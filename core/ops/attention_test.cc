@@ -1,0 +1,303 @@
+#include "core/ops/attention.h"
+
+#include <gtest/gtest.h>
+
+#include <cstring>
+#include <functional>
+
+#include "core/host_allocator.h"
+#include "core/ops/op_check.h"
+#include "core/random.h"
+
+namespace cadre::ops {
+namespace {
+
+struct Dims {
+  int heads, kv_heads, dk, dv;
+};
+
+struct Case {
+  std::vector<int32_t> offsets;
+  Dims dims;
+  int window = 0;
+  bool sinks = false;
+};
+
+void Check(const Case& c) {
+  const int64_t tokens = c.offsets.back();
+  OpCase op_case{.inputs = {{tokens, c.dims.heads, c.dims.dk},
+                            {tokens, c.dims.kv_heads, c.dims.dk},
+                            {tokens, c.dims.kv_heads, c.dims.dv}},
+                 .op = [&](Context& ctx, std::span<const Var> x, std::span<const ParamId> p) {
+                   return Attention(ctx, x[0], x[1], x[2],
+                                    {.scale = 0.25f,
+                                     .sliding_window = c.window,
+                                     .sinks = c.sinks ? p[0] : kNoParam,
+                                     .offsets = c.offsets});
+                 }};
+  if (c.sinks) op_case.params = {{c.dims.heads}};
+  CheckOp(op_case);
+}
+
+TEST(Attention, AgreesWithReferenceAndFiniteDifferences) {
+  Check({{0, 7}, {2, 2, 8, 8}});
+  Check({{0, 5, 6, 6, 15}, {4, 2, 8, 8}});  // a sequence of one, an empty one
+  Check({{0, 3, 12}, {3, 1, 24, 16}, 4});
+  Check({{0, 11}, {2, 1, 8, 24}, 0, true});
+  Check({{0, 1, 9}, {2, 2, 16, 8}, 3, true});
+}
+
+// Longer than the finite differences bear: every kernel against the reference.
+void CheckLong(const Case& c, double scale = 0.125) {
+  const int64_t tokens = c.offsets.back();
+  OpCase op_case{.inputs = {{tokens, c.dims.heads, c.dims.dk},
+                            {tokens, c.dims.kv_heads, c.dims.dk},
+                            {tokens, c.dims.kv_heads, c.dims.dv}},
+                 .op = [&](Context& ctx, std::span<const Var> x, std::span<const ParamId> p) {
+                   return Attention(ctx, x[0], x[1], x[2],
+                                    {.scale = static_cast<float>(scale),
+                                     .sliding_window = c.window,
+                                     .sinks = c.sinks ? p[0] : kNoParam,
+                                     .offsets = c.offsets});
+                 }};
+  if (c.sinks) op_case.params = {{c.dims.heads}};
+  HostAllocator allocator;
+  const OpRun want = RunOp(op_case, DType::kF64, 1, allocator);
+  for (DType dtype : {DType::kF32, DType::kBF16, DType::kF16}) {
+    const double tolerance = dtype == DType::kF32 ? 2e-5 : dtype == DType::kF16 ? 2e-3 : 2e-2;
+    const OpRun one = RunOp(op_case, dtype, 1, allocator);
+    const OpRun two = RunOp(op_case, dtype, 2, allocator);
+    EXPECT_LE(RelativeError(one.output, want.output), tolerance) << Name(dtype);
+    EXPECT_TRUE(SameBits(one.output, two.output)) << Name(dtype);
+    for (int i = 0; i < 3; ++i) {
+      EXPECT_LE(RelativeError(one.input_grads[i], want.input_grads[i]), tolerance)
+          << Name(dtype) << " gradient " << i;
+      EXPECT_TRUE(SameBits(one.input_grads[i], two.input_grads[i])) << Name(dtype) << ' ' << i;
+    }
+    if (!c.sinks) continue;
+    EXPECT_LE(RelativeError(one.param_grads[0], want.param_grads[0]), tolerance) << Name(dtype);
+    EXPECT_TRUE(SameBits(one.param_grads[0], two.param_grads[0])) << Name(dtype);
+  }
+}
+
+TEST(Attention, LongSequencesAgreeWithTheReference) {
+  CheckLong({{0, 200}, {2, 2, 64, 64}});
+  CheckLong({{0, 65, 66, 194, 257}, {6, 2, 80, 96}});
+  CheckLong({{0, 64, 200}, {2, 1, 192, 128}});
+  CheckLong({{0, 150, 300}, {8, 1, 64, 64}, 70, true});
+  CheckLong({{0, 130}, {5, 5, 40, 24}, 1});
+}
+
+TEST(Attention, LargeScoresStayFinite) { CheckLong({{0, 140}, {2, 1, 32, 32}}, 6.0); }
+
+Tensor Normal(Context& ctx, const Shape& shape, DType dtype, uint64_t stream) {
+  RandomKey key(11, "attention_test");
+  Tensor x = ctx.Empty(shape, dtype);
+  VisitFloat(dtype, [&](auto t) {
+    auto* data = x.data<decltype(t)>();
+    for (int64_t i = 0; i < x.numel(); ++i) {
+      data[i] = static_cast<decltype(t)>(static_cast<float>(key.Normal(i, stream)));
+    }
+  });
+  return x;
+}
+
+bool SameRows(const Tensor& whole, int64_t begin, const Tensor& part) {
+  return SameBits(whole.Narrow(begin, part.dim(0)), part);
+}
+
+// Sequences whose keys and values lie in scattered blocks of a pool full of NaN.
+struct Paged {
+  std::vector<std::byte> pool;
+  std::vector<int32_t> tables, lengths;
+  KvView view;
+
+  Paged(Context& ctx, const Tensor& k, const Tensor& v, std::span<const int32_t> offsets,
+        int block_size) {
+    const int64_t sequences = static_cast<int64_t>(offsets.size()) - 1;
+    view.layout = {KvPoolDType(k.dtype()), static_cast<int>(k.dim(1)), static_cast<int>(k.dim(2)),
+                   static_cast<int>(v.dim(2)), block_size};
+    view.table_stride = k.dim(0) / block_size + 1;
+    const int64_t blocks = sequences * view.table_stride;
+    pool.assign(blocks * KvBlockBytes(view.layout), std::byte{0xff});
+    std::vector<int64_t> slots;
+    for (int64_t s = 0; s < sequences; ++s) {
+      lengths.push_back(offsets[s + 1] - offsets[s]);
+      for (int64_t b = 0; b < view.table_stride; ++b) {
+        tables.push_back(static_cast<int32_t>((b * sequences + s) * 7919 % blocks));
+      }
+      for (int64_t i = 0; i < lengths[s]; ++i) {
+        const int64_t block = tables[s * view.table_stride + i / block_size];
+        slots.push_back(block * block_size + i % block_size);
+      }
+    }
+    view.data = pool.data();
+    view.block_tables = tables;
+    view.context_lengths = lengths;
+    WriteKv(ctx, {k, v, slots, view.data, view.layout});
+  }
+};
+
+struct Batch {
+  HostAllocator allocator;
+  Context ctx;
+  ParameterStore store;
+  Tensor q, k, v;
+  std::vector<int32_t> offsets;
+  AttentionArgs args;
+
+  Batch(const Case& c, DType dtype) : offsets(c.offsets) {
+    ctx = {.allocator = &allocator, .threads = 2, .parameters = &store};
+    args = {.scale = 0.2f, .sliding_window = c.window, .offsets = offsets};
+    if (c.sinks) {
+      args.sinks = store.Add({.name = "sinks", .shape = {c.dims.heads}});
+      store.Allocate(allocator, dtype, {});
+      Tensor sinks = store.Acquire(args.sinks, Lease::kForward);
+      std::memcpy(sinks.raw(), Normal(ctx, sinks.shape(), dtype, 9).raw(), sinks.bytes());
+      store.Release(args.sinks, Lease::kForward);
+    }
+    const int64_t tokens = offsets.back();
+    q = Normal(ctx, {tokens, c.dims.heads, c.dims.dk}, dtype, 0);
+    k = Normal(ctx, {tokens, c.dims.kv_heads, c.dims.dk}, dtype, 1);
+    v = Normal(ctx, {tokens, c.dims.kv_heads, c.dims.dv}, dtype, 2);
+  }
+
+  Tensor Whole() { return Attention(ctx, {q}, {k}, {v}, args).value; }
+};
+
+const std::vector<Case>& BitCases() {
+  static const std::vector<Case> cases = {
+      {{0, 150, 151, 290}, {4, 2, 64, 64}, 0, true},
+      {{0, 40, 237}, {8, 1, 80, 48}, 50},
+      {{0, 129, 259}, {3, 3, 192, 128}},
+  };
+  return cases;
+}
+
+void ForEachBatch(const std::function<void(const Case&, Batch&)>& check) {
+  for (const Case& c : BitCases()) {
+    for (DType dtype : {DType::kF32, DType::kBF16, DType::kF16, DType::kF64}) {
+      SCOPED_TRACE(std::string(Name(dtype)) + " dk " + std::to_string(c.dims.dk));
+      Batch batch(c, dtype);
+      check(c, batch);
+    }
+  }
+}
+
+TEST(AttentionBits, DoNotDependOnPagingOrBlockSize) {
+  ForEachBatch([](const Case&, Batch& b) {
+    const Tensor whole = b.Whole();
+    for (int block_size : {16, 32, 48, 64, 128}) {
+      Paged paged(b.ctx, b.k, b.v, b.offsets, block_size);
+      EXPECT_TRUE(SameBits(whole, PagedAttention(b.ctx, b.q, paged.view, b.args))) << block_size;
+    }
+  });
+}
+
+TEST(AttentionBits, DoNotDependOnChunksOrNeighbours) {
+  ForEachBatch([](const Case&, Batch& b) {
+    const Tensor whole = b.Whole();
+    Paged paged(b.ctx, b.k, b.v, b.offsets, 32);
+    const int64_t last = paged.view.sequences() - 1, begin = b.offsets[last];
+    const int32_t length = paged.lengths[last];
+    for (int32_t chunk : {1, 7, 64, 100}) {
+      if (chunk == 1 && b.q.dtype() == DType::kF64) continue;  // slow
+      for (int32_t done = 0; done < length; done += chunk) {
+        const int32_t n = std::min(chunk, length - done), context = done + n;
+        KvView view = paged.view;
+        view.block_tables = view.block_tables.subspan(last * view.table_stride);
+        view.context_lengths = std::span(&context, 1);
+        const std::vector<int32_t> offsets = {0, n};
+        AttentionArgs args = b.args;
+        args.offsets = offsets;
+        const Tensor part = PagedAttention(b.ctx, b.q.Narrow(begin + done, n), view, args);
+        ASSERT_TRUE(SameRows(whole, begin + done, part)) << "chunk " << chunk << " at " << done;
+      }
+    }
+  });
+}
+
+TEST(AttentionBits, DoNotDependOnThreadsOrWorkers) {
+  ForEachBatch([](const Case&, Batch& b) {
+    const Tensor whole = b.Whole();
+    Paged paged(b.ctx, b.k, b.v, b.offsets, 64);
+    for (int threads : {1, 2, 3}) {
+      for (int workers = 1; workers <= 8; ++workers) {
+        b.ctx.threads = threads;
+        b.args.workers = workers;
+        EXPECT_TRUE(SameBits(whole, PagedAttention(b.ctx, b.q, paged.view, b.args)))
+            << threads << " threads, " << workers << " workers";
+      }
+    }
+  });
+}
+
+// After an eviction a slot's position is written down, per KV head; -1 is an empty slot.
+TEST(Attention, ExplicitPositionsDecideWhatIsSeen) {
+  for (DType dtype : {DType::kF32, DType::kBF16, DType::kF64}) {
+    Batch b({{0, 100}, {4, 2, 32, 32}, 30, true}, dtype);
+    Paged paged(b.ctx, b.k, b.v, b.offsets, 32);
+    std::vector<int32_t> identity(paged.view.table_stride * 2 * 32, -1), queries(100);
+    auto at = [&](int64_t head, int64_t slot) -> int32_t& {
+      return identity[(paged.tables[slot / 32] * 2 + head) * 32 + slot % 32];
+    };
+    for (int32_t i = 0; i < 100; ++i) {
+      queries[i] = i;
+      at(0, i) = at(1, i) = i;
+    }
+    paged.view.positions = identity.data();
+    EXPECT_TRUE(SameBits(b.Whole(), PagedAttention(b.ctx, b.q, paged.view, b.args, queries)));
+
+    // Head 1 loses slots 3 and 70 and keeps position 20's key as if it had been the 21st.
+    at(1, 3) = at(1, 70) = -1;
+    at(1, 20) = 21;
+    Tensor got = PagedAttention(b.ctx, b.q, paged.view, b.args, queries);
+    Batch wide({{0, 100}, {4, 2, 32, 32}, 30, true}, DType::kF64);
+    auto copy = [](const Tensor& from, const Tensor& to) {
+      VisitFloat(from.dtype(), [&](auto t) {
+        for (int64_t i = 0; i < from.numel(); ++i) {
+          to.data<double>()[i] = static_cast<double>(from.data<decltype(t)>()[i]);
+        }
+      });
+    };
+    copy(b.q, wide.q);
+    copy(b.k, wide.k);
+    copy(b.v, wide.v);
+    copy(b.store.Acquire(b.args.sinks, Lease::kForward),
+         wide.store.Acquire(wide.args.sinks, Lease::kForward));
+    Paged reference(wide.ctx, wide.k, wide.v, wide.offsets, 32);
+    reference.view.positions = identity.data();
+    Tensor want = PagedAttention(wide.ctx, wide.q, reference.view, wide.args, queries);
+    EXPECT_LE(RelativeError(got, want), dtype == DType::kBF16 ? 2e-2 : 2e-5);
+    EXPECT_GT(RelativeError(b.Whole(), want), 0.01);
+  }
+}
+
+TEST(Attention, ARowWithoutKeysIsZero) {
+  for (DType dtype : {DType::kF32, DType::kBF16, DType::kF64}) {
+    Batch b({{0, 2}, {2, 1, 32, 16}}, dtype);
+    Paged paged(b.ctx, b.k, b.v, b.offsets, 16);
+    const std::vector<int32_t> positions(16 * paged.tables.size(), -1), queries = {0, 1};
+    paged.view.positions = positions.data();
+    Tensor out = PagedAttention(b.ctx, b.q, paged.view, b.args, queries);
+    EXPECT_EQ(RelativeError(out, b.ctx.Zeros(out.shape(), dtype)), 0.0);
+  }
+}
+
+TEST(Attention, NotANumberIsNotHidden) {
+  for (DType dtype : {DType::kF32, DType::kBF16}) {
+    Batch b({{0, 70}, {2, 1, 32, 32}}, dtype);
+    VisitFloat(dtype, [&](auto t) {
+      using T = decltype(t);
+      b.k.data<T>()[40 * 32 + 5] = static_cast<T>(NAN);
+      Tensor out = b.Whole();
+      const T* rows = out.data<T>();
+      EXPECT_FALSE(std::isnan(static_cast<float>(rows[39 * 64])));
+      EXPECT_TRUE(std::isnan(static_cast<float>(rows[40 * 64])));
+      EXPECT_TRUE(std::isnan(static_cast<float>(rows[69 * 64])));
+    });
+  }
+}
+
+}  // namespace
+}  // namespace cadre::ops

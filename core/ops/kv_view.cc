@@ -1,0 +1,97 @@
+#include "core/ops/kv_view.h"
+
+#include "core/parallel_for.h"
+
+namespace cadre::ops {
+namespace {
+
+template <typename T>
+void WriteKey(const KvLayout& layout, const T* k, int64_t slot, T* head) {
+  T* to = head + layout.KeyOffset(slot, 0);
+  const int64_t dim = layout.key_dim, pad = layout.key_pad();
+  if constexpr (sizeof(T) == 2) {
+    int64_t d = 0;
+    for (; d + 1 < dim; d += 2) {
+      to[d * 16] = k[d];
+      to[d * 16 + 1] = k[d + 1];
+    }
+    for (; d < pad; ++d) to[d / 2 * 32 + d % 2] = d < dim ? k[d] : T();
+  } else {
+    for (int64_t d = 0; d < dim; ++d) to[d * 16] = k[d];
+  }
+}
+
+template <typename T>
+void WriteValue(const KvLayout& layout, const T* v, int64_t slot, T* head) {
+  T* to = head + layout.ValueOffset(slot, 0);
+  const int64_t dim = layout.value_dim, pad = layout.value_pad();
+  constexpr int64_t kStep = sizeof(T) == 2 ? 2 : 1;
+  for (int64_t d = 0; d < dim; ++d) to[d * kStep] = v[d];
+  for (int64_t d = dim; d < pad; ++d) to[d * kStep] = T();
+}
+
+template <typename T>
+void WriteTokens(Context& ctx, const WriteKvArgs& args) {
+  const KvLayout& layout = args.layout;
+  const int64_t heads = layout.kv_heads, dk = layout.key_dim, dv = layout.value_dim;
+  const T *k = args.k.data<T>(), *v = args.v.data<T>();
+  ParallelFor(ctx, args.k.dim(0), 16, [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t) {
+      if (args.slots[t] < 0) continue;
+      const int64_t block = args.slots[t] / layout.block_size;
+      const int64_t slot = args.slots[t] % layout.block_size;
+      T* base = reinterpret_cast<T*>(args.data) + block * layout.block_elements();
+      for (int64_t h = 0; h < heads; ++h, base += layout.head_elements()) {
+        WriteKey(layout, k + (t * heads + h) * dk, slot, base);
+        WriteValue(layout, v + (t * heads + h) * dv, slot, base);
+      }
+    }
+  });
+}
+
+Tensor WidenF16(Context& ctx, const Tensor& x) {
+  Tensor wide = ctx.Empty(x.shape(), DType::kF32);
+  const F16* from = x.data<F16>();
+  float* to = wide.data<float>();
+  for (int64_t i = 0; i < x.numel(); ++i) to[i] = static_cast<float>(from[i]);
+  return wide;
+}
+
+}  // namespace
+
+size_t KvBlockBytes(const KvLayout& layout) {
+  return static_cast<size_t>(layout.block_elements()) * SizeOf(layout.dtype);
+}
+
+DType KvPoolDType(DType dtype) { return dtype == DType::kF16 ? DType::kF32 : dtype; }
+
+void WriteKv(Context& ctx, const WriteKvArgs& args) {
+  const KvLayout& layout = args.layout;
+  const int64_t tokens = static_cast<int64_t>(args.slots.size());
+  CADRE_CHECK(layout.block_size > 0 && layout.block_size % 16 == 0, "block size {}",
+              layout.block_size);
+  CADRE_CHECK(args.k.shape() == Shape({tokens, layout.kv_heads, layout.key_dim}) &&
+                  args.v.shape() == Shape({tokens, layout.kv_heads, layout.value_dim}),
+              "write_kv of {} and {} to {} slots", args.k.shape().ToString(),
+              args.v.shape().ToString(), tokens);
+  if (args.k.dtype() == DType::kF16) {
+    WriteKvArgs wide = args;
+    wide.k = WidenF16(ctx, args.k);
+    wide.v = WidenF16(ctx, args.v);
+    return WriteKv(ctx, wide);
+  }
+  CADRE_CHECK(args.k.dtype() == layout.dtype && args.v.dtype() == layout.dtype,
+              "write_kv of dtype {}", static_cast<int>(args.k.dtype()));
+  switch (layout.dtype) {
+    case DType::kF64:
+      return WriteTokens<double>(ctx, args);
+    case DType::kF32:
+      return WriteTokens<float>(ctx, args);
+    case DType::kBF16:
+      return WriteTokens<BF16>(ctx, args);
+    default:
+      CADRE_CHECK(false, "KV pool of dtype {}", static_cast<int>(layout.dtype));
+  }
+}
+
+}  // namespace cadre::ops
