@@ -4,6 +4,9 @@
 
 namespace cadre::cli {
 
-void AddCommands(CLI::App& root, absl::Status* status) { AddVersionCommand(root, status); }
+void AddCommands(CLI::App& root, absl::Status* status) {
+  AddTokenizerCommand(root, status);
+  AddVersionCommand(root, status);
+}
 
 }  // namespace cadre::cli

@@ -15,6 +15,7 @@ class App;
 namespace cadre::cli {
 
 void AddVersionCommand(CLI::App& root, absl::Status* status);
+void AddTokenizerCommand(CLI::App& root, absl::Status* status);
 
 // Every verb, in the order of the help text.
 void AddCommands(CLI::App& root, absl::Status* status);

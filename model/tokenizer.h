@@ -87,7 +87,7 @@ class Tokenizer {
   std::optional<int32_t> TokenToId(std::string_view token) const;
   bool IsSpecial(int32_t id) const;
   // Bytes of text that the ids stand for, special tokens counting nothing: the divisor of "bits per
-  // byte". Equals the byte count of Decode(ids, true) where that is whole characters.
+  // byte". The space that SentencePiece puts before a text counts.
   size_t TextBytes(std::span<const int32_t> ids) const;
 
   // From tokenizer_config.json or special_tokens_map.json; absent where neither names them.
@@ -133,5 +133,7 @@ class StreamDecoder {
 };
 
 bool IsValidUtf8(std::string_view text);
+// Bytes before the first part of `text` that is not UTF-8; all of them where there is none.
+size_t ValidUtf8Prefix(std::string_view text);
 
 }  // namespace cadre

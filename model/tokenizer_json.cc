@@ -60,6 +60,16 @@ absl::StatusOr<JsonNode> ParseJson(simdjson::dom::parser& parser, const std::str
   return JsonNode{root, name + ":"};
 }
 
+void FillBytes(TokenizerParts* parts) {
+  RegexScratch scratch;
+  parts->bytes.resize(parts->tokens.size());
+  for (size_t id = 0; id < parts->tokens.size(); ++id) {
+    if (parts->tokens[id].empty()) continue;
+    parts->bytes[id] =
+        parts->decoder->Bytes(parts->tokens[id], parts->added[id], /*first=*/false, scratch);
+  }
+}
+
 void BuildMatchers(const std::vector<AddedToken>& added, TokenizerParts* parts) {
   RegexScratch scratch;
   std::string normalized, spare;
@@ -67,9 +77,11 @@ void BuildMatchers(const std::vector<AddedToken>& added, TokenizerParts* parts) 
     if (token.special) {
       parts->raw_and_special.Add(token.content, token);
     } else if (token.normalized) {
+      // Such a token stands for the normalized text that it was found as.
       normalized = token.content;
       parts->normalizer.Apply(scratch, &normalized, &spare);
       parts->normalized_tokens.Add(normalized, token);
+      parts->bytes[token.id] = parts->decoder->Bytes(normalized, true, false, scratch);
     } else {
       parts->raw_tokens.Add(token.content, token);
       parts->raw_and_special.Add(token.content, token);
@@ -119,14 +131,8 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> Build(const Sources& sources) {
   CADRE_ASSIGN_OR_RETURN(const JsonNode model, root.Get("model"));
   CADRE_RETURN_IF_ERROR(LoadMerges(model, entries, parts.get()));
   CADRE_RETURN_IF_ERROR(LoadConfigs(sources, &entries, parts.get()));
+  FillBytes(parts.get());
   BuildMatchers(entries.added, parts.get());
-  RegexScratch scratch;
-  parts->bytes.resize(parts->tokens.size());
-  for (size_t id = 0; id < parts->tokens.size(); ++id) {
-    if (parts->tokens[id].empty()) continue;
-    parts->bytes[id] =
-        parts->decoder->Bytes(parts->tokens[id], parts->added[id], /*first=*/false, scratch);
-  }
   return std::make_unique<Tokenizer>(std::move(parts));
 }
 

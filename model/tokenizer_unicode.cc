@@ -85,14 +85,17 @@ void AppendChar(char32_t c, std::string* out) {
   }
 }
 
-bool IsValidUtf8(std::string_view text) {
-  for (size_t i = SkipAscii(text, 0); i < text.size(); i = SkipAscii(text, i)) {
+size_t ValidUtf8Prefix(std::string_view text) {
+  size_t i = SkipAscii(text, 0);
+  while (i < text.size()) {
     const Utf8Part part = NextUtf8Part(text.substr(i));
-    if (!part.valid) return false;
-    i += part.size;
+    if (!part.valid) return i;
+    i = SkipAscii(text, i + part.size);
   }
-  return true;
+  return i;
 }
+
+bool IsValidUtf8(std::string_view text) { return ValidUtf8Prefix(text) == text.size(); }
 
 std::string ReplaceInvalidUtf8(std::string_view text) {
   std::string out;
