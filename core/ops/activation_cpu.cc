@@ -12,6 +12,7 @@
 
 HWY_BEFORE_NAMESPACE();
 namespace cadre::ops::HWY_NAMESPACE {
+namespace {
 
 constexpr int64_t kElementsPerThread = 1 << 13;
 
@@ -254,6 +255,7 @@ void SigmoidGateGradAny(Context& ctx, const SigmoidGateGradArgs& args) {
   });
 }
 
+}  // namespace
 }  // namespace cadre::ops::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 

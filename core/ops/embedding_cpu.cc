@@ -11,6 +11,7 @@
 
 HWY_BEFORE_NAMESPACE();
 namespace cadre::ops::HWY_NAMESPACE {
+namespace {
 
 template <typename T>
 void AddRow(const T* x, float* into, size_t count) {
@@ -36,6 +37,7 @@ void GradAny(Context& ctx, const EmbeddingGradArgs& args) {
   });
 }
 
+}  // namespace
 }  // namespace cadre::ops::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 

@@ -11,6 +11,7 @@
 
 HWY_BEFORE_NAMESPACE();
 namespace cadre::ops::HWY_NAMESPACE {
+namespace {
 
 // The k rows of one token.
 template <typename T>
@@ -97,6 +98,7 @@ void CombineGradAny(Context& ctx, const CombineGradArgs& args) {
   });
 }
 
+}  // namespace
 }  // namespace cadre::ops::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 

@@ -13,6 +13,7 @@
 
 HWY_BEFORE_NAMESPACE();
 namespace cadre::ops::HWY_NAMESPACE {
+namespace {
 
 // Elements i and half + i.
 template <typename T>
@@ -92,6 +93,7 @@ void RopeAny(Context& ctx, const RopeKernelArgs& args) {
   });
 }
 
+}  // namespace
 }  // namespace cadre::ops::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 
