@@ -1,0 +1,37 @@
+// A mixture layer's routed part: router -> dispatcher -> experts -> combine.
+//
+// Immutable; callable from any thread with a Context of its own.
+#pragma once
+
+#include <memory>
+
+#include "moe/dispatcher.h"
+#include "moe/experts.h"
+#include "moe/router.h"
+
+namespace cadre::moe {
+
+class MoeLayer {
+ public:
+  MoeLayer(Router router, Experts experts, std::shared_ptr<const Dispatcher> dispatcher)
+      : router_(std::move(router)),
+        experts_(std::move(experts)),
+        dispatcher_(std::move(dispatcher)) {}
+
+  struct Output {
+    Var y;  // [T, D]
+    Routing routing;
+  };
+  // x [T, D]; offsets [S + 1] are the sequences.
+  Output Forward(Context& ctx, const Var& x, std::span<const int32_t> offsets,
+                 const RouterLossOptions& losses) const;
+
+  const Router& router() const { return router_; }
+
+ private:
+  Router router_;
+  Experts experts_;
+  std::shared_ptr<const Dispatcher> dispatcher_;
+};
+
+}  // namespace cadre::moe
