@@ -1,0 +1,37 @@
+// What one forward pass works on: packed ragged tokens, the same for training, scoring, prefill and
+// decode. Sequence s is tokens [offsets[s], offsets[s + 1]); nothing is padded.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "core/ops/kv_view.h"
+#include "core/tensor.h"
+
+namespace cadre {
+
+// One layer's part of a paged cache; borrowed for the length of the call.
+struct KvLayer {
+  ops::KvView view;                // S sequences, the batch's tokens counted in
+  std::span<const int64_t> slots;  // [T] where the tokens' keys and values go, see ops::WriteKvArgs
+};
+
+struct Batch {
+  Tensor ids;                    // i32 [T], each in [0, V)
+  Tensor positions;              // i32 [T], each below the model's max_position
+  std::vector<int32_t> offsets;  // [S + 1], offsets[0] = 0
+  // Empty: attention is over the batch itself, each sequence whole and starting at position 0.
+  // Else one entry a layer: the tokens' keys and values are written there, and each sequence's
+  // queries, its last tokens, attend over its blocks.
+  std::vector<KvLayer> kv;
+  std::vector<int32_t> query_positions;  // [T] where a view has explicit positions; else empty
+
+  int64_t tokens() const { return ids.numel(); }
+  int64_t sequences() const { return static_cast<int64_t>(offsets.size()) - 1; }
+};
+
+// A batch over itself: the sequences end to end, each from position 0.
+Batch PackSequences(Allocator& allocator, std::span<const std::vector<int32_t>> sequences);
+
+}  // namespace cadre

@@ -1,0 +1,117 @@
+#include "model/decoder.h"
+
+#include <algorithm>
+
+#include "core/ops/dropout.h"
+#include "core/ops/elementwise.h"
+#include "core/ops/embedding.h"
+#include "core/ops/rms_norm.h"
+
+namespace cadre {
+namespace {
+
+// What a table covers unless more is asked for; 2^18 positions of 128 dimensions take 128 MiB.
+constexpr int64_t kTablePositions = int64_t{1} << 18;
+
+void CheckBatch(const DecoderSpec& spec, const Batch& batch) {
+  int64_t tokens = batch.tokens();
+  CADRE_CHECK(batch.positions.numel() == tokens && !batch.offsets.empty() &&
+                  batch.offsets.front() == 0 && batch.offsets.back() == tokens,
+              "{} ids, {} positions, {} offsets", tokens, batch.positions.numel(),
+              batch.offsets.size());
+  CADRE_CHECK(batch.kv.empty() || batch.kv.size() == spec.layers.size(),
+              "{} cache layers for a model of {}", batch.kv.size(), spec.layers.size());
+}
+
+}  // namespace
+
+absl::StatusOr<Decoder> Decoder::Create(const DecoderSpec& spec, const DecoderOptions& options,
+                                        ParameterStore& store) {
+  Decoder decoder(spec);
+  int64_t positions = options.max_position > 0 ? options.max_position
+                                               : std::min(spec.max_position, kTablePositions);
+  CADRE_ASSIGN_OR_RETURN(ops::RopeTable table, ops::RopeTable::Build(spec.rope, positions));
+  decoder.rope_ = std::make_shared<const ops::RopeTable>(std::move(table));
+
+  ParamBuilder params(store, spec.init_stddev, options.frozen);
+  decoder.embedding_ = params.Embedding("model.embed_tokens.weight", spec.vocab, spec.hidden);
+  for (int i = 0; i < static_cast<int>(spec.layers.size()); ++i) {
+    params.set_layer(i);
+    decoder.layers_.push_back(decoder.MakeLayer(i, params));
+  }
+  params.set_layer(-1);
+  decoder.norm_ = params.Norm("model.norm.weight", spec.hidden);
+  decoder.head_ =
+      spec.tied ? decoder.embedding_ : params.Matrix("lm_head.weight", spec.vocab, spec.hidden);
+  CADRE_RETURN_IF_ERROR(params.Finish());
+  return decoder;
+}
+
+Decoder::Layer Decoder::MakeLayer(int index, ParamBuilder& params) const {
+  const LayerSpec& layer = spec_.layers[static_cast<size_t>(index)];
+  std::string prefix = fmt::format("model.layers.{}.", index);
+  std::string attention = prefix + "self_attn.";
+  auto make_attention = [&]() -> std::variant<AttentionBlock, LatentAttentionBlock> {
+    if (layer.attention.latent.kv_rank > 0) {
+      return LatentAttentionBlock(spec_, layer.attention, attention, params);
+    }
+    return AttentionBlock(spec_, layer.attention, attention, params);
+  };
+  auto make_mlp = [&]() -> std::variant<MlpBlock, MoeBlock> {
+    if (layer.is_moe) return MoeBlock(spec_.hidden, layer.moe, prefix, params);
+    return MlpBlock(spec_.hidden, layer.mlp, prefix + "mlp.", params);
+  };
+  return {.input_norm = params.Norm(prefix + "input_layernorm.weight", spec_.hidden),
+          .post_norm = params.Norm(prefix + "post_attention_layernorm.weight", spec_.hidden),
+          .attention = make_attention(),
+          .mlp = make_mlp()};
+}
+
+ParamId Decoder::router_correction(int layer) const {
+  const auto* block = std::get_if<MoeBlock>(&layers_[static_cast<size_t>(layer)].mlp);
+  return block == nullptr ? kNoParam : block->router().params().correction;
+}
+
+Var Decoder::ForwardLayer(Context& ctx, int index, const Var& x, const Batch& batch,
+                          const ForwardOptions& options, DecoderOutput* out) const {
+  const Layer& layer = layers_[static_cast<size_t>(index)];
+  float eps = static_cast<float>(spec_.norm_eps);
+  AttentionInputs inputs{.batch = batch, .rope = *rope_, .layer = index};
+  Var normed = ops::RmsNorm(ctx, x, {layer.input_norm, eps});
+  Var half = std::visit([&](const auto& block) { return block.Forward(ctx, normed, inputs); },
+                        layer.attention);
+  Var stream = AddHalf(ctx, x, half, 2 * index, options);
+
+  normed = ops::RmsNorm(ctx, stream, {layer.post_norm, eps});
+  if (const auto* dense = std::get_if<MlpBlock>(&layer.mlp)) {
+    half = dense->Forward(ctx, normed);
+  } else {
+    moe::MoeLayer::Output mixed =
+        std::get<MoeBlock>(layer.mlp).Forward(ctx, normed, batch.offsets, options.router);
+    for (Var& loss : mixed.routing.losses) out->router_losses.push_back(std::move(loss));
+    out->routing.push_back({index, mixed.routing.ids});
+    half = mixed.y;
+  }
+  return AddHalf(ctx, stream, half, 2 * index + 1, options);
+}
+
+Var Decoder::AddHalf(Context& ctx, const Var& stream, const Var& half, int site,
+                     const ForwardOptions& options) const {
+  if (options.dropout == 0.0) return ops::Add(ctx, stream, half);
+  ops::DropoutArgs args{options.dropout, static_cast<uint32_t>(site), options.global_tokens};
+  return ops::Add(ctx, stream, ops::Dropout(ctx, half, args));
+}
+
+DecoderOutput Decoder::Forward(Context& ctx, const Batch& batch,
+                               const ForwardOptions& options) const {
+  CheckBatch(spec_, batch);
+  DecoderOutput out;
+  Var x = ops::Embedding(ctx, batch.ids, embedding_);
+  for (int i = 0; i < static_cast<int>(layers_.size()); ++i) {
+    x = ForwardLayer(ctx, i, x, batch, options, &out);
+  }
+  out.hidden = ops::RmsNorm(ctx, x, {norm_, static_cast<float>(spec_.norm_eps)});
+  return out;
+}
+
+}  // namespace cadre

@@ -1,0 +1,93 @@
+// The decoder: embedding, layers of attention and feed-forward halves, final norm, output head. One
+// Forward serves training, scoring, prefill and decode; the batch says whether attention is over
+// itself or over paged blocks.
+//
+//   CADRE_ASSIGN_OR_RETURN(Decoder decoder, Decoder::Create(spec, {}, store));
+//   store.Allocate(...);  ctx.parameters = &store;
+//   DecoderOutput out = decoder.Forward(ctx, batch);
+//   ops::LinearCrossEntropy(ctx, out.hidden, {.weight = decoder.head(), ...});   // training
+//   ops::Logits(ctx, rows of out.hidden.value, decoder.head());                  // sampling
+//
+// Holds parameter ids, numbers and the rotary table: immutable after Create, callable from any
+// thread with a Context of its own; it must outlive the tapes of its forwards.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "core/ops/rope_table.h"
+#include "core/parameters.h"
+#include "core/status.h"
+#include "core/tape.h"
+#include "model/attention_block.h"
+#include "model/batch.h"
+#include "model/decoder_spec.h"
+#include "model/mlp_block.h"
+
+namespace cadre {
+
+struct DecoderOptions {
+  // Patterns over Hugging Face tensor names of what is not trained.
+  std::vector<std::string> frozen;
+  // Positions that the rotary table covers; 0: the config's max_position_embeddings, at most 2^18.
+  int64_t max_position = 0;
+};
+
+struct ForwardOptions {
+  moe::RouterLossOptions router;
+  double dropout = 0.0;  // of both halves' outputs; the identity without a tape
+  Tensor global_tokens;  // i64 [T], where there is dropout: each token's index in the step's batch
+};
+
+// What one mixture layer did, for metrics, balance and tests.
+struct LayerRouting {
+  int layer;
+  Tensor ids;  // i32 [T, top_k], ascending in each row
+};
+
+struct DecoderOutput {
+  Var hidden;                         // [T, D], after the final norm
+  std::vector<Var> router_losses;     // f64 [1] each, to be added to the loss
+  std::vector<LayerRouting> routing;  // mixture layers, in order
+};
+
+class Decoder {
+ public:
+  // Registers every parameter in `store`, which must not be allocated yet. kInvalidArgument: a
+  // frozen pattern that fits nothing, rotary numbers that are impossible.
+  static absl::StatusOr<Decoder> Create(const DecoderSpec& spec, const DecoderOptions& options,
+                                        ParameterStore& store);
+
+  const DecoderSpec& spec() const { return spec_; }
+  int64_t max_position() const { return rope_->positions(); }
+  // [V, D]; the embedding's own where tied.
+  ParamId head() const { return head_; }
+  // kNoParam where the layer has no router bias to balance with.
+  ParamId router_correction(int layer) const;
+
+  DecoderOutput Forward(Context& ctx, const Batch& batch, const ForwardOptions& options = {}) const;
+
+ private:
+  struct Layer {
+    ParamId input_norm, post_norm;
+    std::variant<AttentionBlock, LatentAttentionBlock> attention;
+    std::variant<MlpBlock, MoeBlock> mlp;
+  };
+
+  explicit Decoder(const DecoderSpec& spec) : spec_(spec) {}
+  Layer MakeLayer(int index, ParamBuilder& params) const;
+  Var ForwardLayer(Context& ctx, int index, const Var& x, const Batch& batch,
+                   const ForwardOptions& options, DecoderOutput* out) const;
+  // stream + half, the half thinned out by dropout.
+  Var AddHalf(Context& ctx, const Var& stream, const Var& half, int site,
+              const ForwardOptions& options) const;
+
+  DecoderSpec spec_;
+  std::shared_ptr<const ops::RopeTable> rope_;
+  ParamId embedding_ = kNoParam, norm_ = kNoParam, head_ = kNoParam;
+  std::vector<Layer> layers_;
+};
+
+}  // namespace cadre

@@ -1,0 +1,67 @@
+// Weights of a Hugging Face folder: model.safetensors, or shards with model.safetensors.index.json.
+//
+// Reading maps the files and fills the allocated parameters, converting to their dtype; every
+// tensor of the folder is used exactly once, is carried (layers for multi-token prediction, which
+// are not run) or is refused by name. Writing gives each tensor the type that it had, so that what
+// is read in a dtype that holds it is written back bit for bit.
+//
+// One thread calls; ctx.threads convert. Errors are one line with file, tensor, value and what was
+// wanted.
+#pragma once
+
+#include <functional>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "core/context.h"
+#include "core/parameters.h"
+#include "core/safetensors.h"
+#include "core/status.h"
+
+namespace cadre {
+
+struct HfConfig;
+
+// A tensor that is kept as it was.
+struct CarriedTensor {
+  SafetensorsEntry entry;
+  std::vector<std::byte> bytes;
+};
+
+// What a folder says beyond the parameters' values; needed to write it back as it was.
+struct FolderTensors {
+  std::map<std::string, StoredType> types;
+  std::vector<CarriedTensor> carried;
+};
+
+// Fills every parameter of ctx.parameters. kNotFound: no weights there, or a tensor is missing.
+// kInvalidArgument: a tensor that the model has not, or of another shape or type. kUnimplemented:
+// quantized weights.
+absl::StatusOr<FolderTensors> LoadWeights(Context& ctx, const std::string& folder,
+                                          const HfConfig& config);
+
+// LoadWeights' checks alone, before anything is allocated for a model.
+absl::Status CheckWeights(const ParameterStore& store, const std::string& folder,
+                          const HfConfig& config);
+
+struct SaveWeightsOptions {
+  std::string folder;  // created where it is missing
+  const HfConfig* config = nullptr;
+  // Of tensors that `tensors` does not list; parameters kept in fp32 are written in fp32.
+  StoredType type = StoredType::kBF16;
+  const FolderTensors* tensors = nullptr;  // may be null
+  int64_t max_shard_bytes = 5'000'000'000;
+  // Its tokenizer files are copied, where it has them; empty: none.
+  std::string tokenizer_folder;
+};
+
+// The parameter's values, in its logical shape and any floating dtype (compute weights, or an
+// optimizer's masters).
+using WeightsOf = std::function<Tensor(ParamId)>;
+
+// Writes config.json, generation_config.json, the weights and the tokenizer's files, each file
+// whole or not at all; files of an earlier save that the new one does not have are removed last.
+absl::Status SaveWeights(Context& ctx, const WeightsOf& weights, const SaveWeightsOptions& options);
+
+}  // namespace cadre

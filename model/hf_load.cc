@@ -1,0 +1,140 @@
+#include <cstring>
+
+#include "core/ops/elementwise.h"
+#include "core/safetensors_folder.h"
+#include "core/tape.h"
+#include "model/hf_config.h"
+#include "model/hf_folder.h"
+#include "model/param_layout.h"
+
+namespace cadre {
+namespace {
+
+std::string ShapeText(const std::vector<int64_t>& shape) {
+  std::string text = "[";
+  for (size_t i = 0; i < shape.size(); ++i)
+    text += fmt::format("{}{}", i > 0 ? ", " : "", shape[i]);
+  return text + "]";
+}
+
+using Found = SafetensorsFolder::Tensor;
+
+struct OpenFolder {
+  std::string path;
+  SafetensorsFolder files;
+};
+
+absl::StatusOr<Found> Lookup(const OpenFolder& folder, const ParamSource& source) {
+  Found found = folder.files.Find(source.tensor);
+  if (found.entry == nullptr) {
+    if (folder.files.Find(source.tensor + "_blocks").entry != nullptr) {
+      return Unimplemented(
+          "{}: tensor {}_blocks: MXFP4 weights are not read (allowed: F32, BF16, "
+          "F16, F64)",
+          folder.path, source.tensor);
+    }
+    return NotFound("{}: tensor {} is missing (wanted: {})", folder.path, source.tensor,
+                    source.shape.ToString());
+  }
+  std::vector<int64_t> wanted(source.shape.dims().begin(), source.shape.dims().end());
+  if (found.entry->shape != wanted) {
+    return InvalidArgument("{}: tensor {} has shape {} (wanted: {})", found.file->path(),
+                           source.tensor, ShapeText(found.entry->shape), source.shape.ToString());
+  }
+  std::optional<DType> dtype = ToDType(found.entry->type);
+  bool floating =
+      dtype == DType::kF64 || dtype == DType::kF32 || dtype == DType::kBF16 || dtype == DType::kF16;
+  if (!floating) {
+    std::string message = fmt::format("{}: tensor {} has type {} (allowed: F32, BF16, F16, F64)",
+                                      found.file->path(), source.tensor, Name(found.entry->type));
+    bool fp8 = found.entry->type == StoredType::kF8E4M3;
+    return fp8 ? absl::UnimplementedError(message) : absl::InvalidArgumentError(message);
+  }
+  return found;
+}
+
+// One source's slice into the parameter's elements [0, SliceElements) of `logical`.
+void Fill(Context& ctx, const ParamSource& source, const Found& found, const Tensor& logical) {
+  DType dtype = *ToDType(found.entry->type);
+  size_t width = SizeOf(dtype);
+  const std::byte* stored = found.Bytes().data() + static_cast<size_t>(SliceBegin(source)) * width;
+  if (dtype == logical.dtype()) return StoredToLogical(source, width, stored, logical.raw());
+  Tensor staged = ctx.Empty({SliceElements(source)}, dtype);
+  StoredToLogical(source, width, stored, staged.raw());
+  ops::ConvertInto(ctx, staged, logical);
+}
+
+// Tensors without a parameter: derived, tied, carried or refused.
+absl::Status TakeLeftover(const OpenFolder& folder, const HfConfig& config, const Found& found,
+                          FolderTensors* out) {
+  const std::string& name = found.entry->name;
+  // Recomputed from the config; early files stored them.
+  if (name.ends_with("rotary_emb.inv_freq")) return absl::OkStatus();
+  Found embedding = folder.files.Find("model.embed_tokens.weight");
+  if (name == "lm_head.weight" && config.model.tie_word_embeddings() &&
+      embedding.entry != nullptr) {
+    auto bytes = found.Bytes();
+    auto tied = embedding.Bytes();
+    if (std::equal(bytes.begin(), bytes.end(), tied.begin(), tied.end())) return absl::OkStatus();
+    return InvalidArgument(
+        "{}: tensor {} differs from model.embed_tokens.weight, to which "
+        "tie_word_embeddings ties it",
+        found.file->path(), name);
+  }
+  int64_t first = config.model.num_hidden_layers();
+  for (int64_t i = first; i < first + config.model.num_nextn_predict_layers(); ++i) {
+    if (!name.starts_with(fmt::format("model.layers.{}.", i))) continue;
+    auto bytes = found.Bytes();
+    out->carried.push_back({*found.entry, {bytes.begin(), bytes.end()}});
+    return absl::OkStatus();
+  }
+  return InvalidArgument("{}: tensor {} {} belongs to no part of a {}", found.file->path(), name,
+                         ShapeText(found.entry->shape), config.model.model_type());
+}
+
+absl::StatusOr<FolderTensors> Check(const OpenFolder& folder, const ParameterStore& store,
+                                    const HfConfig& config) {
+  FolderTensors out;
+  for (ParamId id = 0; id < store.size(); ++id) {
+    for (const ParamSource& source : store.spec(id).sources) {
+      CADRE_ASSIGN_OR_RETURN(Found found, Lookup(folder, source));
+      out.types[source.tensor] = found.entry->type;
+    }
+  }
+  for (const Found& found : folder.files.tensors()) {
+    if (out.types.contains(found.entry->name)) continue;
+    CADRE_RETURN_IF_ERROR(TakeLeftover(folder, config, found, &out));
+  }
+  return out;
+}
+
+}  // namespace
+
+absl::Status CheckWeights(const ParameterStore& store, const std::string& path,
+                          const HfConfig& config) {
+  CADRE_ASSIGN_OR_RETURN(SafetensorsFolder files, SafetensorsFolder::Open(path));
+  return Check({path, std::move(files)}, store, config).status();
+}
+
+absl::StatusOr<FolderTensors> LoadWeights(Context& ctx, const std::string& path,
+                                          const HfConfig& config) {
+  CADRE_ASSIGN_OR_RETURN(SafetensorsFolder files, SafetensorsFolder::Open(path));
+  OpenFolder folder{path, std::move(files)};
+  ParameterStore& store = *ctx.parameters;
+  // All checks come before the first weight changes.
+  CADRE_ASSIGN_OR_RETURN(FolderTensors out, Check(folder, store, config));
+  for (ParamId id = 0; id < store.size(); ++id) {
+    LeasedWeight weight(ctx, id, Lease::kForward);
+    Tensor flat = weight.tensor().Reshape({weight.tensor().numel()});
+    int64_t done = 0;
+    for (const ParamSource& source : store.spec(id).sources) {
+      int64_t count = SliceElements(source);
+      Fill(ctx, source, folder.files.Find(source.tensor), flat.Narrow(done, count));
+      done += count;
+    }
+  }
+  store.WeightsChanged();
+  return out;
+}
+
+}  // namespace cadre

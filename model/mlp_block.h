@@ -1,0 +1,46 @@
+// The feed-forward half of a layer: a dense gated MLP, or a mixture of experts with an optional
+// shared expert that every token visits.
+//
+// Immutable; callable from any thread with a Context of its own.
+#pragma once
+
+#include <optional>
+#include <string>
+
+#include "core/ops/activation.h"
+#include "core/tape.h"
+#include "model/decoder_spec.h"
+#include "model/param_builder.h"
+#include "moe/moe_layer.h"
+
+namespace cadre {
+
+class MlpBlock {
+ public:
+  // Registers {gate,up,down}_proj under `prefix` ("model.layers.0.mlp.").
+  MlpBlock(int64_t hidden, const MlpSpec& spec, const std::string& prefix, ParamBuilder& params);
+
+  Var Forward(Context& ctx, const Var& x) const;  // [T, D] -> [T, D]
+
+ private:
+  ParamId gate_up_, gate_up_bias_ = kNoParam, down_, down_bias_ = kNoParam;
+  ops::SwiGluArgs activation_;
+};
+
+class MoeBlock {
+ public:
+  // prefix: "model.layers.0."
+  MoeBlock(int64_t hidden, const MoeSpec& spec, const std::string& prefix, ParamBuilder& params);
+
+  moe::MoeLayer::Output Forward(Context& ctx, const Var& x, std::span<const int32_t> offsets,
+                                const moe::RouterLossOptions& losses) const;
+
+  const moe::Router& router() const { return routed_.router(); }
+
+ private:
+  moe::MoeLayer routed_;
+  std::optional<MlpBlock> shared_;
+  ParamId shared_gate_ = kNoParam;  // [1, D]
+};
+
+}  // namespace cadre

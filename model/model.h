@@ -1,0 +1,59 @@
+// A model as training, serving and the commands use it: config, parameters and decoder together.
+//
+//   ModelOptions options{.dtype = DType::kBF16};
+//   CADRE_ASSIGN_OR_RETURN(auto model, LoadModel(ctx, "models/llama", options));
+//   ctx.parameters = &model->parameters();
+//   DecoderOutput out = model->decoder().Forward(ctx, batch);
+//
+// Not movable: contexts point at its parameters. The allocator must outlive it.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "core/context.h"
+#include "core/parameters.h"
+#include "model/decoder.h"
+#include "model/hf_config.h"
+#include "model/hf_folder.h"
+
+namespace cadre {
+
+struct ModelOptions {
+  DType dtype = DType::kBF16;  // kBF16, kF32 or kF64
+  bool gradients = false;
+  DecoderOptions decoder;
+};
+
+class Model {
+ public:
+  Model(HfConfig config, Decoder decoder, std::unique_ptr<ParameterStore> store)
+      : config_(std::move(config)), decoder_(std::move(decoder)), store_(std::move(store)) {}
+  Model(const Model&) = delete;
+  Model& operator=(const Model&) = delete;
+
+  const HfConfig& config() const { return config_; }
+  const DecoderSpec& spec() const { return decoder_.spec(); }
+  const Decoder& decoder() const { return decoder_; }
+  ParameterStore& parameters() { return *store_; }
+
+  // Types and carried tensors of the folder that it was loaded from; empty for fresh weights.
+  FolderTensors& folder_tensors() { return folder_tensors_; }
+
+ private:
+  HfConfig config_;
+  Decoder decoder_;
+  std::unique_ptr<ParameterStore> store_;
+  FolderTensors folder_tensors_;
+};
+
+// Allocated with ctx.allocator; the weights are zero until InitializeParameters or LoadWeights.
+absl::StatusOr<std::unique_ptr<Model>> CreateModel(const Context& ctx, HfConfig config,
+                                                   const ModelOptions& options);
+
+// A Hugging Face folder's config and weights. Errors as LoadHfConfig's and LoadWeights'.
+absl::StatusOr<std::unique_ptr<Model>> LoadModel(const Context& ctx, const std::string& folder,
+                                                 const ModelOptions& options);
+
+}  // namespace cadre

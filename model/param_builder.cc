@@ -1,0 +1,103 @@
+#include "model/param_builder.h"
+
+namespace cadre {
+
+bool MatchesPattern(std::string_view pattern, std::string_view name) {
+  size_t p = 0, n = 0, star = std::string_view::npos, resume = 0;
+  while (n < name.size()) {
+    if (p < pattern.size() && pattern[p] == '*') {
+      star = p++;
+      resume = n;
+    } else if (p < pattern.size() && pattern[p] == name[n]) {
+      ++p;
+      ++n;
+    } else if (star != std::string_view::npos) {
+      p = star + 1;
+      n = ++resume;
+    } else {
+      return false;
+    }
+  }
+  while (p < pattern.size() && pattern[p] == '*') ++p;
+  return p == pattern.size();
+}
+
+ParamBuilder::ParamBuilder(ParameterStore& store, double init_stddev,
+                           std::vector<std::string> frozen)
+    : store_(store),
+      init_stddev_(init_stddev),
+      frozen_(std::move(frozen)),
+      matched_(frozen_.size(), false) {}
+
+ParamId ParamBuilder::Matrix(const std::string& name, std::vector<SourceRows> sources,
+                             int64_t columns) {
+  ParamSpec spec{.name = name, .init = Normal()};
+  int64_t rows = 0;
+  for (SourceRows& source : sources) {
+    rows += source.rows;
+    spec.sources.push_back({std::move(source.tensor), {source.rows, columns}});
+  }
+  spec.shape = {rows, columns};
+  return Add(std::move(spec));
+}
+
+ParamId ParamBuilder::Embedding(const std::string& tensor, int64_t rows, int64_t columns) {
+  return Add({.name = tensor,
+              .shape = {rows, columns},
+              .sources = {{tensor, {rows, columns}}},
+              .init = Normal(),
+              .decay = DecayKind::kNoDecay});
+}
+
+ParamId ParamBuilder::Norm(const std::string& tensor, int64_t size) {
+  return Add({.name = tensor,
+              .shape = {size},
+              .sources = {{tensor, {size}}},
+              .init = {Initializer::Kind::kOnes},
+              .decay = DecayKind::kNoDecay});
+}
+
+ParamId ParamBuilder::Bias(const std::string& name, std::vector<SourceRows> sources) {
+  ParamSpec spec{.name = name, .decay = DecayKind::kNoDecay};
+  int64_t rows = 0;
+  for (SourceRows& source : sources) {
+    rows += source.rows;
+    spec.sources.push_back({std::move(source.tensor), {source.rows}});
+  }
+  spec.shape = {rows};
+  return Add(std::move(spec));
+}
+
+ParamId ParamBuilder::Add(ParamSpec spec) {
+  spec.layer = layer_;
+  size_t frozen = 0;
+  for (const ParamSource& source : spec.sources) {
+    bool any = false;
+    for (size_t i = 0; i < frozen_.size(); ++i) {
+      if (!MatchesPattern(frozen_[i], source.tensor)) continue;
+      matched_[i] = any = true;
+    }
+    frozen += any;
+  }
+  if (frozen == spec.sources.size() && frozen > 0) spec.trainable = false;
+  if (frozen > 0 && frozen < spec.sources.size() && partly_frozen_.empty()) {
+    partly_frozen_ = spec.name;
+  }
+  return store_.Add(std::move(spec));
+}
+
+absl::Status ParamBuilder::Finish() const {
+  for (size_t i = 0; i < frozen_.size(); ++i) {
+    if (!matched_[i]) {
+      return InvalidArgument("frozen_parameters: '{}' matches no parameter", frozen_[i]);
+    }
+  }
+  if (!partly_frozen_.empty()) {
+    return InvalidArgument(
+        "frozen_parameters: a part of {}, which is one parameter here (allowed: all of it or none)",
+        partly_frozen_);
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace cadre

@@ -1,0 +1,58 @@
+// Registers a decoder's parameters: name, shape, the Hugging Face tensors that fill it,
+// initializer, decay kind. One object per model being built, by one thread.
+#pragma once
+
+#include <span>
+#include <string>
+#include <vector>
+
+#include "core/parameters.h"
+#include "core/status.h"
+
+namespace cadre {
+
+// One Hugging Face tensor and its rows of the logical parameter.
+struct SourceRows {
+  std::string tensor;
+  int64_t rows;
+};
+
+class ParamBuilder {
+ public:
+  // frozen: patterns over Hugging Face tensor names, where * stands for any characters; what they
+  // match gets no gradient and no update.
+  ParamBuilder(ParameterStore& store, double init_stddev, std::vector<std::string> frozen);
+
+  // The layer that the next parameters belong to; -1 outside the layers.
+  void set_layer(int layer) { layer_ = layer; }
+
+  // [sum of rows, columns], decays.
+  ParamId Matrix(const std::string& name, std::vector<SourceRows> sources, int64_t columns);
+  ParamId Matrix(const std::string& tensor, int64_t rows, int64_t columns) {
+    return Matrix(tensor, {{tensor, rows}}, columns);
+  }
+  ParamId Embedding(const std::string& tensor, int64_t rows, int64_t columns);
+  ParamId Norm(const std::string& tensor, int64_t size);
+  // [sum of rows], starts at zero.
+  ParamId Bias(const std::string& name, std::vector<SourceRows> sources);
+  // Anything else; layer and trainable are set here.
+  ParamId Add(ParamSpec spec);
+
+  Initializer Normal() const { return {Initializer::Kind::kNormal, init_stddev_}; }
+
+  // kInvalidArgument: a frozen pattern matched nothing, or a part of a fused parameter.
+  absl::Status Finish() const;
+
+ private:
+  ParameterStore& store_;
+  double init_stddev_;
+  std::vector<std::string> frozen_;
+  std::vector<bool> matched_;
+  std::string partly_frozen_;
+  int layer_ = -1;
+};
+
+// Whether `name` fits a pattern in which * stands for any characters.
+bool MatchesPattern(std::string_view pattern, std::string_view name);
+
+}  // namespace cadre
