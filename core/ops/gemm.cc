@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "core/ops/cuda_tensor.h"
+#include "core/ops/gemm_cuda.h"
 #include "core/ops/gemm_ref.h"
 #include "core/ops/kernel.h"
 #include "core/parallel_for.h"
@@ -64,7 +66,19 @@ void Gemm(Context& ctx, const GemmArgs& args) {
     case Kernel::kReference:
       return GemmReference(ctx, args);
     case Kernel::kCuda:
-      NoCudaKernel("gemm");
+      return GemmCuda({.dtype = CudaTypeOf(args.a),
+                       .out_dtype = CudaTypeOf(args.c),
+                       .a = args.a.raw(),
+                       .b = args.b.raw(),
+                       .bias = args.bias.defined() ? args.bias.raw() : nullptr,
+                       .c = args.c.raw(),
+                       .m = args.c.dim(0),
+                       .n = args.c.dim(1),
+                       .k = args.a.dim(args.transpose_a ? 0 : 1),
+                       .transpose_a = args.transpose_a,
+                       .transpose_b = args.transpose_b,
+                       .accumulate = args.accumulate,
+                       .stream = ctx.stream});
     case Kernel::kCpu:
       break;
   }

@@ -1,6 +1,8 @@
 #include "core/ops/rms_norm.h"
 
+#include "core/ops/cuda_tensor.h"
 #include "core/ops/kernel.h"
+#include "core/ops/rms_norm_cuda.h"
 
 namespace cadre::ops {
 namespace {
@@ -14,7 +16,15 @@ void Forward(Context& ctx, const RmsNormForwardArgs& args) {
     case Kernel::kCpu:
       return RmsNormForwardCpu(ctx, args);
     case Kernel::kCuda:
-      NoCudaKernel("rms_norm");
+      return RmsNormForwardCuda({.dtype = CudaTypeOf(args.x),
+                                 .x = args.x.raw(),
+                                 .weight = args.weight.raw(),
+                                 .eps = static_cast<float>(args.eps),
+                                 .y = args.y.raw(),
+                                 .rstd = args.rstd.data<float>(),
+                                 .rows = args.x.dim(0),
+                                 .d = args.x.dim(1),
+                                 .stream = ctx.stream});
   }
 }
 
@@ -25,7 +35,16 @@ void Grad(Context& ctx, const RmsNormGradArgs& args) {
     case Kernel::kCpu:
       return RmsNormGradCpu(ctx, args);
     case Kernel::kCuda:
-      NoCudaKernel("rms_norm");
+      return RmsNormGradCuda({.dtype = CudaTypeOf(args.x),
+                              .x = args.x.raw(),
+                              .weight = args.weight.defined() ? args.weight.raw() : nullptr,
+                              .rstd = args.rstd.data<float>(),
+                              .dy = args.dy.raw(),
+                              .dx = args.dx.defined() ? args.dx.raw() : nullptr,
+                              .dw = args.dw.defined() ? args.dw.data<float>() : nullptr,
+                              .rows = args.x.dim(0),
+                              .d = args.x.dim(1),
+                              .stream = ctx.stream});
   }
 }
 
