@@ -19,12 +19,12 @@ class DocumentRange final : public DocumentSource {
   const std::string& name() const override { return name_; }
   int64_t size() const override { return size_; }
   int64_t Length(int64_t document) const override { return whole_->Length(begin_ + document); }
-  void Read(int64_t document, int64_t begin, std::span<int32_t> ids) const override {
-    whole_->Read(begin_ + document, begin, ids);
+  absl::Status Read(int64_t document, int64_t begin, std::span<int32_t> ids) const override {
+    return whole_->Read(begin_ + document, begin, ids);
   }
   bool masked() const override { return whole_->masked(); }
-  void ReadMask(int64_t document, int64_t begin, std::span<uint8_t> mask) const override {
-    whole_->ReadMask(begin_ + document, begin, mask);
+  absl::Status ReadMask(int64_t document, int64_t begin, std::span<uint8_t> mask) const override {
+    return whole_->ReadMask(begin_ + document, begin, mask);
   }
 
  private:
@@ -50,12 +50,15 @@ int64_t MemoryDocuments::Length(int64_t document) const {
   return static_cast<int64_t>(ids_[document].size());
 }
 
-void MemoryDocuments::Read(int64_t document, int64_t begin, std::span<int32_t> ids) const {
+absl::Status MemoryDocuments::Read(int64_t document, int64_t begin, std::span<int32_t> ids) const {
   std::copy_n(ids_[document].begin() + begin, ids.size(), ids.begin());
+  return absl::OkStatus();
 }
 
-void MemoryDocuments::ReadMask(int64_t document, int64_t begin, std::span<uint8_t> mask) const {
+absl::Status MemoryDocuments::ReadMask(int64_t document, int64_t begin,
+                                       std::span<uint8_t> mask) const {
   std::copy_n(masks_[document].begin() + begin, mask.size(), mask.begin());
+  return absl::OkStatus();
 }
 
 absl::StatusOr<DocumentSplit> SplitDocuments(std::shared_ptr<const DocumentSource> source,

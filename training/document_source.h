@@ -22,11 +22,14 @@ class DocumentSource {
   virtual int64_t size() const = 0;  // documents
   virtual int64_t Length(int64_t document) const = 0;
   // Fills `ids` with the tokens from `begin` on; begin + ids.size() is at most the length.
-  virtual void Read(int64_t document, int64_t begin, std::span<int32_t> ids) const = 0;
+  // kDataLoss where the stored data are broken.
+  virtual absl::Status Read(int64_t document, int64_t begin, std::span<int32_t> ids) const = 0;
   // Whether tokens carry a mask; without one every token counts in the loss.
   virtual bool masked() const { return false; }
   // 1 where predicting the token counts in the loss. Only called where masked().
-  virtual void ReadMask(int64_t document, int64_t begin, std::span<uint8_t> mask) const {}
+  virtual absl::Status ReadMask(int64_t document, int64_t begin, std::span<uint8_t> mask) const {
+    return absl::OkStatus();
+  }
 };
 
 // Documents in memory; for small sets and tests.
@@ -40,9 +43,9 @@ class MemoryDocuments final : public DocumentSource {
   const std::string& name() const override { return name_; }
   int64_t size() const override { return static_cast<int64_t>(ids_.size()); }
   int64_t Length(int64_t document) const override;
-  void Read(int64_t document, int64_t begin, std::span<int32_t> ids) const override;
+  absl::Status Read(int64_t document, int64_t begin, std::span<int32_t> ids) const override;
   bool masked() const override { return masked_; }
-  void ReadMask(int64_t document, int64_t begin, std::span<uint8_t> mask) const override;
+  absl::Status ReadMask(int64_t document, int64_t begin, std::span<uint8_t> mask) const override;
 
  private:
   std::string name_;

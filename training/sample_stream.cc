@@ -69,15 +69,23 @@ SampleStream::Source& SampleStream::Pieces(int64_t i, std::vector<Piece>* pieces
   return source;
 }
 
-void SampleStream::AppendPiece(const DocumentSource& documents, const Piece& piece, bool last,
-                               PackedBatch* batch) {
+absl::Status SampleStream::AppendPiece(const DocumentSource& documents, const Piece& piece,
+                                       bool last, PackedBatch* batch) {
   // The row's last token is a target only.
   int64_t inputs = piece.length - (last ? 1 : 0);
-  if (inputs == 0) return;
+  if (inputs == 0) return absl::OkStatus();
   ids_.resize(piece.length);
-  documents.Read(piece.document, piece.begin, ids_);
+  CADRE_RETURN_IF_ERROR(documents.Read(piece.document, piece.begin, ids_));
+  for (int32_t id : ids_) {
+    if (id >= 0 && (options_.vocab_size == 0 || id < options_.vocab_size)) continue;
+    return DataLoss(
+        "{}: document {} has token id {}; the model's vocabulary has {} (another tokenizer?)",
+        documents.name(), piece.document, id, options_.vocab_size);
+  }
   mask_.assign(piece.length, 1);
-  if (documents.masked()) documents.ReadMask(piece.document, piece.begin, mask_);
+  if (documents.masked()) {
+    CADRE_RETURN_IF_ERROR(documents.ReadMask(piece.document, piece.begin, mask_));
+  }
   for (int64_t t = 0; t < inputs; ++t) {
     bool counts = t + 1 < piece.length && mask_[t + 1] != 0;
     batch->ids.push_back(ids_[t]);
@@ -86,21 +94,23 @@ void SampleStream::AppendPiece(const DocumentSource& documents, const Piece& pie
     batch->loss_tokens += counts ? 1 : 0;
   }
   batch->offsets.push_back(static_cast<int32_t>(batch->ids.size()));
+  return absl::OkStatus();
 }
 
-void SampleStream::Append(int64_t i, PackedBatch* batch) {
+absl::Status SampleStream::Append(int64_t i, PackedBatch* batch) {
   if (batch->offsets.empty()) {
     batch->offsets.push_back(0);
     batch->row_offsets.push_back(0);
   }
   Source& source = Pieces(i, &pieces_);
   for (const Piece& piece : pieces_) {
-    AppendPiece(*source.documents, piece, &piece == &pieces_.back(), batch);
+    CADRE_RETURN_IF_ERROR(AppendPiece(*source.documents, piece, &piece == &pieces_.back(), batch));
   }
   batch->row_offsets.push_back(static_cast<int32_t>(batch->ids.size()));
+  return absl::OkStatus();
 }
 
-int64_t SampleStream::LossTokens(int64_t begin, int64_t count) {
+absl::StatusOr<int64_t> SampleStream::LossTokens(int64_t begin, int64_t count) {
   int64_t total = 0;
   for (int64_t i = begin; i < begin + count; ++i) {
     Source& source = Pieces(i, &pieces_);
@@ -109,7 +119,7 @@ int64_t SampleStream::LossTokens(int64_t begin, int64_t count) {
         total += piece.length - 1;
       } else if (piece.length > 1) {
         mask_.resize(piece.length - 1);
-        source.documents->ReadMask(piece.document, piece.begin + 1, mask_);
+        CADRE_RETURN_IF_ERROR(source.documents->ReadMask(piece.document, piece.begin + 1, mask_));
         total += std::count_if(mask_.begin(), mask_.end(), [](uint8_t m) { return m != 0; });
       }
     }

@@ -10,9 +10,11 @@
 // whose positions start at 0. No target crosses a document's end.
 //
 //   CADRE_ASSIGN_OR_RETURN(auto stream, SampleStream::Create(sources, {.seq_len = 1024}));
-//   int64_t loss_tokens = stream.LossTokens(step * G, G);   // before the first forward
+//   auto loss_tokens = stream.LossTokens(step * G, G);   // before the first forward
 //   PackedBatch batch;
-//   for (int64_t i = 0; i < micro_batch; ++i) stream.Append(step * G + i, &batch);
+//   for (int64_t i = 0; i < micro_batch; ++i) {
+//     CADRE_RETURN_IF_ERROR(stream.Append(step * G + i, &batch));
+//   }
 //
 // One thread at a time (the orders of the current epochs are cached).
 #pragma once
@@ -47,7 +49,8 @@ struct WeightedSource {
 struct SampleStreamOptions {
   int64_t seq_len = 1024;
   uint64_t seed = 1234;
-  bool shuffle = true;  // off: documents in file order in every epoch
+  bool shuffle = true;     // off: documents in file order in every epoch
+  int64_t vocab_size = 0;  // ids must be below it; 0: any id
 };
 
 class SampleStream {
@@ -56,12 +59,13 @@ class SampleStream {
   static absl::StatusOr<SampleStream> Create(std::vector<WeightedSource> sources,
                                              const SampleStreamOptions& options);
 
-  // Appends sample `i` as one row of seq_len tokens.
-  void Append(int64_t i, PackedBatch* batch);
+  // Appends sample `i` as one row of seq_len tokens. kDataLoss where stored tokens are broken or no
+  // ids of the vocabulary; the batch is of no use then.
+  absl::Status Append(int64_t i, PackedBatch* batch);
 
   // Loss tokens of samples [begin, begin + count). Reads lengths only, and masks where a source has
   // them.
-  int64_t LossTokens(int64_t begin, int64_t count);
+  absl::StatusOr<int64_t> LossTokens(int64_t begin, int64_t count);
 
   // Tokens of one pass over every source that has a weight.
   int64_t epoch_tokens() const;
@@ -90,8 +94,8 @@ class SampleStream {
   const DocumentOrder& Order(Source& source, int64_t epoch);
   // The seq_len + 1 tokens of the row; returns its source.
   Source& Pieces(int64_t i, std::vector<Piece>* pieces);
-  void AppendPiece(const DocumentSource& documents, const Piece& piece, bool last,
-                   PackedBatch* batch);
+  absl::Status AppendPiece(const DocumentSource& documents, const Piece& piece, bool last,
+                           PackedBatch* batch);
 
   Blend blend_;
   SampleStreamOptions options_;

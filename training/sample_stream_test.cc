@@ -37,15 +37,15 @@ SampleStream Make(std::vector<WeightedSource> sources, SampleStreamOptions optio
 
 PackedBatch Sample(SampleStream& stream, int64_t i) {
   PackedBatch batch;
-  stream.Append(i, &batch);
+  CADRE_CHECK(stream.Append(i, &batch).ok());
   return batch;
 }
 
 TEST(SampleStream, RowsInFileOrderAreWhatTheDefinitionSays) {
   SampleStream stream = Make({{Documents({3, 1, 4})}}, {.seq_len = 4, .shuffle = false});
   PackedBatch batch;
-  stream.Append(0, &batch);
-  stream.Append(1, &batch);
+  ASSERT_TRUE(stream.Append(0, &batch).ok());
+  ASSERT_TRUE(stream.Append(1, &batch).ok());
   EXPECT_EQ(batch.ids, (std::vector<int32_t>{0, 1, 2, 1000, 2000, 2001, 2002, 2003}));
   EXPECT_EQ(batch.targets, (std::vector<int32_t>{1, 2, -1, -1, 2001, 2002, 2003, -1}));
   EXPECT_EQ(batch.positions, (std::vector<int32_t>{0, 1, 2, 0, 0, 1, 2, 3}));
@@ -139,9 +139,9 @@ TEST(SampleStream, LossTokensAreKnownBeforeTheBatch) {
   SampleStream stream = Make({{plain, 1}, {masked, 2}}, {.seq_len = 13});
   for (int64_t begin = 0; begin < 120; begin += 8) {
     PackedBatch batch;
-    for (int64_t i = begin; i < begin + 8; ++i) stream.Append(i, &batch);
+    for (int64_t i = begin; i < begin + 8; ++i) ASSERT_TRUE(stream.Append(i, &batch).ok());
     ASSERT_EQ(batch.ids.size(), 8u * 13u);
-    ASSERT_EQ(stream.LossTokens(begin, 8), batch.loss_tokens);
+    ASSERT_EQ(*stream.LossTokens(begin, 8), batch.loss_tokens);
     int64_t counted = std::count_if(batch.targets.begin(), batch.targets.end(),
                                     [](int32_t target) { return target >= 0; });
     ASSERT_EQ(batch.loss_tokens, counted);
@@ -154,6 +154,15 @@ TEST(SampleStream, MaskedTokensAreNoTargets) {
   documents->Add({20, 21}, {1, 1});
   SampleStream stream = Make({{documents}}, {.seq_len = 5, .shuffle = false});
   EXPECT_EQ(Sample(stream, 0).targets, (std::vector<int32_t>{-1, 12, 13, -1, 21}));
+}
+
+TEST(SampleStream, RefusesIdsOutsideTheVocabulary) {
+  auto stream = Make({{Documents({9, 9})}}, {.seq_len = 8, .shuffle = false, .vocab_size = 1000});
+  PackedBatch batch;
+  EXPECT_TRUE(stream.Append(0, &batch).ok());
+  absl::Status status = stream.Append(1, &batch);
+  EXPECT_EQ(status.code(), absl::StatusCode::kDataLoss);
+  EXPECT_NE(Message(status).find("document 1 has token id 1000"), std::string::npos);
 }
 
 TEST(SampleStream, RefusesACorpusShorterThanARow) {
@@ -216,7 +225,7 @@ TEST(SplitDocuments, HoldsOutTheLastDocuments) {
   ASSERT_EQ(split->validation->size(), 2);
   EXPECT_EQ(split->validation->Length(0), 13);
   std::vector<int32_t> ids(2);
-  split->validation->Read(1, 3, ids);
+  ASSERT_TRUE(split->validation->Read(1, 3, ids).ok());
   EXPECT_EQ(ids, (std::vector<int32_t>{9003, 9004}));
   // A tiny fraction still holds one document out.
   EXPECT_EQ(SplitDocuments(Documents({5, 6}), 0.001)->validation->size(), 1);
