@@ -294,7 +294,12 @@ class Forward {
       float* scores = w.scores + r * kAttentionKeyTile;
       const bool whole = args_.kv.positions == nullptr && first + n - 1 <= position && first > low;
       w.seen[r] = whole || Mask(scores, n, low, position, w.key_positions);
-      SoftmaxRow(scores, n, w.part_max + r, w.part_sum + r, p + r * kAttentionKeyTile, w.seen[r]);
+      if constexpr (!std::is_same_v<A, BF16>) {
+        SoftmaxRow(scores, n, w.part_max + r, w.part_sum + r, p + r * kAttentionKeyTile, w.seen[r]);
+      }
+    }
+    if constexpr (std::is_same_v<A, BF16>) {
+      AttentionSoftmaxBf16({w.scores, block.rows, n, scale_, w.seen, w.part_max, w.part_sum, p});
     }
   }
 

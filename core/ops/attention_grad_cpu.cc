@@ -125,12 +125,27 @@ class Backward {
       CopyRow(j < n ? args_.v.data<T>() + row * dv_ : nullptr, dv_, e_, v + j * e_);
     }
     for (int64_t tile = 0; tile < padded; tile += kR) {
-      for (int64_t d = 0; d < d_; ++d) {
-        for (int64_t j = 0; j < kR; ++j) kt[tile * d_ + d * kR + j] = k[(tile + j) * d_ + d];
-      }
+      TransposeKeys(k + tile * d_, w.q_panels, kt + tile * d_);
     }
     std::fill_n(w.dk, padded * d_, 0.0f);
     std::fill_n(w.dv, padded * e_, 0.0f);
+  }
+
+  // `scratch` holds a panel.
+  void TransposeKeys(const A* k, std::byte* scratch, A* kt) const {
+    if constexpr (kPairs) {
+      A* panel = reinterpret_cast<A*>(scratch);
+      for (int64_t j = 0; j < kR; j += 16) {
+        const A* rows[16];
+        for (int64_t r = 0; r < 16; ++r) rows[r] = k + (j + r) * d_;
+        AttentionPanelBf16(rows, d_, d_, panel);
+        AttentionTransposePanelBf16(panel, d_, kR, kt + j);
+      }
+    } else {
+      for (int64_t d = 0; d < d_; ++d) {
+        for (int64_t j = 0; j < kR; ++j) kt[d * kR + j] = k[j * d_ + d];
+      }
+    }
   }
 
   static void CopyRow(const T* from, int64_t n, int64_t padded, A* to) {
@@ -147,27 +162,41 @@ class Backward {
 
   void PackQueries(int64_t begin, int64_t kv_head, int64_t first, int64_t rows,
                    const AttentionGradWork& w) const {
+    const T *q_rows[kR], *do_rows[kR];
     for (int64_t r = 0; r < kR; ++r) {
       const bool used = r < rows;
       const int64_t row = Row(begin, kv_head, first + r);
       const T* q = used ? args_.q.data<T>() + row * dk_ : nullptr;
       const T* dout = used ? args_.dout.data<T>() + row * dv_ : nullptr;
-      PackRow(q, dk_, d_, r, reinterpret_cast<A*>(w.q_panels), reinterpret_cast<A*>(w.q_rows));
-      PackRow(dout, dv_, e_, r, reinterpret_cast<A*>(w.do_panels), reinterpret_cast<A*>(w.do_rows));
+      q_rows[r] = q;
+      do_rows[r] = dout;
       w.lse[r] = used ? args_.lse.data<float>()[row] : std::numeric_limits<float>::infinity();
       w.delta[r] = used ? Dot(dout, args_.out.data<T>() + row * dv_, dv_) : 0.0f;
       w.positions[r] = static_cast<int32_t>((first + r) / group_);
     }
+    PackRows(q_rows, dk_, d_, reinterpret_cast<A*>(w.q_panels), reinterpret_cast<A*>(w.q_rows));
+    PackRows(do_rows, dv_, e_, reinterpret_cast<A*>(w.do_panels), reinterpret_cast<A*>(w.do_rows));
   }
 
-  // Row r of a [padded, rows] operand and of a [rows, padded] one.
+  // kR rows (null: zeros) as the operands [padded, kR] and [kR, padded].
+  static void PackRows(const T* const* from, int64_t n, int64_t padded, A* panels, A* rows) {
+    if constexpr (kPairs) {
+      for (int64_t r = 0; r < kR; r += 16) {
+        AttentionPanelBf16(from + r, n, padded, panels + r * padded);
+      }
+      for (int64_t r = 0; r < kR; r += 2) {
+        AttentionPairBf16(from[r], from[r + 1], n, padded, rows + r * padded);
+      }
+    } else {
+      for (int64_t r = 0; r < kR; ++r) PackRow(from[r], n, padded, r, panels, rows);
+    }
+  }
+
   static void PackRow(const T* from, int64_t n, int64_t padded, int64_t r, A* panels, A* rows) {
-    panels += r / 16 * 16 * padded + r % 16 * kPack;
-    rows += r / kPack * kPack * padded + r % kPack;
     for (int64_t i = 0; i < padded; ++i) {
       const A value = from != nullptr && i < n ? Cast(from[i]) : A();
-      panels[i / kPack * 16 * kPack + i % kPack] = value;
-      rows[i * kPack] = value;
+      panels[r / 16 * 16 * padded + i * 16 + r % 16] = value;
+      rows[r * padded + i] = value;
     }
   }
 
@@ -257,8 +286,18 @@ class Backward {
   void StoreQueries(int64_t begin, int64_t kv_head, int64_t first, int64_t rows,
                     const AttentionGradWork& w) const {
     const float scale = static_cast<float>(args_.scale);
+    T* to[kR] = {};
     for (int64_t r = 0; r < rows; ++r) {
-      T* dq = args_.dq.data<T>() + Row(begin, kv_head, first + r) * dk_;
+      to[r] = args_.dq.data<T>() + Row(begin, kv_head, first + r) * dk_;
+    }
+    if constexpr (kPairs) {
+      for (int64_t r = 0; r < rows; r += 16) {
+        AttentionStoreTransposedBf16(w.dqt + r, kR, scale, dk_, to + r);
+      }
+      return;
+    }
+    for (int64_t r = 0; r < rows; ++r) {
+      T* dq = to[r];
       for (int64_t d = 0; d < dk_; ++d) dq[d] = static_cast<T>(w.dqt[d * kR + r] * scale);
     }
   }

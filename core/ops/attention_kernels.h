@@ -41,6 +41,32 @@ void AttentionAmxBegin();
 void AttentionAmxEnd();
 void AttentionAmxGemm(const AttentionGemm& gemm);
 
+// The rest is for bf16 where AmxAvailable(), which asks for AVX-512 and its bf16 part too.
+
+// Of each row of scores [rows, n], n = 32 or 64, hidden ones being minus infinity: the maximum of
+// scale * score, p = 2^(scale * score - maximum) and the sum of p. Rows that see nothing give minus
+// infinity, 0 and 0. Buffers have rows up to the next multiple of 16; scores and p have rows of
+// kAttentionKeyTile.
+struct AttentionSoftmaxRows {
+  const float* scores = nullptr;
+  int64_t rows = 0, n = 0;
+  float scale = 0;
+  const bool* seen = nullptr;
+  float *max = nullptr, *sum = nullptr;
+  BF16* p = nullptr;
+};
+void AttentionSoftmaxBf16(const AttentionSoftmaxRows& args);
+
+// 16 rows of n elements (null: zeros) become a panel [padded / 2][16][2]; padded % 32 == 0.
+void AttentionPanelBf16(const BF16* const* rows, int64_t n, int64_t padded, BF16* to);
+// Two rows (null: zeros) become [padded][2]; padded % 16 == 0.
+void AttentionPairBf16(const BF16* even, const BF16* odd, int64_t n, int64_t padded, BF16* to);
+// A panel [padded / 2][16][2] becomes 16 columns of rows of `stride` elements.
+void AttentionTransposePanelBf16(const BF16* panel, int64_t padded, int64_t stride, BF16* to);
+// Column r of `from` (rows of `stride`), times scale, goes to rows[r] [n] unless that is null.
+void AttentionStoreTransposedBf16(const float* from, int64_t stride, float scale, int64_t n,
+                                  BF16* const* rows);
+
 // For tensors of `dtype`; the machine alone decides.
 AttentionBackend AttentionBackendFor(DType dtype);
 

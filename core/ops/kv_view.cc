@@ -1,5 +1,7 @@
 #include "core/ops/kv_view.h"
 
+#include "core/ops/attention_kernels.h"
+#include "core/ops/gemm_kernels.h"
 #include "core/parallel_for.h"
 
 namespace cadre::ops {
@@ -30,14 +32,49 @@ void WriteValue(const KvLayout& layout, const T* v, int64_t slot, T* head) {
   for (int64_t d = dim; d < pad; ++d) to[d * kStep] = T();
 }
 
+bool IsPanel(std::span<const int64_t> slots) {
+  if (slots[0] % 16 != 0) return false;
+  for (int64_t i = 1; i < 16; ++i) {
+    if (slots[i] != slots[0] + i) return false;
+  }
+  return true;
+}
+
+// 16 tokens of bf16 that fill a panel.
+void WritePanels(const WriteKvArgs& args, int64_t t) {
+  const KvLayout& layout = args.layout;
+  const int64_t heads = layout.kv_heads, dk = layout.key_dim, dv = layout.value_dim;
+  const int64_t slot = args.slots[t] % layout.block_size;
+  BF16* to = reinterpret_cast<BF16*>(args.data) +
+             args.slots[t] / layout.block_size * layout.block_elements();
+  for (int64_t h = 0; h < heads; ++h, to += layout.head_elements()) {
+    const BF16 *k[16], *v = args.v.data<BF16>() + (t * heads + h) * dv;
+    for (int64_t i = 0; i < 16; ++i) k[i] = args.k.data<BF16>() + ((t + i) * heads + h) * dk;
+    AttentionPanelBf16(k, dk, layout.key_pad(), to + layout.KeyOffset(slot, 0));
+    for (int64_t i = 0; i < 16; i += 2) {
+      const BF16* even = v + i * heads * dv;
+      AttentionPairBf16(even, even + heads * dv, dv, layout.value_pad(),
+                        to + layout.ValueOffset(slot + i, 0));
+    }
+  }
+}
+
 template <typename T>
 void WriteTokens(Context& ctx, const WriteKvArgs& args) {
   const KvLayout& layout = args.layout;
   const int64_t heads = layout.kv_heads, dk = layout.key_dim, dv = layout.value_dim;
   const T *k = args.k.data<T>(), *v = args.v.data<T>();
-  ParallelFor(ctx, args.k.dim(0), 16, [&](int64_t begin, int64_t end) {
+  const int64_t tokens = args.k.dim(0);
+  const bool panels = sizeof(T) == 2 && AmxAvailable();
+  // A thread starts a panel of 16 only where it owns all of it; the bytes are the same either way.
+  ParallelFor(ctx, tokens, 16, [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
       if (args.slots[t] < 0) continue;
+      if (panels && t + 16 <= end && IsPanel(args.slots.subspan(t, 16))) {
+        WritePanels(args, t);
+        t += 15;
+        continue;
+      }
       const int64_t block = args.slots[t] / layout.block_size;
       const int64_t slot = args.slots[t] % layout.block_size;
       T* base = reinterpret_cast<T*>(args.data) + block * layout.block_elements();
