@@ -218,7 +218,7 @@ Tensor PagedAttention(Context& ctx, const Tensor& q, const KvView& kv, const Att
     CADRE_CHECK(length <= kv.table_stride * kv.layout.block_size, "attention: {} keys in {} blocks",
                 length, kv.table_stride);
   }
-  CADRE_CHECK(query_positions.empty() ? kv.positions == nullptr
+  CADRE_CHECK(kv.positions == nullptr ? query_positions.empty()
                                       : static_cast<int64_t>(query_positions.size()) == q.dim(0),
               "attention: {} query positions for {} tokens", query_positions.size(), q.dim(0));
   Tensor out = ctx.Empty({q.dim(0), q.dim(1), kv.layout.value_dim}, q.dtype());

@@ -19,7 +19,7 @@
 #define CADRE_CORE_OPS_ATTENTION_CPU_ONCE
 namespace cadre::ops {
 
-constexpr int64_t kAttentionRows = 64;  // query rows of a unit
+constexpr int64_t kAttentionRows = 32;  // query rows of a unit
 constexpr float kLog2E = 1.44269504088896341f;
 constexpr int32_t kNoKey = std::numeric_limits<int32_t>::max();
 
@@ -286,7 +286,12 @@ class Forward {
 
   void Softmax(const AttentionBlock& block, int64_t first, int64_t n,
                const AttentionWork& w) const {
-    LoadKeyPositions(block, first, n, w);
+    const bool implied = args_.kv.positions == nullptr;
+    // Whether every row sees every key of the tile.
+    const bool all =
+        implied && first + n - 1 <= w.query_positions[0] &&
+        (args_.window == 0 || first > w.query_positions[block.rows - 1] - args_.window);
+    if (!all) LoadKeyPositions(block, first, n, w);
     A* p = reinterpret_cast<A*>(w.p);
     for (int64_t r = 0; r < block.rows; ++r) {
       const int64_t position = w.query_positions[r];

@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <vector>
 
@@ -151,6 +152,10 @@ class Backward {
   static void CopyRow(const T* from, int64_t n, int64_t padded, A* to) {
     int64_t i = 0;
     if (from != nullptr) {
+      if constexpr (std::is_same_v<T, A>) {
+        std::memcpy(to, from, static_cast<size_t>(n) * sizeof(T));
+        i = n;
+      }
       for (; i < n; ++i) to[i] = Cast(from[i]);
     }
     for (; i < padded; ++i) to[i] = A();
