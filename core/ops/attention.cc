@@ -119,6 +119,37 @@ struct PackedBatch {
   }
 };
 
+// The batch, a few sequences at a time, so that their keys and values stay in the caches between
+// being packed and being read.
+void RunPacked(Context& ctx, const Tensor& q, const Tensor& k, const Tensor& v,
+               const AttentionArgs& args, const Tensor& out, const Tensor& lse) {
+  constexpr int64_t kBytes = int64_t{2} << 20;  // per thread, about a second-level cache
+  const int64_t row = k.dim(1) * (k.dim(2) + v.dim(2)) * static_cast<int64_t>(SizeOf(k.dtype()));
+  const size_t sequences = args.offsets.size() - 1;
+  for (size_t first = 0, end = 0; first < sequences; first = end) {
+    const int32_t begin = args.offsets[first];
+    std::vector<int32_t> offsets = {0};
+    do {
+      offsets.push_back(args.offsets[++end] - begin);
+    } while (end < sequences && (args.offsets[end + 1] - begin) * row <= kBytes * ctx.threads);
+    const int64_t tokens = offsets.back();
+    PackedBatch batch(ctx, k.Narrow(begin, tokens), v.Narrow(begin, tokens), offsets);
+    AttentionArgs part = args;
+    part.offsets = offsets;
+    CheckShapes(ctx, q.Narrow(begin, tokens), batch.view.layout, part);
+    RunForward(ctx,
+               {.q = q.Narrow(begin, tokens),
+                .kv = batch.view,
+                .scale = args.scale,
+                .window = args.sliding_window,
+                .workers = args.workers,
+                .offsets = offsets,
+                .out = out.Narrow(begin, tokens),
+                .lse = lse.Narrow(begin, tokens)},
+               args.sinks);
+  }
+}
+
 struct Slots {
   SlotId q, k, v, out, lse;
 };
@@ -162,20 +193,7 @@ Var Attention(Context& ctx, const Var& q, const Var& k, const Var& v, const Atte
   CheckOffsets(args.offsets, tokens);
   Var out{ctx.Empty({tokens, heads, v.value.dim(2)}, q.value.dtype())};
   Tensor lse = ctx.Empty({tokens, heads}, StatisticsDType(q.value));
-  {
-    PackedBatch batch(ctx, k.value, v.value, args.offsets);
-    CheckShapes(ctx, q.value, batch.view.layout, args);
-    RunForward(ctx,
-               {.q = q.value,
-                .kv = batch.view,
-                .scale = args.scale,
-                .window = args.sliding_window,
-                .workers = args.workers,
-                .offsets = args.offsets,
-                .out = out.value,
-                .lse = lse},
-               args.sinks);
-  }
+  RunPacked(ctx, q.value, k.value, v.value, args, out.value, lse);
   if (ctx.tape == nullptr) return out;
 
   Tape& tape = *ctx.tape;

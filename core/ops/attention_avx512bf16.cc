@@ -11,7 +11,7 @@ namespace cadre::ops {
 #if defined(__AVX512BF16__)
 namespace {
 
-// 2^x for x <= 0: 0 below the range, NaN for NaN. The polynomial is the fit of 2^f to degree 5 with
+// 2^x: 0 below the range, NaN for NaN. The polynomial is the fit of 2^f to degree 5 with
 // the least relative error on [0, 1], 2e-7, with 2^0 exactly 1.
 inline __m512 Exp2(__m512 x) {
   const __m512 f = _mm512_reduce_ps(x, 0x09);  // x - floor(x)
@@ -91,6 +91,53 @@ void Softmax16(const float* scores, float scale, const bool* seen, float* max, f
   _mm512_storeu_ps(sum, Reduce16(rows, Sum()));
 }
 
+// p and ds of one key for 16 queries.
+template <bool kMasked>
+inline void GradScore(const AttentionGradScores& g, int64_t key, int64_t r, __m512* p, __m512* ds) {
+  const int64_t at = key * kAttentionGradTile + r;
+  __m512 x = _mm512_fmsub_ps(_mm512_loadu_ps(g.scores + at), _mm512_set1_ps(g.scale),
+                             _mm512_loadu_ps(g.lse + r));
+  *p = Exp2(x);
+  if constexpr (kMasked) {
+    const __m512i position = _mm512_loadu_si512(g.positions + r);
+    const __m512i here = _mm512_set1_epi32(static_cast<int32_t>(g.key + key));
+    __mmask16 seen = _mm512_cmple_epi32_mask(here, position);
+    if (g.window > 0) {
+      seen &=
+          _mm512_cmpgt_epi32_mask(here, _mm512_sub_epi32(position, _mm512_set1_epi32(g.window)));
+    }
+    *p = _mm512_maskz_mov_ps(seen, *p);
+  }
+  *ds = _mm512_mul_ps(*p, _mm512_sub_ps(_mm512_loadu_ps(g.dp + at), _mm512_loadu_ps(g.delta + r)));
+}
+
+template <bool kMasked>
+void GradScores(const AttentionGradScores& g) {
+  constexpr int64_t kR = kAttentionGradTile;
+  alignas(64) static constexpr uint16_t kInterleave[32] = {
+      0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+      8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+  const __m512i interleave = _mm512_load_si512(kInterleave);
+  auto store = [](BF16* to, __m256i value) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), value);
+  };
+  for (int64_t key = 0; key < g.keys; key += 2) {
+    for (int64_t r = 0; r < kR; r += 16) {
+      __m512 p[2], ds[2];
+      GradScore<kMasked>(g, key, r, p, ds);
+      GradScore<kMasked>(g, key + 1, r, p + 1, ds + 1);
+      const int64_t at = key * kR + r;
+      const __m512i p_pair = Round(p[0], p[1]), ds_pair = Round(ds[0], ds[1]);
+      store(g.p + at, _mm512_castsi512_si256(p_pair));
+      store(g.p + at + kR, _mm512_extracti64x4_epi64(p_pair, 1));
+      store(g.ds + at, _mm512_castsi512_si256(ds_pair));
+      store(g.ds + at + kR, _mm512_extracti64x4_epi64(ds_pair, 1));
+      _mm512_storeu_si512(g.ds_rows + key * kR + r * 2,
+                          _mm512_permutexvar_epi16(interleave, ds_pair));
+    }
+  }
+}
+
 // 16 x 16 of 32 bits.
 inline void Transpose(__m512i* v) {
   __m512i t[16];
@@ -135,6 +182,14 @@ void AttentionSoftmaxBf16(const AttentionSoftmaxRows& s) {
     } else {
       Softmax16<2>(scores, s.scale, s.seen + r, s.max + r, s.sum + r, p);
     }
+  }
+}
+
+void AttentionGradScoresBf16(const AttentionGradScores& g) {
+  if (g.masked) {
+    GradScores<true>(g);
+  } else {
+    GradScores<false>(g);
   }
 }
 
@@ -188,6 +243,7 @@ void AttentionStoreTransposedBf16(const float* from, int64_t stride, float scale
 #else
 
 void AttentionSoftmaxBf16(const AttentionSoftmaxRows&) { CADRE_CHECK(false, "no AVX-512"); }
+void AttentionGradScoresBf16(const AttentionGradScores&) { CADRE_CHECK(false, "no AVX-512"); }
 void AttentionPanelBf16(const BF16* const*, int64_t, int64_t, BF16*) {
   CADRE_CHECK(false, "no AVX-512");
 }

@@ -19,8 +19,8 @@
 #define CADRE_CORE_OPS_ATTENTION_GRAD_CPU_ONCE
 namespace cadre::ops {
 
-// Rows of a block of queries and keys of a tile; blocks of both are 64 x 64 scores.
-constexpr int64_t kGradTile = 64;
+// Rows of a block of queries and keys of a tile.
+constexpr int64_t kGradTile = kAttentionGradTile;
 
 // What one thread works in. d is dh and e is dv, both rounded up to 32; N the sequence's tokens
 // rounded up to a tile. A operands are row-major, B operands as AttentionGemm says.
@@ -224,7 +224,11 @@ class Backward {
     backend_.gemm({k + key * d_, d_, w.q_panels, b_row, 16 * d_, w.scores, kR, keys, kR, d_});
     backend_.gemm({v + key * e_, e_, w.do_panels, b_row, 16 * e_, w.dp, kR, keys, kR, e_});
     const bool whole = key + keys - 1 <= first && (args_.window == 0 || key > last - args_.window);
-    if (whole) {
+    if constexpr (kPairs) {
+      AttentionGradScoresBf16({w.scores, w.dp, w.lse, w.delta, w.positions, key, keys, scale_,
+                               args_.window, !whole, reinterpret_cast<A*>(w.p),
+                               reinterpret_cast<A*>(w.ds), reinterpret_cast<A*>(w.ds_rows)});
+    } else if (whole) {
       Elementwise<false>(key, keys, w);
     } else {
       Elementwise<true>(key, keys, w);
@@ -243,29 +247,14 @@ class Backward {
     const int64_t lanes = static_cast<int64_t>(hn::Lanes(DF()));
     A *p = reinterpret_cast<A*>(w.p), *ds = reinterpret_cast<A*>(w.ds);
     for (int64_t r = 0; r < kR; r += lanes) {
-      for (int64_t j = 0; j < keys; j += kPack) {
+      for (int64_t j = 0; j < keys; ++j) {
         const int64_t at = j * kR + r;
         VF p0, ds0;
         One<kMasked>(key + j, at, r, w, &p0, &ds0);
         Store(p0, p + at);
         Store(ds0, ds + at);
-        if constexpr (kPairs) {
-          VF p1, ds1;
-          One<kMasked>(key + j + 1, at + kR, r, w, &p1, &ds1);
-          Store(p1, p + at + kR);
-          Store(ds1, ds + at + kR);
-          StorePair(ds + at, ds + at + kR, reinterpret_cast<uint32_t*>(w.ds_rows) + j / 2 * kR + r);
-        }
       }
     }
-  }
-
-  // Interleaves lanes of two rows that were just stored.
-  HWY_INLINE static void StorePair(const A* even, const A* odd, uint32_t* to) {
-    const D32 du;
-    const auto low = hn::PromoteTo(du, hn::LoadU(D16(), reinterpret_cast<const uint16_t*>(even)));
-    const auto high = hn::PromoteTo(du, hn::LoadU(D16(), reinterpret_cast<const uint16_t*>(odd)));
-    hn::StoreU(hn::Or(low, hn::ShiftLeft<16>(high)), du, to);
   }
 
   template <bool kMasked>

@@ -57,6 +57,20 @@ struct AttentionSoftmaxRows {
 };
 void AttentionSoftmaxBf16(const AttentionSoftmaxRows& args);
 
+// Of scores [keys, tile] and dp [keys, tile], lanes being queries: p = 2^(scale * score - lse), 0
+// where hidden, ds = p * (dp - delta), and ds again with pairs of keys interleaved. keys is even.
+inline constexpr int64_t kAttentionGradTile = 64;
+struct AttentionGradScores {
+  const float *scores = nullptr, *dp = nullptr, *lse = nullptr, *delta = nullptr;
+  const int32_t* positions = nullptr;  // of the queries
+  int64_t key = 0, keys = 0;           // position of the first key, how many
+  float scale = 0;
+  int window = 0;
+  bool masked = false;
+  BF16 *p = nullptr, *ds = nullptr, *ds_rows = nullptr;
+};
+void AttentionGradScoresBf16(const AttentionGradScores& args);
+
 // 16 rows of n elements (null: zeros) become a panel [padded / 2][16][2]; padded % 32 == 0.
 void AttentionPanelBf16(const BF16* const* rows, int64_t n, int64_t padded, BF16* to);
 // Two rows (null: zeros) become [padded][2]; padded % 16 == 0.
