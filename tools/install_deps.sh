@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Installs the Debian packages that Cadre builds and runs with; does nothing where all are present.
+# --fuzz adds clang and its run-time libraries, for the preset `fuzz`.
 set -euo pipefail
 
 packages=(
@@ -10,7 +11,7 @@ packages=(
   libgtest-dev libgmock-dev libbenchmark-dev librapidcheck-dev
   bible-kjv curl zstd
 )
-if [[ "${1:-}" == "--fuzz" ]]; then packages+=(clang libclang-rt-14-dev); fi
+if [[ "${1:-}" == "--fuzz" ]]; then packages+=(clang libclang-rt-14-dev libomp-dev); fi
 
 missing=()
 for package in "${packages[@]}"; do
