@@ -285,10 +285,10 @@ absl::StatusOr<Value> Evaluator::CallMacro(const Statement& macro, const Argumen
     return InvalidArgument("{} takes {} arguments, got {}", macro.name, macro.parameters.size(),
                            args.positional.size());
   }
-  for (const auto& [name, value] : args.named) {
+  for (const auto& argument : args.named) {
     bool known = std::any_of(macro.parameters.begin(), macro.parameters.end(),
-                             [&](const Parameter& p) { return p.name == name; });
-    if (!known) return InvalidArgument("{} has no argument '{}'", macro.name, name);
+                             [&](const Parameter& p) { return p.name == argument.first; });
+    if (!known) return InvalidArgument("{} has no argument '{}'", macro.name, argument.first);
   }
   // A macro sees the template's own variables, not those of the place that calls it.
   Scope scope{.parent = &root_, .variables = {}};

@@ -1,0 +1,54 @@
+#include "serving/api_error.h"
+
+#include <nlohmann/json.hpp>
+
+namespace cadre {
+namespace {
+
+const char* TypeOf(int status) {
+  switch (status) {
+    case 401:
+      return "authentication_error";
+    case 404:
+      return "not_found_error";
+    case 408:
+      return "timeout_error";
+    case 429:
+      return "rate_limit_error";
+    case 503:
+      return "service_unavailable_error";
+    default:
+      return status < 500 ? "invalid_request_error" : "server_error";
+  }
+}
+
+}  // namespace
+
+std::string ApiError::Body() const {
+  auto text_or_null = [](const std::string& text) {
+    return text.empty() ? nlohmann::ordered_json() : nlohmann::ordered_json(text);
+  };
+  nlohmann::ordered_json body = {{"error",
+                                  {{"message", message},
+                                   {"type", TypeOf(status)},
+                                   {"param", text_or_null(param)},
+                                   {"code", text_or_null(code)}}}};
+  // Messages may quote what a client sent.
+  return body.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace);
+}
+
+ApiError FromStatus(const absl::Status& status) {
+  switch (status.code()) {
+    case absl::StatusCode::kInvalidArgument:
+    case absl::StatusCode::kUnimplemented:
+      return {400, Message(status), "", ""};
+    case absl::StatusCode::kResourceExhausted:
+      return {429, Message(status), "", "queue_full"};
+    case absl::StatusCode::kUnavailable:
+      return {503, Message(status), "", "unavailable"};
+    default:
+      return {500, Message(status), "", "internal_error"};
+  }
+}
+
+}  // namespace cadre

@@ -1,0 +1,28 @@
+// An error as an HTTP client sees it: a status and {"error": {message, type, param, code}}.
+#pragma once
+
+#include <optional>
+#include <string>
+
+#include "core/status.h"
+
+namespace cadre {
+
+struct ApiError {
+  int status = 400;
+  std::string message;
+  std::string param;  // the field at fault; empty: null in the body
+  std::string code;   // a word for programs; empty: null
+
+  // The body's type follows from the status ("invalid_request_error", "rate_limit_error", ...).
+  std::string Body() const;
+};
+
+inline ApiError BadRequest(std::string message, std::string param = {}, std::string code = {}) {
+  return {400, std::move(message), std::move(param), std::move(code)};
+}
+
+// kInvalidArgument, kUnimplemented: 400. kResourceExhausted: 429. kUnavailable: 503. Else 500.
+ApiError FromStatus(const absl::Status& status);
+
+}  // namespace cadre

@@ -1,0 +1,169 @@
+// Completion requests on a connection: text work on the pool, admission, and the answer, whole or
+// as server-sent events, while watching whether the client is still there.
+#include <sys/socket.h>
+
+#include <boost/asio/as_tuple.hpp>
+#include <boost/asio/post.hpp>
+#include <boost/asio/use_awaitable.hpp>
+#include <cerrno>
+#include <chrono>
+
+#include "serving/http_connection.h"
+
+namespace cadre {
+namespace asio = boost::asio;
+using boost::system::error_code;
+
+namespace {
+
+constexpr auto kTuple = asio::as_tuple(asio::use_awaitable);
+
+struct PrepareJob {
+  std::string body;
+  PreparedRequest prepared;
+  std::optional<ApiError> error;
+  std::atomic<bool> done{false};
+};
+
+}  // namespace
+
+void HttpConnection::WakeUp() {
+  woken_ = true;
+  news_.cancel();
+}
+
+// For other threads: wakes this connection's coroutine if the connection still exists.
+std::function<void()> HttpConnection::Waker() {
+  return [weak = weak_from_this(), executor = socket_.get_executor()] {
+    asio::post(executor, [weak] {
+      if (auto self = weak.lock()) self->WakeUp();
+    });
+  };
+}
+
+// Returns after a wake-up that came since the last return, or at the request's deadline.
+HttpConnection::Task<void> HttpConnection::WaitForNews() {
+  if (!woken_) {
+    auto [error] = co_await news_.async_wait(kTuple);
+    if (!error && !woken_) request_expired_ = true;
+  }
+  woken_ = false;
+}
+
+void HttpConnection::WatchClient() {
+  client_gone_ = false;
+  uint64_t round = ++watch_round_;
+  socket_.async_wait(Socket::wait_read, [self = shared_from_this(), round](error_code error) {
+    if (error || round != self->watch_round_) return;
+    char byte;
+    ssize_t size = ::recv(self->socket_.native_handle(), &byte, 1, MSG_PEEK | MSG_DONTWAIT);
+    // Readable with data is the next request, sent early: it waits its turn.
+    bool closed = size == 0 || (size < 0 && errno != EAGAIN && errno != EWOULDBLOCK);
+    if (!closed) return;
+    self->client_gone_ = true;
+    self->WakeUp();
+  });
+}
+
+ApiError HttpConnection::TimedOut() const {
+  return {408, fmt::format("the request ran for {} s", shared_->options.request_timeout_s), "",
+          "timeout"};
+}
+
+HttpConnection::Task<bool> HttpConnection::Generate(const Request& request, bool chat) {
+  if (shared_->draining) {
+    ApiError error{503, "the server is draining", "", "unavailable"};
+    co_return co_await RespondError(std::move(error));
+  }
+  double timeout = shared_->options.request_timeout_s;
+  auto limit = std::chrono::duration<double>(timeout > 0 ? timeout : 1e8);
+  news_.expires_after(std::chrono::duration_cast<std::chrono::steady_clock::duration>(limit));
+  woken_ = false;
+  request_expired_ = false;
+  auto job = std::make_shared<PrepareJob>();
+  job->body = request.body();
+  OpenAiService* service = shared_->service;
+  bool posted = shared_->pool->TryPost([job, service, chat, wake = Waker()] {
+    job->error = service->Prepare(chat, job->body, &job->prepared);
+    job->done = true;
+    wake();
+  });
+  if (!posted) {
+    ApiError error{429, "too many requests are being prepared", "", "queue_full"};
+    co_return co_await RespondError(std::move(error));
+  }
+  while (!job->done && !request_expired_) co_await WaitForNews();
+  std::optional<ApiError> error = job->done ? job->error : TimedOut();
+  std::unique_ptr<Answer> answer;
+  if (!error) error = service->Admit(std::move(job->prepared), Waker(), &answer);
+  if (error) co_return co_await RespondError(*std::move(error));
+  WatchClient();
+  bool open = answer->stream ? co_await SendStream(answer.get()) : co_await SendWhole(answer.get());
+  answer->Abandon();
+  // Ends the watch; nothing else is under way on the socket here.
+  ++watch_round_;
+  error_code ignored;
+  socket_.cancel(ignored);
+  co_return open && !client_gone_;
+}
+
+HttpConnection::Task<bool> HttpConnection::SendWhole(Answer* answer) {
+  AnswerWriter& writer = *answer->writer;
+  while (true) {
+    for (ChoiceDelta& delta : answer->inbox->Take()) writer.Collect(std::move(delta));
+    if (writer.done() || !writer.error().ok() || client_gone_ || request_expired_) break;
+    co_await WaitForNews();
+  }
+  if (client_gone_) co_return false;
+  if (!writer.error().ok()) {
+    ApiError error = FromStatus(writer.error());
+    co_return co_await RespondError(std::move(error));
+  }
+  if (!writer.done()) {
+    ApiError error = TimedOut();
+    co_return co_await RespondError(std::move(error));
+  }
+  std::string body = writer.Whole();
+  co_return co_await Respond(200, std::move(body), "application/json");
+}
+
+HttpConnection::Task<bool> HttpConnection::SendStream(Answer* answer) {
+  AnswerWriter& writer = *answer->writer;
+  if (version_ < 11 || shared_->draining) keep_alive_ = false;
+  shared_->service->metrics().HttpResponse(route_, 200);
+  std::string head = fmt::format(
+      "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nCache-Control: no-cache\r\n"
+      "Connection: {}\r\n{}\r\n",
+      keep_alive_ ? "keep-alive" : "close", version_ < 11 ? "" : "Transfer-Encoding: chunked\r\n");
+  bool open = co_await Write(head);
+  while (open && !client_gone_) {
+    std::string events;
+    for (ChoiceDelta& delta : answer->inbox->Take()) events += writer.Stream(std::move(delta));
+    bool last = true;
+    if (!writer.error().ok()) {
+      events += AnswerWriter::StreamError(FromStatus(writer.error()));
+    } else if (writer.done()) {
+      events += writer.StreamEnd();
+    } else if (request_expired_) {
+      events += AnswerWriter::StreamError(TimedOut());
+    } else if (answer->inbox->overflowed()) {
+      ApiError slow{408, "the client takes its answer too slowly", "", "slow_client"};
+      events += AnswerWriter::StreamError(slow);
+    } else {
+      last = false;
+    }
+    if (!events.empty()) open = co_await WriteEvents(events, last);
+    if (last) co_return open&& keep_alive_;
+    if (open) co_await WaitForNews();
+  }
+  co_return false;
+}
+
+HttpConnection::Task<bool> HttpConnection::WriteEvents(std::string_view events, bool last) {
+  if (version_ < 11) co_return co_await Write(events);
+  std::string chunk =
+      fmt::format("{:x}\r\n{}\r\n{}", events.size(), events, last ? "0\r\n\r\n" : "");
+  co_return co_await Write(chunk);
+}
+
+}  // namespace cadre

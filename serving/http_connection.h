@@ -1,0 +1,94 @@
+// One client's connection: reads requests within deadlines and bounds, answers, and notices when
+// the client goes away. Private to the HTTP layer (it needs Boost's headers).
+#pragma once
+
+#include <atomic>
+#include <boost/asio/awaitable.hpp>
+#include <boost/asio/ip/tcp.hpp>
+#include <boost/asio/steady_timer.hpp>
+#include <boost/beast/core/flat_buffer.hpp>
+#include <boost/beast/http/message.hpp>
+#include <boost/beast/http/string_body.hpp>
+#include <condition_variable>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <string_view>
+
+#include "serving/front_pool.h"
+#include "serving/http_server.h"
+#include "serving/openai_service.h"
+#include "serving/router.h"
+
+namespace cadre {
+
+// What the connections of a server share.
+struct HttpShared {
+  HttpServerOptions options;
+  OpenAiService* service = nullptr;
+  FrontPool* pool = nullptr;
+  std::atomic<bool> draining{false};
+  std::atomic<int> connections{0};
+  std::mutex mutex;
+  std::condition_variable idle;
+  int in_flight = 0;  // completion requests being answered
+
+  void Begin();
+  void End();
+};
+
+// Runs on the executor of its socket, a strand.
+class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
+ public:
+  using Socket = boost::asio::ip::tcp::socket;
+  using Request = boost::beast::http::request<boost::beast::http::string_body>;
+  template <typename T>
+  using Task = boost::asio::awaitable<T>;
+
+  HttpConnection(Socket socket, HttpShared* shared);
+  ~HttpConnection();
+
+  // Until the connection is closed by either side.
+  Task<void> Run();
+
+ private:
+  // http_connection.cc: reading, deadlines, plain answers.
+  Task<bool> ReadRequest(Request* request);
+  Task<bool> Handle(const Request& request);
+  Task<bool> Respond(int status, std::string body, std::string_view content_type);
+  Task<bool> RespondError(ApiError error);
+  Task<bool> RefuseRead(int status, std::string message);
+  Task<void> Discard();
+  Task<bool> Write(std::string_view bytes);
+  void StartDeadline(double seconds);
+  void StopDeadline();
+
+  // http_answer.cc: completions.
+  Task<bool> Generate(const Request& request, bool chat);
+  Task<bool> SendWhole(Answer* answer);
+  Task<bool> SendStream(Answer* answer);
+  Task<bool> WriteEvents(std::string_view events, bool last);
+  Task<void> WaitForNews();
+  void WatchClient();
+  void WakeUp();
+  std::function<void()> Waker();
+  ApiError TimedOut() const;
+
+  Socket socket_;
+  HttpShared* shared_;
+  boost::beast::flat_buffer buffer_;
+  boost::asio::steady_timer deadline_;
+  boost::asio::steady_timer news_;
+  uint64_t deadline_round_ = 0;  // tells a late timer from the current one
+  uint64_t watch_round_ = 0;
+  bool expired_ = false;
+  bool woken_ = false;
+  bool client_gone_ = false;
+  bool request_expired_ = false;
+  // Of the request being answered.
+  bool keep_alive_ = false;
+  unsigned version_ = 11;
+  std::string_view route_ = "other";
+};
+
+}  // namespace cadre

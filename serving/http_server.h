@@ -1,0 +1,67 @@
+// The OpenAI-compatible HTTP server.
+//
+//   CADRE_ASSIGN_OR_RETURN(auto server, HttpServer::Start(options, {&tokenizer, &chat, &engine}));
+//   ... on SIGTERM:
+//   server->Drain(30);  // /ready says 503, running answers finish, new ones are 503
+//   server->Stop();
+//
+// Start, Drain and Stop are called from one thread that is none of the server's own. Connections
+// run as coroutines on the I/O threads, text work on the front pool; the engine is entered through
+// EngineClient alone.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "core/status.h"
+#include "serving/openai_service.h"
+
+namespace cadre {
+
+struct HttpServerOptions {
+  std::string host = "127.0.0.1";  // an address, not a name
+  uint16_t port = 0;               // 0: a free one, see port()
+  std::vector<std::string> api_keys;
+  int max_connections = 1024;
+  size_t max_request_bytes = size_t{16} << 20;
+  // Seconds. A client has read_timeout_s for the header and again for the body, may be silent for
+  // keep_alive_timeout_s between requests, and must take what is sent within write_timeout_s. A
+  // request may run for request_timeout_s in all (0: no bound).
+  double read_timeout_s = 10;
+  double keep_alive_timeout_s = 75;
+  double write_timeout_s = 30;
+  double request_timeout_s = 600;
+  int io_threads = 1;
+  int front_threads = 2;
+  size_t max_front_queue = 1024;  // requests waiting for the front pool; beyond that 429
+  ServiceOptions service;
+};
+
+class HttpServer {
+ public:
+  // Binds and serves. kUnavailable: the address cannot be bound, and why.
+  static absl::StatusOr<std::unique_ptr<HttpServer>> Start(HttpServerOptions options,
+                                                           const ServingDeps& deps);
+  ~HttpServer();
+  HttpServer(const HttpServer&) = delete;
+  HttpServer& operator=(const HttpServer&) = delete;
+
+  uint16_t port() const;
+
+  // Refuses new work and waits until the running answers are written, at most `timeout_s`; false
+  // when some still run then. May be called again with more time.
+  bool Drain(double timeout_s);
+
+  // Cancels what runs, closes every connection and joins the threads.
+  void Stop();
+
+ private:
+  struct Impl;
+  explicit HttpServer(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace cadre

@@ -1,0 +1,126 @@
+#include "serving/json_fields.h"
+
+#include <cmath>
+
+namespace cadre {
+namespace {
+
+// The nesting of brackets outside of strings; the text need not be JSON.
+int Nesting(std::string_view text) {
+  int depth = 0, deepest = 0;
+  bool in_string = false;
+  for (size_t i = 0; i < text.size(); ++i) {
+    char c = text[i];
+    if (in_string) {
+      if (c == '\\') ++i;
+      if (c == '"') in_string = false;
+    } else if (c == '"') {
+      in_string = true;
+    } else if (c == '[' || c == '{') {
+      deepest = std::max(deepest, ++depth);
+    } else if (c == ']' || c == '}') {
+      --depth;
+    }
+  }
+  return deepest;
+}
+
+}  // namespace
+
+std::optional<ApiError> ParseJsonObject(std::string_view text, Json* object) {
+  constexpr int kMaxNesting = 64;
+  if (Nesting(text) > kMaxNesting) {
+    return BadRequest(fmt::format("the body is nested more than {} deep", kMaxNesting), "",
+                      "invalid_json");
+  }
+  try {
+    *object = Json::parse(text);
+  } catch (const Json::exception& error) {
+    return BadRequest(fmt::format("the body is not valid JSON: {}", error.what()), "",
+                      "invalid_json");
+  }
+  if (!object->is_object()) {
+    return BadRequest("the body must be a JSON object", "", "invalid_json");
+  }
+  return std::nullopt;
+}
+
+const Json* JsonFields::Get(const std::string& name) {
+  known_.insert(name);
+  auto field = object_.find(name);
+  return field == object_.end() || field->is_null() ? nullptr : &*field;
+}
+
+std::optional<double> JsonFields::Number(const std::string& name, double min, double max) {
+  const Json* field = Get(name);
+  if (!field) return std::nullopt;
+  double value = field->is_number() ? field->get<double>() : std::nan("");
+  if (value >= min && value <= max) return value;
+  Fail(fmt::format("'{}' must be a number from {} to {}, got {}", name, min, max,
+                   field->dump().substr(0, 60)),
+       name);
+  return std::nullopt;
+}
+
+std::optional<int64_t> JsonFields::Integer(const std::string& name, int64_t min, int64_t max) {
+  const Json* field = Get(name);
+  if (!field) return std::nullopt;
+  bool fits = field->is_number_integer() &&
+              !(field->is_number_unsigned() &&
+                field->get<uint64_t>() > uint64_t(std::numeric_limits<int64_t>::max()));
+  if (fits && field->get<int64_t>() >= min && field->get<int64_t>() <= max) {
+    return field->get<int64_t>();
+  }
+  Fail(fmt::format("'{}' must be an integer from {} to {}, got {}", name, min, max,
+                   field->dump().substr(0, 60)),
+       name);
+  return std::nullopt;
+}
+
+std::optional<bool> JsonFields::Bool(const std::string& name) {
+  const Json* field = Get(name);
+  if (!field) return std::nullopt;
+  if (field->is_boolean()) return field->get<bool>();
+  Fail(fmt::format("'{}' must be true or false, got {}", name, field->dump().substr(0, 60)), name);
+  return std::nullopt;
+}
+
+std::optional<std::string> JsonFields::String(const std::string& name) {
+  const Json* field = Get(name);
+  if (!field) return std::nullopt;
+  if (field->is_string()) return field->get<std::string>();
+  Fail(fmt::format("'{}' must be a string, got {}", name, field->dump().substr(0, 60)), name);
+  return std::nullopt;
+}
+
+std::vector<int32_t> JsonFields::TokenIds(const std::string& name, size_t max_count) {
+  std::vector<int32_t> ids;
+  const Json* field = Get(name);
+  if (!field) return ids;
+  if (!field->is_array() || field->size() > max_count) {
+    Fail(fmt::format("'{}' must be a list of at most {} token ids", name, max_count), name);
+    return ids;
+  }
+  for (const Json& id : *field) {
+    if (!id.is_number_integer() || id < 0 || id > std::numeric_limits<int32_t>::max()) {
+      Fail(fmt::format("'{}' must hold token ids, got {}", name, id.dump().substr(0, 60)), name);
+      return {};
+    }
+    ids.push_back(id.get<int32_t>());
+  }
+  return ids;
+}
+
+void JsonFields::Fail(std::string message, std::string param, std::string code) {
+  if (!error_) error_ = BadRequest(std::move(message), std::move(param), std::move(code));
+}
+
+std::vector<std::string> JsonFields::Unknown() const {
+  std::vector<std::string> names;
+  for (const auto& [name, value] : object_.items()) {
+    if (!known_.contains(name)) names.push_back(name);
+  }
+  return names;
+}
+
+}  // namespace cadre

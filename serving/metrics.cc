@@ -1,0 +1,171 @@
+#include "serving/metrics.h"
+
+#include <prometheus/counter.h>
+#include <prometheus/gauge.h>
+#include <prometheus/histogram.h>
+#include <prometheus/registry.h>
+#include <prometheus/text_serializer.h>
+
+#include <algorithm>
+#include <mutex>
+
+namespace cadre {
+namespace {
+
+using Buckets = prometheus::Histogram::BucketBoundaries;
+
+const Buckets kFirstTokenSeconds = {.001, .005, .01, .02, .04, .06, .08, .1, .25, .5,  .75,
+                                    1,    2.5,  5,   7.5, 10,  20,  40,  80, 160, 640, 2560};
+const Buckets kTokenSeconds = {.01, .025, .05, .075, .1,  .15, .2, .3, .4, .5,
+                               .75, 1,    2.5, 5,    7.5, 10,  20, 40, 80};
+const Buckets kRequestSeconds = {.3, .5, .8, 1,  1.5, 2,   2.5, 5,   10,   15,  20,
+                                 30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680};
+const Buckets kTokens = {1,   2,    5,    10,   20,    50,    100,   200,
+                         500, 1000, 2000, 5000, 10000, 20000, 50000, 100000};
+const Buckets kChoices = {1, 2, 5, 10, 20, 50, 100};
+
+}  // namespace
+
+struct ServingMetrics::Families {
+  prometheus::Registry registry;
+  std::mutex scrape;  // one scrape at a time brings the engine's counters up to date
+
+  prometheus::Histogram& AddHistogram(const char* name, const char* help, const Buckets& buckets) {
+    return prometheus::BuildHistogram().Name(name).Help(help).Register(registry).Add({}, buckets);
+  }
+  prometheus::Counter& AddCounter(const char* name, const char* help) {
+    return prometheus::BuildCounter().Name(name).Help(help).Register(registry).Add({});
+  }
+  prometheus::Gauge& AddGauge(const char* name, const char* help) {
+    return prometheus::BuildGauge().Name(name).Help(help).Register(registry).Add({});
+  }
+
+  prometheus::Family<prometheus::Counter>& responses =
+      prometheus::BuildCounter()
+          .Name("cadre_http_responses_total")
+          .Help("HTTP responses by route and status")
+          .Register(registry);
+  prometheus::Family<prometheus::Counter>& success = prometheus::BuildCounter()
+                                                         .Name("cadre_request_success_total")
+                                                         .Help("Finished sequences by reason")
+                                                         .Register(registry);
+  prometheus::Family<prometheus::Counter>& failure =
+      prometheus::BuildCounter()
+          .Name("cadre_request_failure_total")
+          .Help("Sequences that were cancelled or failed, by kind")
+          .Register(registry);
+  prometheus::Counter& prompt_tokens =
+      AddCounter("cadre_prompt_tokens_total", "Prompt tokens of admitted requests");
+  prometheus::Counter& generation_tokens =
+      AddCounter("cadre_generation_tokens_total", "Generated tokens");
+  prometheus::Counter& prefix_queries =
+      AddCounter("cadre_prefix_cache_queries_total", "Prompt tokens looked up in the prefix cache");
+  prometheus::Counter& prefix_hits =
+      AddCounter("cadre_prefix_cache_hits_total", "Prompt tokens found in the prefix cache");
+  prometheus::Counter& preemptions =
+      AddCounter("cadre_num_preemptions_total", "Sequences preempted for lack of KV blocks");
+  prometheus::Counter& steps = AddCounter("cadre_engine_steps_total", "Engine steps");
+  prometheus::Gauge& running =
+      AddGauge("cadre_num_requests_running", "Sequences in the running batch");
+  prometheus::Gauge& waiting =
+      AddGauge("cadre_num_requests_waiting", "Sequences waiting for admission");
+  prometheus::Gauge& kv_usage =
+      AddGauge("cadre_kv_cache_usage_perc", "Used share of the KV cache, 0 to 1");
+  prometheus::Gauge& step_age =
+      AddGauge("cadre_seconds_since_last_step", "Seconds since the last engine step");
+  prometheus::Gauge& weight_version =
+      AddGauge("cadre_weight_version", "Version of the loaded weights");
+  prometheus::Gauge& draining =
+      AddGauge("cadre_draining", "1 while the server finishes and takes nothing new");
+  prometheus::Histogram& first_token =
+      AddHistogram("cadre_time_to_first_token_seconds", "From the request to its first token",
+                   kFirstTokenSeconds);
+  prometheus::Histogram& inter_token = AddHistogram(
+      "cadre_inter_token_latency_seconds", "Between two tokens of a sequence", kTokenSeconds);
+  prometheus::Histogram& per_token =
+      AddHistogram("cadre_request_time_per_output_token_seconds",
+                   "Mean time per token after the first, per sequence", kTokenSeconds);
+  prometheus::Histogram& e2e = AddHistogram("cadre_e2e_request_latency_seconds",
+                                            "From the request to its end", kRequestSeconds);
+  prometheus::Histogram& queue = AddHistogram("cadre_request_queue_time_seconds",
+                                              "Waiting for the first step", kRequestSeconds);
+  prometheus::Histogram& prefill =
+      AddHistogram("cadre_request_prefill_time_seconds", "From the first step to the first token",
+                   kRequestSeconds);
+  prometheus::Histogram& decode = AddHistogram("cadre_request_decode_time_seconds",
+                                               "From the first token to the last", kRequestSeconds);
+  prometheus::Histogram& inference =
+      AddHistogram("cadre_request_inference_time_seconds", "From the first step to the last token",
+                   kRequestSeconds);
+  prometheus::Histogram& request_prompt =
+      AddHistogram("cadre_request_prompt_tokens", "Prompt tokens per request", kTokens);
+  prometheus::Histogram& request_generation =
+      AddHistogram("cadre_request_generation_tokens", "Generated tokens per sequence", kTokens);
+  prometheus::Histogram& params_n =
+      AddHistogram("cadre_request_params_n", "The requests' n", kChoices);
+  prometheus::Histogram& params_max =
+      AddHistogram("cadre_request_params_max_tokens", "The requests' max_tokens", kTokens);
+};
+
+ServingMetrics::ServingMetrics() : families_(std::make_unique<Families>()) {}
+ServingMetrics::~ServingMetrics() = default;
+
+void ServingMetrics::HttpResponse(std::string_view route, int status) {
+  families_->responses.Add({{"route", std::string(route)}, {"status", std::to_string(status)}})
+      .Increment();
+}
+
+void ServingMetrics::Admitted(const Request& request) {
+  families_->prompt_tokens.Increment(request.prompt_tokens);
+  families_->request_prompt.Observe(request.prompt_tokens);
+  families_->params_n.Observe(request.n);
+  families_->params_max.Observe(request.max_tokens);
+}
+
+void ServingMetrics::FirstToken(double seconds) { families_->first_token.Observe(seconds); }
+
+void ServingMetrics::NextToken(double seconds) { families_->inter_token.Observe(seconds); }
+
+void ServingMetrics::Done(const Finished& finished) {
+  bool success = finished.reason == "stop" || finished.reason == "length";
+  if (success) {
+    families_->success.Add({{"finished_reason", std::string(finished.reason)}}).Increment();
+  } else {
+    families_->failure.Add({{"kind", std::string(finished.reason)}}).Increment();
+  }
+  families_->generation_tokens.Increment(finished.generation_tokens);
+  families_->request_generation.Observe(finished.generation_tokens);
+  families_->e2e.Observe(finished.e2e_seconds);
+  families_->queue.Observe(finished.queue_seconds);
+  families_->prefill.Observe(finished.prefill_seconds);
+  double inference = std::max(finished.e2e_seconds - finished.queue_seconds, 0.0);
+  double decode = std::max(inference - finished.prefill_seconds, 0.0);
+  families_->inference.Observe(inference);
+  families_->decode.Observe(decode);
+  if (finished.generation_tokens > 1) {
+    families_->per_token.Observe(decode / (finished.generation_tokens - 1));
+  }
+}
+
+std::string ServingMetrics::Scrape(const EngineStats& stats, const EngineHealth& health,
+                                   const ModelInfo& info, bool draining) {
+  Families& f = *families_;
+  std::lock_guard lock(f.scrape);
+  auto raise = [](prometheus::Counter& counter, int64_t to) {
+    double added = static_cast<double>(to) - counter.Value();
+    if (added > 0) counter.Increment(added);
+  };
+  raise(f.prefix_queries, stats.prefix_cache_queries);
+  raise(f.prefix_hits, stats.prefix_cache_hits);
+  raise(f.preemptions, stats.num_preemptions);
+  raise(f.steps, stats.num_steps);
+  f.running.Set(stats.num_requests_running);
+  f.waiting.Set(stats.num_requests_waiting);
+  f.kv_usage.Set(stats.kv_cache_usage);
+  f.step_age.Set(health.seconds_since_step);
+  f.weight_version.Set(static_cast<double>(info.weight_version));
+  f.draining.Set(draining ? 1 : 0);
+  return prometheus::TextSerializer().Serialize(f.registry.Collect());
+}
+
+}  // namespace cadre

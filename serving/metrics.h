@@ -1,0 +1,46 @@
+// The server's Prometheus metrics: what requests did, and the engine's own numbers at the scrape.
+// Any thread. No label holds a client's text.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <string_view>
+
+#include "serving/request.h"
+
+namespace cadre {
+
+class ServingMetrics {
+ public:
+  ServingMetrics();
+  ~ServingMetrics();
+
+  void HttpResponse(std::string_view route, int status);
+  struct Request {
+    int prompt_tokens = 0;  // of all prompts
+    int n = 1;
+    int max_tokens = 0;
+  };
+  void Admitted(const Request& request);
+  void FirstToken(double seconds);
+  void NextToken(double seconds_since_last);
+  // The end of one sequence; the event's timings are the engine's.
+  struct Finished {
+    std::string_view reason;  // stop, length, cancelled, error
+    int generation_tokens = 0;
+    double e2e_seconds = 0;
+    double queue_seconds = 0;
+    double prefill_seconds = 0;
+  };
+  void Done(const Finished& finished);
+
+  // The text of /metrics.
+  std::string Scrape(const EngineStats& stats, const EngineHealth& health, const ModelInfo& info,
+                     bool draining);
+
+ private:
+  struct Families;
+  std::unique_ptr<Families> families_;
+};
+
+}  // namespace cadre

@@ -1,0 +1,71 @@
+// The bodies of /v1/chat/completions and /v1/completions, checked.
+//
+// A field that is known but not built here is refused by name unless its value asks for nothing
+// (frequency_penalty 0, tools []); a field that nobody knows is reported back, to be logged once.
+// null counts as absent. Pure functions; any thread.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <variant>
+#include <vector>
+
+#include "model/chat_template.h"
+#include "serving/api_error.h"
+#include "serving/request.h"
+
+namespace cadre {
+
+// What requests leave open, from the model's generation_config.json.
+struct SamplingDefaults {
+  float temperature = 1;
+  int top_k = 0;
+  float top_p = 1;
+  float min_p = 0;
+  std::vector<int32_t> eos_token_ids;  // every id that ends a sequence
+};
+
+// Reads generation_config.json and, where that names no end of sequence, config.json, of a model's
+// folder. Absent files leave the defaults. kInvalidArgument: a value that is not allowed.
+absl::StatusOr<SamplingDefaults> LoadSamplingDefaults(const std::string& model_dir);
+
+struct SchemaLimits {
+  int max_choices = 128;  // n times the number of prompts
+  int max_logprobs = 20;
+  int max_stop_strings = 4;
+  size_t max_stop_bytes = 1024;
+};
+
+// A prompt of /v1/completions: text, or ids.
+using PromptInput = std::variant<std::string, std::vector<int32_t>>;
+
+struct OpenAiRequest {
+  bool chat = false;
+  std::string model;                 // empty: not named
+  std::string request_id;            // the client's own, [A-Za-z0-9._-]{1,64}; empty: none
+  ChatInput chat_input;              // chat
+  std::vector<PromptInput> prompts;  // completions
+  // temperature ... min_p, min_tokens, logprobs and the request's own stop_token_ids are final;
+  // seed is where has_seed; the rest is for the front to fill.
+  SamplingParams sampling;
+  bool has_seed = false;
+  std::optional<int> max_tokens;
+  bool ignore_eos = false;
+  int n = 1;
+  bool echo = false;
+  bool skip_special_tokens = true;
+  std::vector<std::string> stop;
+  bool stream = false;
+  bool include_usage = false;
+  std::vector<std::string> unknown_fields;
+};
+
+std::optional<ApiError> ParseChatRequest(std::string_view body, const SamplingDefaults& defaults,
+                                         const SchemaLimits& limits, OpenAiRequest* request);
+std::optional<ApiError> ParseCompletionRequest(std::string_view body,
+                                               const SamplingDefaults& defaults,
+                                               const SchemaLimits& limits, OpenAiRequest* request);
+
+}  // namespace cadre

@@ -1,0 +1,258 @@
+#include "serving/openai_service.h"
+
+#include <spdlog/spdlog.h>
+
+#include <algorithm>
+#include <chrono>
+#include <ctime>
+#include <random>
+
+namespace cadre {
+namespace {
+
+int64_t SteadyNanoseconds() {
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(
+             std::chrono::steady_clock::now().time_since_epoch())
+      .count();
+}
+
+// Tells the answers of this process from those of any other.
+std::string RandomPrefix() {
+  std::random_device device;
+  return fmt::format("{:08x}{:08x}", device(), device());
+}
+
+// Timing and counts of one sequence, for the metrics; lives in its route, on the hub's thread.
+struct Observer {
+  ServingMetrics* metrics;
+  int64_t arrived_ns;
+  int64_t last_ns = 0;
+  int tokens = 0;
+
+  void operator()(const TokenEvent& event) {
+    int64_t now = SteadyNanoseconds();
+    if (event.token >= 0) {
+      if (++tokens == 1) {
+        metrics->FirstToken(static_cast<double>(now - arrived_ns) * 1e-9);
+      } else {
+        metrics->NextToken(static_cast<double>(now - last_ns) * 1e-9);
+      }
+      last_ns = now;
+    }
+    if (event.finish == FinishReason::kNone) return;
+    static constexpr std::string_view kReasons[] = {"", "stop", "length", "cancelled", "error"};
+    metrics->Done({.reason = kReasons[static_cast<int>(event.finish)],
+                   .generation_tokens = tokens,
+                   .e2e_seconds = static_cast<double>(now - arrived_ns) * 1e-9,
+                   .queue_seconds = event.queue_seconds,
+                   .prefill_seconds = event.prefill_seconds});
+  }
+};
+
+}  // namespace
+
+void Answer::Abandon() {
+  if (!ids_.empty()) hub_->Release(ids_);
+  for (uint64_t id : ids_) engine_->Cancel(id);
+  ids_.clear();
+}
+
+OpenAiService::OpenAiService(const ServingDeps& deps, ServiceOptions options)
+    : deps_(deps),
+      options_(std::move(options)),
+      started_(std::time(nullptr)),
+      id_prefix_(RandomPrefix()),
+      next_seed_(options_.seed),
+      hub_(std::make_shared<EventHub>(deps.engine)) {}
+
+OpenAiService::~OpenAiService() { Stop(); }
+
+void OpenAiService::Stop() { hub_->Stop(); }
+
+std::optional<ApiError> OpenAiService::Prepare(bool chat, std::string_view body,
+                                               PreparedRequest* prepared) {
+  prepared->arrived_ns = SteadyNanoseconds();
+  OpenAiRequest& request = prepared->request;
+  auto error = chat ? ParseChatRequest(body, options_.defaults, options_.limits, &request)
+                    : ParseCompletionRequest(body, options_.defaults, options_.limits, &request);
+  if (error) return error;
+  const auto& names = options_.served_model_names;
+  if (!request.model.empty() &&
+      std::find(names.begin(), names.end(), request.model) == names.end()) {
+    return ApiError{404,
+                    fmt::format("the model '{}' does not exist; this server has '{}'",
+                                request.model.substr(0, 200), names.front()),
+                    "model", "model_not_found"};
+  }
+  LogUnknown(request.unknown_fields);
+  if ((error = Tokenize(prepared))) return error;
+  if ((error = FillSampling(prepared))) return error;
+  Identify(prepared);
+  return std::nullopt;
+}
+
+void OpenAiService::LogUnknown(const std::vector<std::string>& fields) {
+  constexpr size_t kMaxLogged = 1000;
+  for (const std::string& field : fields) {
+    std::lock_guard lock(unknown_mutex_);
+    if (unknown_logged_.size() >= kMaxLogged || field.size() > 100) continue;
+    if (unknown_logged_.insert(field).second) {
+      spdlog::info("a request has the unknown field '{}'; it is ignored", field);
+    }
+  }
+}
+
+std::optional<ApiError> OpenAiService::Tokenize(PreparedRequest* prepared) {
+  const OpenAiRequest& request = prepared->request;
+  auto add = [&](std::vector<int32_t> ids, std::string echo) {
+    prepared->facts.prompts.push_back(
+        {std::make_shared<const std::vector<int32_t>>(std::move(ids)), std::move(echo)});
+  };
+  if (request.chat) {
+    if (!deps_.chat_template) {
+      return BadRequest("the model has no chat template", "messages", "no_chat_template");
+    }
+    absl::StatusOr<RenderedChat> chat = deps_.chat_template->Render(request.chat_input);
+    if (!chat.ok()) {
+      return BadRequest(Message(chat.status()), "messages", "chat_template_error");
+    }
+    std::vector<TextSpan> spans = chat->Spans();
+    add(deps_.tokenizer->EncodeSpans(spans), "");
+  }
+  for (const PromptInput& prompt : request.prompts) {
+    if (const auto* text = std::get_if<std::string>(&prompt)) {
+      add(deps_.tokenizer->Encode(*text, {.add_special_tokens = true}),
+          request.echo ? *text : std::string());
+      continue;
+    }
+    const auto& ids = std::get<std::vector<int32_t>>(prompt);
+    int vocab = deps_.engine->Info().vocab_size;
+    for (int32_t id : ids) {
+      if (id >= vocab) {
+        return BadRequest(
+            fmt::format("'prompt' has the token id {}, but ids end at {}", id, vocab - 1), "prompt",
+            "invalid_value");
+      }
+    }
+    add(ids, request.echo ? deps_.tokenizer->Decode(ids, true) : std::string());
+  }
+  for (const AnswerFacts::Prompt& prompt : prepared->facts.prompts) {
+    if (prompt.ids->empty()) {
+      return BadRequest("the prompt is empty", request.chat ? "messages" : "prompt",
+                        "invalid_value");
+    }
+  }
+  return std::nullopt;
+}
+
+std::optional<ApiError> OpenAiService::FillSampling(PreparedRequest* prepared) {
+  OpenAiRequest& request = prepared->request;
+  int context = deps_.engine->Info().max_context;
+  size_t longest = 0;
+  for (const auto& prompt : prepared->facts.prompts)
+    longest = std::max(longest, prompt.ids->size());
+  int64_t room = int64_t{context} - static_cast<int64_t>(longest);
+  if (request.max_tokens.value_or(1) > room) {
+    return BadRequest(
+        fmt::format("the context is {} tokens: the prompt has {} and {} were asked for", context,
+                    longest, request.max_tokens.value_or(1)),
+        request.chat ? "messages" : "prompt", "context_length_exceeded");
+  }
+  SamplingParams& sampling = request.sampling;
+  sampling.max_tokens = request.max_tokens.value_or(static_cast<int>(room));
+  if (sampling.min_tokens > sampling.max_tokens) {
+    return BadRequest(fmt::format("'min_tokens' is {}, more than 'max_tokens', {}",
+                                  sampling.min_tokens, sampling.max_tokens),
+                      "min_tokens", "invalid_value");
+  }
+  auto& stops = sampling.stop_token_ids;
+  if (!request.ignore_eos) {
+    const auto& ends = options_.defaults.eos_token_ids;
+    stops.insert(stops.end(), ends.begin(), ends.end());
+    if (ends.empty() && deps_.tokenizer->eos_id()) stops.push_back(*deps_.tokenizer->eos_id());
+  }
+  std::sort(stops.begin(), stops.end());
+  stops.erase(std::unique(stops.begin(), stops.end()), stops.end());
+  if (!request.has_seed) sampling.seed = next_seed_.fetch_add(1);
+  for (const auto& prompt : prepared->facts.prompts) {
+    for (int choice = 0; choice < request.n; ++choice) {
+      GenerationRequest sequence{
+          .id = next_sequence_.fetch_add(1), .prompt = prompt.ids, .sampling = sampling};
+      sequence.sampling.choice = static_cast<uint32_t>(choice);
+      prepared->sequences.push_back(std::move(sequence));
+    }
+  }
+  return std::nullopt;
+}
+
+void OpenAiService::Identify(PreparedRequest* prepared) {
+  const OpenAiRequest& request = prepared->request;
+  AnswerFacts& facts = prepared->facts;
+  std::string unique = request.request_id.empty()
+                           ? fmt::format("{}{:x}", id_prefix_, next_answer_.fetch_add(1))
+                           : request.request_id;
+  facts.id = (request.chat ? "chatcmpl-" : "cmpl-") + unique;
+  facts.created = std::time(nullptr);
+  facts.model = request.model.empty() ? options_.served_model_names.front() : request.model;
+  facts.fingerprint = fmt::format("cadre-w{}", deps_.engine->Info().weight_version);
+  facts.chat = request.chat;
+  facts.include_usage = request.include_usage;
+  facts.logprobs = request.sampling.logprobs >= 0;
+  facts.top_logprobs = std::max(request.sampling.logprobs, 0);
+  facts.n = request.n;
+  facts.echo = request.echo;
+}
+
+EventHub::Route OpenAiService::MakeRoute(const PreparedRequest& prepared, size_t choice,
+                                         std::shared_ptr<AnswerInbox> inbox) {
+  const OpenAiRequest& request = prepared.request;
+  ChoiceDecoder::Options options{.skip_special_tokens = request.skip_special_tokens,
+                                 .continues_text = true,
+                                 .logprobs = prepared.facts.logprobs,
+                                 .stop = request.stop};
+  return {.id = prepared.sequences[choice].id,
+          .choice = choice,
+          .decoder = std::make_unique<ChoiceDecoder>(*deps_.tokenizer, std::move(options)),
+          .inbox = std::move(inbox),
+          .observe = Observer{&metrics_, prepared.arrived_ns}};
+}
+
+std::optional<ApiError> OpenAiService::Admit(PreparedRequest prepared, std::function<void()> wake,
+                                             std::unique_ptr<Answer>* answer) {
+  auto result = std::make_unique<Answer>(deps_.engine, hub_.get());
+  result->stream = prepared.request.stream;
+  result->inbox = std::make_shared<AnswerInbox>(options_.max_unsent_bytes, std::move(wake));
+  std::vector<EventHub::Route> routes;
+  std::vector<uint64_t> ids;
+  for (size_t i = 0; i < prepared.sequences.size(); ++i) {
+    ids.push_back(prepared.sequences[i].id);
+    routes.push_back(MakeRoute(prepared, i, result->inbox));
+  }
+  ServingMetrics::Request counted{.n = prepared.request.n,
+                                  .max_tokens = prepared.request.sampling.max_tokens};
+  for (const auto& prompt : prepared.facts.prompts) {
+    counted.prompt_tokens += static_cast<int>(prompt.ids->size());
+  }
+  hub_->Add(std::move(routes));
+  absl::Status admitted = deps_.engine->Submit(std::move(prepared.sequences), hub_);
+  if (!admitted.ok()) {
+    hub_->Remove(ids);
+    return FromStatus(admitted);
+  }
+  metrics_.Admitted(counted);
+  result->ids_ = std::move(ids);
+  result->writer = std::make_unique<AnswerWriter>(*deps_.tokenizer, std::move(prepared.facts));
+  *answer = std::move(result);
+  return std::nullopt;
+}
+
+std::string OpenAiService::Models() const {
+  return ModelsBody(options_.served_model_names, started_, deps_.engine->Info().max_context);
+}
+
+std::string OpenAiService::MetricsText(bool draining) {
+  return metrics_.Scrape(deps_.engine->Stats(), deps_.engine->Health(), deps_.engine->Info(),
+                         draining);
+}
+
+}  // namespace cadre

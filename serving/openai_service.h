@@ -1,0 +1,113 @@
+// From a request's body to sequences in the engine, and back to an answer: what the HTTP layer
+// calls. Knows tokenizer, template and engine; knows nothing of sockets.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <set>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "model/chat_template.h"
+#include "model/tokenizer.h"
+#include "serving/event_hub.h"
+#include "serving/metrics.h"
+#include "serving/openai_response.h"
+#include "serving/openai_schema.h"
+#include "serving/request.h"
+
+namespace cadre {
+
+// What the front works with; everything outlives the server.
+struct ServingDeps {
+  const Tokenizer* tokenizer = nullptr;
+  const ChatTemplate* chat_template = nullptr;  // null: chat requests are 400
+  EngineClient* engine = nullptr;
+};
+
+struct ServiceOptions {
+  std::vector<std::string> served_model_names = {"model"};  // the first is what answers say
+  SamplingDefaults defaults;
+  SchemaLimits limits;
+  // Of the requests without a seed: they draw seed, seed + 1, ... in the order they come.
+  uint64_t seed = 0;
+  size_t max_unsent_bytes = size_t{1} << 20;  // text waiting for a slow client, per answer
+};
+
+// One admitted request. Used by one thread at a time; the destructor cancels what still runs.
+class Answer {
+ public:
+  Answer(EngineClient* engine, EventHub* hub) : engine_(engine), hub_(hub) {}
+  ~Answer() { Abandon(); }
+  Answer(const Answer&) = delete;
+  Answer& operator=(const Answer&) = delete;
+
+  bool stream = false;
+  std::unique_ptr<AnswerWriter> writer;
+  std::shared_ptr<AnswerInbox> inbox;
+
+  // Cancels all sequences: the client is gone, or the answer is complete.
+  void Abandon();
+
+ private:
+  friend class OpenAiService;
+  EngineClient* engine_;
+  EventHub* hub_;
+  std::vector<uint64_t> ids_;
+};
+
+// A request that is parsed, rendered and tokenized, not yet admitted.
+struct PreparedRequest {
+  OpenAiRequest request;
+  AnswerFacts facts;
+  std::vector<GenerationRequest> sequences;
+  int64_t arrived_ns = 0;  // steady clock
+};
+
+class OpenAiService {
+ public:
+  OpenAiService(const ServingDeps& deps, ServiceOptions options);
+  ~OpenAiService();
+
+  // The work on text, for the front pool. Any thread.
+  std::optional<ApiError> Prepare(bool chat, std::string_view body, PreparedRequest* prepared);
+
+  // Queues the sequences; on success fills `answer`, whose inbox calls `wake` (any thread) for
+  // news. Any thread.
+  std::optional<ApiError> Admit(PreparedRequest prepared, std::function<void()> wake,
+                                std::unique_ptr<Answer>* answer);
+
+  // No inbox hears anything from then on.
+  void Stop();
+
+  std::string Models() const;
+  std::string MetricsText(bool draining);
+  EngineHealth Health() const { return deps_.engine->Health(); }
+  ServingMetrics& metrics() { return metrics_; }
+
+ private:
+  std::optional<ApiError> Tokenize(PreparedRequest* prepared);
+  std::optional<ApiError> FillSampling(PreparedRequest* prepared);
+  void Identify(PreparedRequest* prepared);
+  void LogUnknown(const std::vector<std::string>& fields);
+  EventHub::Route MakeRoute(const PreparedRequest& prepared, size_t choice,
+                            std::shared_ptr<AnswerInbox> inbox);
+
+  const ServingDeps deps_;
+  const ServiceOptions options_;
+  const int64_t started_;
+  const std::string id_prefix_;
+  std::atomic<uint64_t> next_sequence_{1};
+  std::atomic<uint64_t> next_answer_{0};
+  std::atomic<uint64_t> next_seed_;
+  std::mutex unknown_mutex_;
+  std::set<std::string> unknown_logged_;
+  ServingMetrics metrics_;
+  std::shared_ptr<EventHub> hub_;
+};
+
+}  // namespace cadre

@@ -1,0 +1,65 @@
+#include <algorithm>
+#include <filesystem>
+#include <fstream>
+#include <sstream>
+
+#include "serving/json_fields.h"
+#include "serving/openai_schema.h"
+
+namespace cadre {
+namespace {
+
+// An empty object where the file is absent.
+absl::StatusOr<Json> ReadJson(const std::string& path) {
+  Json object = Json::object();
+  std::error_code error;
+  uintmax_t size = std::filesystem::file_size(path, error);
+  if (error == std::errc::no_such_file_or_directory) return object;
+  if (error) return NotFound("{}: {}", path, error.message());
+  if (size > (uintmax_t{1} << 24))
+    return InvalidArgument("{}: {} bytes, at most 16 MiB", path, size);
+  std::ifstream file(path, std::ios::binary);
+  std::ostringstream text;
+  text << file.rdbuf();
+  if (auto failed = ParseJsonObject(text.str(), &object)) {
+    return InvalidArgument("{}: {}", path, failed->message);
+  }
+  return object;
+}
+
+// eos_token_id: an id or a list of ids.
+std::vector<int32_t> EndIds(JsonFields* fields) {
+  const Json* ends = fields->Get("eos_token_id");
+  if (ends && ends->is_array()) return fields->TokenIds("eos_token_id", 1024);
+  auto one = fields->Integer("eos_token_id", 0, INT32_MAX);
+  return one ? std::vector<int32_t>{static_cast<int32_t>(*one)} : std::vector<int32_t>();
+}
+
+}  // namespace
+
+absl::StatusOr<SamplingDefaults> LoadSamplingDefaults(const std::string& model_dir) {
+  std::string path = model_dir + "/generation_config.json";
+  CADRE_ASSIGN_OR_RETURN(Json object, ReadJson(path));
+  JsonFields fields(object);
+  SamplingDefaults defaults;
+  defaults.temperature = static_cast<float>(fields.Number("temperature", 0, 100).value_or(1));
+  defaults.top_p = static_cast<float>(fields.Number("top_p", 1e-9, 1).value_or(1));
+  defaults.min_p = static_cast<float>(fields.Number("min_p", 0, 1).value_or(0));
+  defaults.top_k = static_cast<int>(fields.Integer("top_k", 0, INT32_MAX).value_or(0));
+  defaults.eos_token_ids = EndIds(&fields);
+  if (fields.error()) return InvalidArgument("{}: {}", path, fields.error()->message);
+  if (defaults.eos_token_ids.empty()) {
+    path = model_dir + "/config.json";
+    CADRE_ASSIGN_OR_RETURN(Json config, ReadJson(path));
+    JsonFields config_fields(config);
+    defaults.eos_token_ids = EndIds(&config_fields);
+    if (config_fields.error())
+      return InvalidArgument("{}: {}", path, config_fields.error()->message);
+  }
+  auto& ends = defaults.eos_token_ids;
+  std::sort(ends.begin(), ends.end());
+  ends.erase(std::unique(ends.begin(), ends.end()), ends.end());
+  return defaults;
+}
+
+}  // namespace cadre
