@@ -59,6 +59,7 @@ struct AttentionForwardArgs {
   std::span<const int32_t> query_positions;  // [T] or empty
   Tensor sinks;                              // [H] or undefined
   Tensor out;                                // [T, H, dv]
+  bool amx = true;                           // false: as on a machine without it, for tests
   Tensor lse;  // [T, H] f32, in powers of two (f64 for the reference, natural); may be undefined
 };
 struct AttentionGradArgs {
@@ -66,6 +67,7 @@ struct AttentionGradArgs {
   double scale = 1;
   int window = 0;
   std::span<const int32_t> offsets;
+  bool amx = true;
   Tensor dq, dk, dv;  // written
 };
 struct AttentionSinkGradArgs {

@@ -76,12 +76,12 @@ HWY_EXPORT(MultiplyMixed);
 void AttentionGemmF32(const AttentionGemm& gemm) { HWY_DYNAMIC_DISPATCH(MultiplyF32)(gemm); }
 void AttentionGemmMixed(const AttentionGemm& gemm) { HWY_DYNAMIC_DISPATCH(MultiplyMixed)(gemm); }
 
-AttentionBackend AttentionBackendFor(DType dtype) {
+AttentionBackend AttentionBackendFor(DType dtype, bool amx) {
   constexpr auto kNothing = +[] {};
   if (dtype != DType::kBF16) {
     return {.gemm = AttentionGemmF32, .begin = kNothing, .end = kNothing};
   }
-  if (AmxAvailable()) {
+  if (amx && AmxAvailable()) {
     return {
         .bf16 = true, .gemm = AttentionAmxGemm, .begin = AttentionAmxBegin, .end = AttentionAmxEnd};
   }

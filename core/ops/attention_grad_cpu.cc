@@ -343,8 +343,8 @@ void RunGrad(Context& ctx, const AttentionGradArgs& args, const AttentionBackend
 }
 
 void GradAny(Context& ctx, const AttentionGradArgs& args) {
-  const AttentionBackend backend = AttentionBackendFor(args.q.dtype());
-  AttentionBackend fp32 = AttentionBackendFor(DType::kF32);
+  const AttentionBackend backend = AttentionBackendFor(args.q.dtype(), args.amx);
+  AttentionBackend fp32 = AttentionBackendFor(DType::kF32, false);
   switch (args.q.dtype()) {
     case DType::kF32:
       return RunGrad<float, float>(ctx, args, fp32);

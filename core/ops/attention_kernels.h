@@ -81,8 +81,8 @@ void AttentionTransposePanelBf16(const BF16* panel, int64_t padded, int64_t stri
 void AttentionStoreTransposedBf16(const float* from, int64_t stride, float scale, int64_t n,
                                   BF16* const* rows);
 
-// For tensors of `dtype`; the machine alone decides.
-AttentionBackend AttentionBackendFor(DType dtype);
+// For tensors of `dtype`; the machine alone decides, unless a test forbids AMX.
+AttentionBackend AttentionBackendFor(DType dtype, bool amx);
 
 // 64-byte aligned parts of one buffer.
 class AttentionScratch {

@@ -232,6 +232,45 @@ TEST(AttentionBits, DoNotDependOnThreadsOrWorkers) {
   });
 }
 
+// The bf16 kernels of a machine without AMX.
+TEST(Attention, Bf16WithoutAmxAgrees) {
+  Batch b({{0, 40, 170}, {4, 2, 80, 48}, 90}, DType::kBF16);
+  Paged paged(b.ctx, b.k, b.v, b.offsets, 64);
+  const Tensor want = b.Whole(), lse = b.ctx.Empty({170, 4}, DType::kF32);
+  AttentionForwardArgs forward{.q = b.q,
+                               .kv = paged.view,
+                               .scale = b.args.scale,
+                               .window = 90,
+                               .offsets = b.offsets,
+                               .out = b.ctx.Empty(want.shape(), DType::kBF16),
+                               .amx = false,
+                               .lse = lse};
+  AttentionForwardCpu(b.ctx, forward);
+  EXPECT_LE(RelativeError(forward.out, want), 1e-2);
+  AttentionGradArgs grad{.q = b.q,
+                         .k = b.k,
+                         .v = b.v,
+                         .out = want,
+                         .lse = lse,
+                         .dout = Normal(b.ctx, want.shape(), DType::kBF16, 3),
+                         .scale = b.args.scale,
+                         .window = 90,
+                         .offsets = b.offsets,
+                         .dq = b.ctx.Empty(b.q.shape(), DType::kBF16),
+                         .dk = b.ctx.Empty(b.k.shape(), DType::kBF16),
+                         .dv = b.ctx.Empty(b.v.shape(), DType::kBF16)};
+  AttentionGradCpu(b.ctx, grad);
+  AttentionGradArgs plain = grad;
+  plain.amx = false;
+  plain.dq = b.ctx.Empty(b.q.shape(), DType::kBF16);
+  plain.dk = b.ctx.Empty(b.k.shape(), DType::kBF16);
+  plain.dv = b.ctx.Empty(b.v.shape(), DType::kBF16);
+  AttentionGradCpu(b.ctx, plain);
+  EXPECT_LE(RelativeError(grad.dq, plain.dq), 1e-2);
+  EXPECT_LE(RelativeError(grad.dk, plain.dk), 1e-2);
+  EXPECT_LE(RelativeError(grad.dv, plain.dv), 1e-2);
+}
+
 // After an eviction a slot's position is written down, per KV head; -1 is an empty slot.
 TEST(Attention, ExplicitPositionsDecideWhatIsSeen) {
   for (DType dtype : {DType::kF32, DType::kBF16, DType::kF64}) {
