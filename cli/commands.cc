@@ -6,6 +6,7 @@ namespace cadre::cli {
 
 void AddCommands(CLI::App& root, absl::Status* status) {
   AddTokenizerCommand(root, status);
+  AddCheckpointCommand(root, status);
   AddDataCommand(root, status);
   AddVersionCommand(root, status);
 }

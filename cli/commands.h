@@ -14,6 +14,7 @@ class App;
 
 namespace cadre::cli {
 
+void AddCheckpointCommand(CLI::App& root, absl::Status* status);
 void AddDataCommand(CLI::App& root, absl::Status* status);
 void AddVersionCommand(CLI::App& root, absl::Status* status);
 void AddTokenizerCommand(CLI::App& root, absl::Status* status);

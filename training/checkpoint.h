@@ -98,4 +98,8 @@ absl::Status LoadCheckpoint(const FoundCheckpoint& found, const std::string& mod
                             const LoadWeightsFn& load_weights, ParameterStore& store,
                             Optimizer& optimizer);
 
+// Fills the parameters that a checkpoint has at full precision; the others stay as they are. For
+// exports: needs no optimizer. A parameter that the store does not have is an error.
+absl::Status LoadPreciseWeights(const std::string& checkpoint, ParameterStore& store);
+
 }  // namespace cadre

@@ -127,4 +127,21 @@ absl::Status LoadCheckpoint(const FoundCheckpoint& found, const std::string& mod
   return absl::OkStatus();
 }
 
+absl::Status LoadPreciseWeights(const std::string& checkpoint, ParameterStore& store) {
+  CADRE_ASSIGN_OR_RETURN(
+      SafetensorsFile file,
+      SafetensorsFile::Open(fmt::format("{}/optimizer/{}.safetensors", checkpoint, kMasterSlot)));
+  for (const SafetensorsEntry& entry : file.tensors()) {
+    ParamId id = store.Find(entry.name);
+    if (id == kNoParam) {
+      return InvalidArgument("{}: tensor {} belongs to no parameter of the model", file.path(),
+                             entry.name);
+    }
+    const Tensor& weights = store.buckets()[store.bucket_of(id)].weights;
+    CADRE_RETURN_IF_ERROR(Fill(file, entry, store.View(weights, id)));
+  }
+  store.WeightsChanged();
+  return absl::OkStatus();
+}
+
 }  // namespace cadre

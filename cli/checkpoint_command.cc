@@ -1,0 +1,120 @@
+#include <CLI/CLI.hpp>
+#include <cstdio>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <string>
+
+#include "cli/commands.h"
+#include "core/context.h"
+#include "core/host_allocator.h"
+#include "core/progress.h"
+#include "core/status.h"
+#include "training/checkpoint_weights.h"
+
+namespace cadre::cli {
+namespace {
+
+struct CheckpointFlags {
+  std::string path;
+  std::string to;
+  std::string dtype;
+  bool json = false;
+};
+
+using Json = nlohmann::ordered_json;
+
+Json Describe(const FoundCheckpoint& found) {
+  const CheckpointState& state = found.manifest.state;
+  Json files = Json::object();
+  int64_t bytes = 0;
+  for (const auto& [name, file] : found.manifest.files) {
+    files[name] = file.size;
+    bytes += file.size;
+  }
+  return {{"path", found.path},       {"format_version", found.manifest.format_version},
+          {"step", state.step},       {"weight_version", state.weight_version},
+          {"updates", state.updates}, {"tokens", state.tokens},
+          {"seed", state.seed},       {"data_seed", state.data_seed},
+          {"bytes", bytes},           {"files", std::move(files)}};
+}
+
+void Print(const CheckpointFlags& flags, const Json& json) {
+  if (flags.json) {
+    std::printf("%s\n", json.dump().c_str());
+    return;
+  }
+  for (const auto& [key, value] : json.items()) {
+    if (!value.is_object()) {
+      std::string text = value.is_string() ? value.get<std::string>() : value.dump();
+      std::printf("%s: %s\n", key.c_str(), text.c_str());
+      continue;
+    }
+    std::printf("%s:\n", key.c_str());
+    for (const auto& [name, size] : value.items()) {
+      std::printf("  %10s  %s\n", FormatCount(size.get<double>()).c_str(), name.c_str());
+    }
+  }
+}
+
+absl::Status Inspect(const CheckpointFlags& flags) {
+  // Only the manifest is read: inspecting must work, and be quick, for a damaged checkpoint too.
+  CADRE_ASSIGN_OR_RETURN(Manifest manifest, ReadManifest(flags.path));
+  Print(flags, Describe({flags.path, std::move(manifest)}));
+  return absl::OkStatus();
+}
+
+absl::Status Verify(const CheckpointFlags& flags) {
+  CADRE_ASSIGN_OR_RETURN(Manifest manifest, ReadManifest(flags.path));
+  CADRE_RETURN_IF_ERROR(VerifyFiles(flags.path, manifest));
+  Json json = {{"path", flags.path},
+               {"step", manifest.state.step},
+               {"verified_files", manifest.files.size()}};
+  Print(flags, json);
+  return absl::OkStatus();
+}
+
+absl::Status Convert(const CheckpointFlags& flags) {
+  ConvertCheckpointOptions options{.to = flags.to};
+  if (flags.dtype == "bf16") {
+    options.type = StoredType::kBF16;
+  } else if (flags.dtype == "f32") {
+    options.type = StoredType::kF32;
+  } else if (!flags.dtype.empty()) {
+    return InvalidArgument("--dtype: {}; bf16 or f32 is allowed", flags.dtype);
+  }
+  CADRE_ASSIGN_OR_RETURN(FoundCheckpoint found, ResolveCheckpoint(flags.path));
+  HostAllocator allocator;
+  Context ctx{.allocator = &allocator};
+  CADRE_RETURN_IF_ERROR(ConvertCheckpoint(ctx, found, options));
+  Print(flags, {{"from", found.path}, {"step", found.manifest.state.step}, {"to", flags.to}});
+  return absl::OkStatus();
+}
+
+CLI::App* AddVerb(CLI::App& parent, const std::string& name, const std::string& help,
+                  const std::shared_ptr<CheckpointFlags>& flags) {
+  CLI::App* verb = parent.add_subcommand(name, help);
+  verb->add_option("checkpoint", flags->path, "A step-NNNNNN folder")->required();
+  verb->add_flag("--json", flags->json, "Print one JSON document");
+  return verb;
+}
+
+}  // namespace
+
+void AddCheckpointCommand(CLI::App& root, absl::Status* status) {
+  CLI::App* checkpoint = root.add_subcommand("checkpoint", "Inspect, verify, convert checkpoints");
+  checkpoint->require_subcommand(1);
+  auto flags = std::make_shared<CheckpointFlags>();
+  AddVerb(*checkpoint, "inspect", "Print what the manifest says", flags)->callback([flags, status] {
+    *status = Inspect(*flags);
+  });
+  AddVerb(*checkpoint, "verify", "Check every file against its checksum", flags)
+      ->callback([flags, status] { *status = Verify(*flags); });
+  CLI::App* convert = AddVerb(
+      *checkpoint, "convert",
+      "Write a Hugging Face folder; a folder of checkpoints gives its newest good one", flags);
+  convert->add_option("--to", flags->to, "Folder to write, empty or missing")->required();
+  convert->add_option("--dtype", flags->dtype, "bf16 or f32; absent: as the weights are stored");
+  convert->callback([flags, status] { *status = Convert(*flags); });
+}
+
+}  // namespace cadre::cli

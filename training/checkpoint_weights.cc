@@ -1,0 +1,103 @@
+#include "training/checkpoint_weights.h"
+
+#include <filesystem>
+
+#include "core/file.h"
+#include "model/model.h"
+
+namespace cadre {
+namespace {
+
+namespace fs = std::filesystem;
+
+// Trained weights are written in the run's own type; tensors that the model does not run survive.
+FolderTensors CarriedOnly(const FolderTensors& tensors) { return {.carried = tensors.carried}; }
+
+absl::Status RefuseFilled(const std::string& folder) {
+  std::error_code error;
+  if (fs::exists(folder, error) && !fs::is_empty(folder, error)) {
+    return InvalidArgument("{}: exists and is not empty; name a new folder", folder);
+  }
+  fs::create_directories(folder, error);
+  if (error) return ErrnoError(folder, "cannot create", error.value());
+  return absl::OkStatus();
+}
+
+// Files of the Hugging Face part; the rest is for resuming.
+bool IsModelFile(const std::string& name) {
+  return name.find('/') == std::string::npos && name != "train_config.yaml";
+}
+
+absl::Status CopyModelFiles(const FoundCheckpoint& checkpoint, const std::string& to) {
+  for (const auto& [name, file] : checkpoint.manifest.files) {
+    if (!IsModelFile(name)) continue;
+    std::error_code error;
+    fs::copy_file(checkpoint.path + "/" + name, to + "/" + name, error);
+    if (error) return ErrnoError(to + "/" + name, "cannot copy", error.value());
+  }
+  return SyncFolder(to);
+}
+
+}  // namespace
+
+StoredType WeightType(DType compute) {
+  if (compute == DType::kF64) return StoredType::kF64;
+  return compute == DType::kF32 ? StoredType::kF32 : StoredType::kBF16;
+}
+
+SaveWeightsFn HfSaveWeights(Model& model, Allocator& allocator, const HfWeightsOptions& options) {
+  return [&model, &allocator, options](const std::string& folder, const ParameterValues& values) {
+    Context ctx{.allocator = &allocator, .parameters = &model.parameters()};
+    FolderTensors carried = CarriedOnly(model.folder_tensors());
+    return SaveWeights(ctx, values,
+                       {.folder = folder,
+                        .config = &model.config(),
+                        .type = options.type,
+                        .tensors = &carried,
+                        .max_shard_bytes = options.max_shard_bytes,
+                        .tokenizer_folder = options.tokenizer_folder});
+  };
+}
+
+LoadWeightsFn HfLoadWeights(Context& ctx, Model& model) {
+  return [&ctx, &model](const std::string& folder) -> absl::Status {
+    Context own = ctx;
+    own.parameters = &model.parameters();
+    CADRE_ASSIGN_OR_RETURN(model.folder_tensors(), LoadWeights(own, folder, model.config()));
+    return absl::OkStatus();
+  };
+}
+
+absl::StatusOr<FoundCheckpoint> ResolveCheckpoint(const std::string& path) {
+  std::error_code error;
+  if (fs::exists(path + "/manifest.json", error)) {
+    CADRE_ASSIGN_OR_RETURN(Manifest manifest, ReadManifest(path));
+    CADRE_RETURN_IF_ERROR(VerifyFiles(path, manifest));
+    return FoundCheckpoint{path, std::move(manifest)};
+  }
+  std::string passed_over;
+  CADRE_ASSIGN_OR_RETURN(
+      auto found, FindGoodCheckpoint(path, [&](const std::string& line) { passed_over = line; }));
+  if (found.has_value()) return *std::move(found);
+  if (!passed_over.empty()) return DataLoss("{}: no good checkpoint: {}", path, passed_over);
+  return NotFound("{}: no checkpoint there (manifest.json, or step-NNNNNN folders)", path);
+}
+
+absl::Status ConvertCheckpoint(Context& ctx, const FoundCheckpoint& checkpoint,
+                               const ConvertCheckpointOptions& options) {
+  CADRE_RETURN_IF_ERROR(RefuseFilled(options.to));
+  if (!options.type.has_value()) return CopyModelFiles(checkpoint, options.to);
+  CADRE_ASSIGN_OR_RETURN(auto model, LoadModel(ctx, checkpoint.path, {.dtype = DType::kF32}));
+  CADRE_RETURN_IF_ERROR(LoadPreciseWeights(checkpoint.path, model->parameters()));
+  SaveWeightsFn save = HfSaveWeights(*model, *ctx.allocator,
+                                     {.type = *options.type,
+                                      .max_shard_bytes = options.max_shard_bytes,
+                                      .tokenizer_folder = checkpoint.path});
+  ParameterStore& store = model->parameters();
+  CADRE_RETURN_IF_ERROR(save(options.to, [&store](ParamId id) {
+    return store.View(store.buckets()[store.bucket_of(id)].weights, id);
+  }));
+  return SyncFolder(options.to);
+}
+
+}  // namespace cadre
