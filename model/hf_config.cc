@@ -103,7 +103,7 @@ absl::StatusOr<HfConfig> ParseHfConfig(std::string_view text, const std::string&
 
 absl::StatusOr<HfConfig> LoadHfConfig(const std::string& path) {
   std::error_code error;
-  bool folder = std::filesystem::is_directory(path, error);
+  bool folder = !std::filesystem::is_regular_file(path, error);
   std::string file = folder ? path + "/config.json" : path;
   CADRE_ASSIGN_OR_RETURN(std::string text, ReadFile(file, kMaxBytes));
   CADRE_ASSIGN_OR_RETURN(HfConfig config, ParseHfConfig(text, file));
@@ -140,7 +140,7 @@ std::string HfConfigJson(const HfConfig& config, const std::string& torch_dtype)
   if (spec.ok()) {
     const AttentionSpec& attention = spec->layers[0].attention;
     if (!model.has_num_key_value_heads()) json["num_key_value_heads"] = attention.kv_heads;
-    if (!model.has_head_dim() && attention.latent.kv_rank == 0) {
+    if (!json.contains("head_dim") && attention.latent.kv_rank == 0) {
       json["head_dim"] = attention.head_dim;
     }
     json["rms_norm_eps"] = spec->norm_eps;
