@@ -5,6 +5,8 @@
 namespace cadre::cli {
 
 void AddCommands(CLI::App& root, absl::Status* status) {
+  AddScoreCommand(root, status);
+  AddEvalCommand(root, status);
   AddTokenizerCommand(root, status);
   AddCheckpointCommand(root, status);
   AddDataCommand(root, status);

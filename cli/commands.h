@@ -17,6 +17,8 @@ namespace cadre::cli {
 void AddCheckpointCommand(CLI::App& root, absl::Status* status);
 void AddDataCommand(CLI::App& root, absl::Status* status);
 void AddVersionCommand(CLI::App& root, absl::Status* status);
+void AddScoreCommand(CLI::App& root, absl::Status* status);
+void AddEvalCommand(CLI::App& root, absl::Status* status);
 void AddTokenizerCommand(CLI::App& root, absl::Status* status);
 
 // Every verb, in the order of the help text.

@@ -1,0 +1,51 @@
+#include "cli/compute_flags.h"
+
+#include <sched.h>
+
+#include <CLI/CLI.hpp>
+
+#include "core/log.h"
+
+namespace cadre::cli {
+
+void AddComputeFlags(CLI::App& command, ComputeFlags* flags) {
+  command.add_option("--device", flags->device, "cpu or cuda")->capture_default_str();
+  command
+      .add_option("--dtype", flags->dtype, "compute type: bf16, f32, or f64 (reference ops, slow)")
+      ->capture_default_str();
+  command.add_option("--threads", flags->threads, "CPU threads; 0: all cores that it may run on")
+      ->capture_default_str();
+  command.add_option("--log-level", flags->log_level, "trace, debug, info, warn, error or off")
+      ->capture_default_str();
+}
+
+int ResolveThreads(int threads) {
+  if (threads > 0) return threads;
+  cpu_set_t cores;
+  CPU_ZERO(&cores);
+  if (sched_getaffinity(0, sizeof cores, &cores) != 0) return 1;
+  return CPU_COUNT(&cores);
+}
+
+absl::StatusOr<Compute> ResolveCompute(const ComputeFlags& flags, const std::string& verb) {
+  Compute compute;
+  if (flags.device == "cuda") {
+    return Unimplemented("--device cuda: {} runs on the CPU so far", verb);
+  }
+  if (flags.device != "cpu")
+    return InvalidArgument("--device {}: allowed are cpu and cuda", flags.device);
+  CADRE_ASSIGN_OR_RETURN(compute.dtype, ParseDType(flags.dtype));
+  if (compute.dtype != DType::kBF16 && compute.dtype != DType::kF32 &&
+      compute.dtype != DType::kF64) {
+    return InvalidArgument("--dtype {}: allowed are bf16, f32 and f64", flags.dtype);
+  }
+  constexpr int kMaxThreads = 4096;
+  if (flags.threads < 0 || flags.threads > kMaxThreads) {
+    return InvalidArgument("--threads {}: allowed are 0 to {}", flags.threads, kMaxThreads);
+  }
+  compute.threads = ResolveThreads(flags.threads);
+  CADRE_ASSIGN_OR_RETURN(compute.log, MakeLogger(verb, flags.log_level));
+  return compute;
+}
+
+}  // namespace cadre::cli
