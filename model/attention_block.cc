@@ -19,7 +19,8 @@ Var Attend(Context& ctx, const Var& q, const Var& k, const Var& v, const Attenti
   ops::AttentionArgs args{.scale = static_cast<float>(spec.scale),
                           .sliding_window = static_cast<int>(spec.window),
                           .sinks = sinks,
-                          .offsets = in.batch.offsets};
+                          .offsets = in.batch.offsets,
+                          .workers = in.batch.attention_workers};
   Shape flat{q.value.dim(0), spec.heads * spec.value_dim};
   if (in.batch.kv.empty()) return ops::Attention(ctx, q, k, v, args).Reshape(flat);
   const KvLayer& kv = in.batch.kv[in.layer];

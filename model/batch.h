@@ -27,6 +27,9 @@ struct Batch {
   std::vector<KvLayer> kv;
   std::vector<int32_t> query_positions;  // [T] where a view has explicit positions; else empty
 
+  // Pieces that attention's work is cut into, see ops::AttentionArgs; changes no bit.
+  int attention_workers = 0;
+
   int64_t tokens() const { return ids.numel(); }
   int64_t sequences() const { return static_cast<int64_t>(offsets.size()) - 1; }
 };

@@ -8,7 +8,8 @@ absl::StatusOr<std::unique_ptr<Model>> Describe(HfConfig config, const ModelOpti
   CADRE_ASSIGN_OR_RETURN(DecoderSpec spec, ResolveModelConfig(config.model));
   auto store = std::make_unique<ParameterStore>();
   CADRE_ASSIGN_OR_RETURN(Decoder decoder, Decoder::Create(spec, options.decoder, *store));
-  return std::make_unique<Model>(std::move(config), std::move(decoder), std::move(store));
+  return std::make_unique<Model>(std::move(config), std::move(decoder), std::move(store),
+                                 options.dtype);
 }
 
 void Allocate(const Context& ctx, const ModelOptions& options, Model* model) {

@@ -28,8 +28,11 @@ struct ModelOptions {
 
 class Model {
  public:
-  Model(HfConfig config, Decoder decoder, std::unique_ptr<ParameterStore> store)
-      : config_(std::move(config)), decoder_(std::move(decoder)), store_(std::move(store)) {}
+  Model(HfConfig config, Decoder decoder, std::unique_ptr<ParameterStore> store, DType dtype)
+      : config_(std::move(config)),
+        decoder_(std::move(decoder)),
+        store_(std::move(store)),
+        dtype_(dtype) {}
   Model(const Model&) = delete;
   Model& operator=(const Model&) = delete;
 
@@ -37,6 +40,8 @@ class Model {
   const DecoderSpec& spec() const { return decoder_.spec(); }
   const Decoder& decoder() const { return decoder_; }
   ParameterStore& parameters() { return *store_; }
+  // The compute dtype; parameters kept in fp32 have their own.
+  DType dtype() const { return dtype_; }
 
   // Types and carried tensors of the folder that it was loaded from; empty for fresh weights.
   FolderTensors& folder_tensors() { return folder_tensors_; }
@@ -45,6 +50,7 @@ class Model {
   HfConfig config_;
   Decoder decoder_;
   std::unique_ptr<ParameterStore> store_;
+  DType dtype_;
   FolderTensors folder_tensors_;
 };
 

@@ -1,0 +1,42 @@
+#include "memory/kv_block_pool.h"
+
+namespace cadre {
+
+KvBlockPool::KvBlockPool(Allocator& allocator, std::vector<ops::KvLayout> layouts, int64_t blocks)
+    : layouts_(std::move(layouts)), references_(blocks, 0) {
+  CADRE_CHECK(!layouts_.empty() && blocks > 0, "{} layers, {} blocks", layouts_.size(), blocks);
+  for (const ops::KvLayout& layout : layouts_) {
+    CADRE_CHECK(layout.block_size == block_size(), "block sizes {} and {}", layout.block_size,
+                block_size());
+    const auto bytes = static_cast<int64_t>(ops::KvBlockBytes(layout)) * blocks;
+    data_.push_back(Tensor::Empty(allocator, {bytes}, DType::kU8));
+  }
+  // Low ids first, so that a lightly used pool touches few pages.
+  for (int64_t i = blocks - 1; i >= 0; --i) free_.push_back(static_cast<int32_t>(i));
+}
+
+size_t KvBlockPool::BytesPerBlock(std::span<const ops::KvLayout> layouts) {
+  size_t bytes = 0;
+  for (const ops::KvLayout& layout : layouts) bytes += ops::KvBlockBytes(layout);
+  return bytes;
+}
+
+std::optional<int32_t> KvBlockPool::Allocate() {
+  if (free_.empty()) return std::nullopt;
+  const int32_t block = free_.back();
+  free_.pop_back();
+  references_[block] = 1;
+  return block;
+}
+
+void KvBlockPool::Share(int32_t block) {
+  CADRE_CHECK(references_[block] > 0, "block {} is free", block);
+  ++references_[block];
+}
+
+void KvBlockPool::Release(int32_t block) {
+  CADRE_CHECK(references_[block] > 0, "block {} is free", block);
+  if (--references_[block] == 0) free_.push_back(block);
+}
+
+}  // namespace cadre

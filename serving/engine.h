@@ -1,0 +1,110 @@
+// Engine: continuous batching over one model. One thread runs the loop plan → forward → sample →
+// report; only it enters OpenMP or touches the scheduler and the KV pool. Requests and cancels come
+// in through a bounded queue; each step's events go out together, one call per sink.
+//
+//   CADRE_ASSIGN_OR_RETURN(auto engine, Engine::Create(*model, options));
+//   engine->Submit({request}, sink);   // any thread
+//   ...
+//   engine->Stop();                    // unfinished requests end with kCancelled
+//
+// The model outlives the engine, and nobody else runs it meanwhile.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <memory>
+#include <mutex>
+#include <thread>
+#include <unordered_set>
+#include <vector>
+
+#include "core/context.h"
+#include "core/host_allocator.h"
+#include "core/ops/gemm.h"
+#include "memory/kv_block_pool.h"
+#include "model/model.h"
+#include "serving/request.h"
+#include "serving/scheduler.h"
+
+namespace cadre {
+
+struct EngineOptions {
+  int threads = 1;
+  int max_num_seqs = 64;
+  int64_t max_num_batched_tokens = 2048;
+  int64_t max_model_len = 0;  // 0: the model's
+  int block_size = 16;
+  int64_t kv_cache_memory_bytes =
+      0;  // 0: what max_num_seqs contexts need, at most a quarter of the RAM
+  int max_queue_size = 256;
+  int attention_workers = 0;  // 0: as many as keep the threads busy; changes no bit
+  Trace* trace = nullptr;
+};
+
+class Engine : public EngineClient {
+ public:
+  // Starts the thread. kInvalidArgument where the options do not fit the model.
+  static absl::StatusOr<std::unique_ptr<Engine>> Create(Model& model, const EngineOptions& options);
+  ~Engine() override;
+
+  absl::Status Submit(std::vector<GenerationRequest> requests,
+                      std::shared_ptr<EventSink> sink) override;
+  void Cancel(uint64_t id) override;
+  ModelInfo Info() const override;
+  EngineHealth Health() const override;
+  EngineStats Stats() const override;
+
+  // Ends the loop after its current step; every unfinished request ends with kCancelled.
+  // Idempotent.
+  void Stop();
+
+  int64_t kv_blocks() const { return pool_->blocks(); }
+
+ private:
+  Engine(Model& model, const EngineOptions& options);
+
+  void Loop();
+  // Moves what came in to the scheduler; waits where there is nothing to do. False: stop.
+  bool TakeInput();
+  void Step(const std::vector<ScheduledChunk>& plan);
+  Batch MakeBatch(const std::vector<ScheduledChunk>& plan);
+  void ReportPrompt(const ScheduledChunk& chunk, const Tensor& hidden, int64_t first_row);
+  void Sample(const std::vector<ScheduledChunk>& plan, const Tensor& hidden);
+  void Append(Sequence& sequence, int32_t token, std::span<const float> logits, float lse);
+  FinishReason FinishOf(const Sequence& sequence, int32_t token) const;
+  void Emit(Sequence& sequence, TokenEvent event);
+  void Finish(uint64_t id, FinishReason reason);
+  void Flush();
+  void PublishStats();
+
+  Model& model_;
+  EngineOptions options_;
+  HostAllocator allocator_;
+  PackedWeights packed_;
+  Context ctx_;
+  std::unique_ptr<KvBlockPool> pool_;
+  std::unique_ptr<Scheduler> scheduler_;
+  std::vector<std::pair<std::shared_ptr<EventSink>, std::vector<TokenEvent>>> outbox_;
+
+  // The batch's tables, reused from step to step.
+  std::vector<int32_t> block_tables_, context_lengths_;
+  std::vector<int64_t> slots_;
+
+  mutable std::mutex mutex_;  // guards what follows
+  std::condition_variable wake_;
+  std::vector<std::unique_ptr<Sequence>> incoming_;
+  std::vector<uint64_t> cancels_;
+  std::unordered_set<uint64_t> ids_;
+  bool stopping_ = false;
+  EngineStats stats_;
+  int waiting_ = 0;
+  bool idle_ = true;
+  double last_step_ = 0;
+
+  std::thread thread_;
+};
+
+// The layout of one layer's keys and values.
+ops::KvLayout KvLayoutOf(const AttentionSpec& spec, DType dtype, int block_size);
+
+}  // namespace cadre

@@ -1,0 +1,117 @@
+#include "serving/sampler.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <numeric>
+
+#include "core/random.h"
+
+namespace cadre {
+namespace {
+
+struct Candidate {
+  int32_t token;
+  float logit;
+  double weight = 0;  // exp(logit / temperature), relative to the most likely
+};
+
+bool MoreLikely(const Candidate& a, const Candidate& b) {
+  return a.logit > b.logit || (a.logit == b.logit && a.token < b.token);
+}
+
+int32_t Greedy(const SampleInput& input) {
+  int32_t best = -1;
+  for (int32_t i = 0; i < static_cast<int32_t>(input.logits.size()); ++i) {
+    if (best >= 0 && !(input.logits[i] > input.logits[best])) continue;
+    if (std::ranges::find(input.banned, i) == input.banned.end()) best = i;
+  }
+  return best;
+}
+
+// Every token that may be drawn, weighted, in the order of ids.
+std::vector<Candidate> Candidates(const SamplingParams& params, const SampleInput& input) {
+  std::vector<Candidate> all(input.logits.size());
+  for (size_t i = 0; i < all.size(); ++i) all[i] = {static_cast<int32_t>(i), input.logits[i]};
+  if (!input.banned.empty()) {
+    std::erase_if(all, [&](const Candidate& c) {
+      return std::ranges::find(input.banned, c.token) != input.banned.end();
+    });
+  }
+  float highest = -std::numeric_limits<float>::infinity();
+  for (const Candidate& c : all) highest = std::max(highest, c.logit);
+  for (Candidate& c : all) {
+    c.weight = std::exp((static_cast<double>(c.logit) - highest) / params.temperature);
+  }
+  return all;
+}
+
+double TotalWeight(std::span<const Candidate> candidates) {
+  double total = 0;
+  for (const Candidate& c : candidates) total += c.weight;
+  return total;
+}
+
+void KeepTopK(int k, std::vector<Candidate>& candidates) {
+  if (k <= 0 || k >= static_cast<int>(candidates.size())) return;
+  std::nth_element(candidates.begin(), candidates.begin() + (k - 1), candidates.end(), MoreLikely);
+  candidates.resize(k);
+}
+
+// The fewest most likely candidates whose weights reach the share p of the whole. Sorted piece by
+// piece: a sharp distribution needs only its head.
+void KeepTopP(double p, std::vector<Candidate>& candidates) {
+  if (p >= 1) return;
+  const double target = p * TotalWeight(candidates);
+  double sum = 0;
+  size_t sorted = 0;
+  while (sorted < candidates.size()) {
+    const size_t upto = std::min(candidates.size(), std::max<size_t>(64, sorted * 4));
+    std::partial_sort(candidates.begin() + sorted, candidates.begin() + upto, candidates.end(),
+                      MoreLikely);
+    for (; sorted < upto; ++sorted) {
+      sum += candidates[sorted].weight;
+      if (sum >= target) return candidates.resize(sorted + 1);
+    }
+  }
+}
+
+// The most likely token has weight 1.
+void KeepMinP(double p, std::vector<Candidate>& candidates) {
+  if (p > 0) std::erase_if(candidates, [p](const Candidate& c) { return c.weight < p; });
+}
+
+}  // namespace
+
+int32_t SampleToken(const SamplingParams& params, const SampleInput& input) {
+  if (params.temperature == 0) return Greedy(input);
+  std::vector<Candidate> candidates = Candidates(params, input);
+  KeepTopK(params.top_k, candidates);
+  KeepTopP(params.top_p, candidates);
+  KeepMinP(params.min_p, candidates);
+  // The filters leave different orders behind; the draw walks ids.
+  std::ranges::sort(candidates, {}, &Candidate::token);
+  const RandomKey key(params.seed, "sample");
+  const double point =
+      key.Uniform(static_cast<uint64_t>(input.position), params.choice) * TotalWeight(candidates);
+  double sum = 0;
+  for (const Candidate& c : candidates) {
+    sum += c.weight;
+    if (point < sum) return c.token;
+  }
+  return candidates.back().token;
+}
+
+std::vector<TokenLogprob> TopLogprobs(std::span<const float> logits, float lse, int k) {
+  std::vector<int32_t> order(logits.size());
+  std::iota(order.begin(), order.end(), 0);
+  const auto count = std::min<size_t>(std::max(k, 0), order.size());
+  std::partial_sort(order.begin(), order.begin() + count, order.end(), [&](int32_t a, int32_t b) {
+    return logits[a] > logits[b] || (logits[a] == logits[b] && a < b);
+  });
+  std::vector<TokenLogprob> top;
+  for (size_t i = 0; i < count; ++i) top.push_back({order[i], logits[order[i]] - lse});
+  return top;
+}
+
+}  // namespace cadre

@@ -1,0 +1,87 @@
+// Scheduler: which sequences run in the next step and with how many tokens each. First come, first
+// served: running sequences decode first, then prompts are read in chunks, oldest first, while the
+// step's token budget lasts; a waiting request is admitted while there are places and blocks.
+//
+// Where blocks run out the youngest running sequence gives its up and goes back to the front of the
+// queue; it will be computed again, with the same bits. The oldest can always go on, since a
+// request that could not fit alone is refused by Admissible.
+//
+// Engine thread only.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <vector>
+
+#include "memory/kv_block_pool.h"
+#include "serving/request.h"
+
+namespace cadre {
+
+// One request on its way. Owned by the scheduler.
+struct Sequence {
+  GenerationRequest request;
+  std::shared_ptr<EventSink> sink;
+  std::vector<int32_t> tokens;  // the prompt, then what was sampled
+  int64_t computed = 0;         // tokens whose keys and values are in blocks
+  std::vector<int32_t> blocks;
+  int64_t prompt_reported = 0;  // prompt tokens whose logprobs were computed
+  TokenEvent first_event;       // gathers prompt logprobs until the first event goes out
+  bool started = false;         // an event went out
+  double submitted = 0, scheduled = 0, first_token = 0;  // seconds on the engine's clock
+
+  int64_t prompt_tokens() const { return static_cast<int64_t>(request.prompt->size()); }
+  int64_t generated() const { return static_cast<int64_t>(tokens.size()) - prompt_tokens(); }
+};
+
+struct ScheduledChunk {
+  Sequence* sequence;
+  int64_t tokens;  // computed in this step, from sequence->computed on
+  // Whether the chunk ends with the last known token, so that the next one is sampled.
+  bool samples() const {
+    return sequence->computed + tokens == static_cast<int64_t>(sequence->tokens.size());
+  }
+};
+
+struct SchedulerOptions {
+  int max_num_seqs = 64;
+  int64_t max_num_batched_tokens = 2048;
+  int64_t max_context = 0;
+};
+
+class Scheduler {
+ public:
+  // The pool outlives the scheduler.
+  Scheduler(const SchedulerOptions& options, KvBlockPool& pool) : options_(options), pool_(pool) {}
+
+  // kInvalidArgument: over the context; kResourceExhausted: over all blocks there are.
+  absl::Status Admissible(int64_t prompt_tokens, const SamplingParams& sampling) const;
+
+  void Add(std::unique_ptr<Sequence> sequence) { waiting_.push_back(std::move(sequence)); }
+  // The next step's work, with blocks for it; empty where there is nothing to do.
+  std::vector<ScheduledChunk> Plan(double now);
+  // Frees the blocks of a sequence and forgets it.
+  std::unique_ptr<Sequence> Remove(uint64_t id);
+  std::vector<uint64_t> Ids() const;
+
+  int running() const { return static_cast<int>(running_.size()); }
+  int waiting() const { return static_cast<int>(waiting_.size()); }
+  int64_t preemptions() const { return preemptions_; }
+
+ private:
+  // Blocks for `tokens` more; preempts younger sequences for it. False: `index` itself gave way.
+  bool Reserve(size_t index, int64_t tokens);
+  bool TryReserve(Sequence& sequence, int64_t tokens);
+  void PreemptYoungest();
+  void Free(Sequence& sequence);
+  void Admit(double now);
+
+  SchedulerOptions options_;
+  KvBlockPool& pool_;
+  std::deque<std::unique_ptr<Sequence>> waiting_;
+  std::vector<std::unique_ptr<Sequence>> running_;  // oldest first
+  int64_t preemptions_ = 0;
+};
+
+}  // namespace cadre

@@ -1,0 +1,110 @@
+#include "serving/scheduler.h"
+
+#include <gtest/gtest.h>
+
+#include "core/host_allocator.h"
+
+namespace cadre {
+namespace {
+
+class SchedulerTest : public ::testing::Test {
+ protected:
+  static constexpr int64_t kBlockSize = 16;
+
+  void Make(int64_t blocks, SchedulerOptions options) {
+    ops::KvLayout layout{.dtype = DType::kF32,
+                         .kv_heads = 1,
+                         .key_dim = 8,
+                         .value_dim = 8,
+                         .block_size = kBlockSize};
+    pool_ = std::make_unique<KvBlockPool>(allocator_, std::vector{layout}, blocks);
+    scheduler_ = std::make_unique<Scheduler>(options, *pool_);
+  }
+
+  void Add(uint64_t id, int64_t prompt) {
+    auto sequence = std::make_unique<Sequence>();
+    sequence->request.id = id;
+    sequence->request.prompt = std::make_shared<std::vector<int32_t>>(prompt, 1);
+    sequence->tokens = *sequence->request.prompt;
+    scheduler_->Add(std::move(sequence));
+  }
+
+  // Runs a step as the engine does; returns (id, tokens) of its chunks.
+  std::vector<std::pair<uint64_t, int64_t>> Step() {
+    std::vector<std::pair<uint64_t, int64_t>> ran;
+    for (const ScheduledChunk& chunk : scheduler_->Plan(1.0)) {
+      const bool samples = chunk.samples();
+      ran.emplace_back(chunk.sequence->request.id, chunk.tokens);
+      chunk.sequence->computed += chunk.tokens;
+      EXPECT_GE(static_cast<int64_t>(chunk.sequence->blocks.size()) * kBlockSize,
+                chunk.sequence->computed);
+      if (samples) chunk.sequence->tokens.push_back(1);
+    }
+    return ran;
+  }
+
+  using Ran = std::vector<std::pair<uint64_t, int64_t>>;
+  HostAllocator allocator_;
+  std::unique_ptr<KvBlockPool> pool_;
+  std::unique_ptr<Scheduler> scheduler_;
+};
+
+TEST_F(SchedulerTest, PromptsAreReadInChunksWhileOthersDecode) {
+  Make(64, {.max_num_seqs = 4, .max_num_batched_tokens = 10, .max_context = 100});
+  Add(1, 4);
+  Add(2, 20);
+  EXPECT_EQ(Step(), (Ran{{1, 4}, {2, 6}}));
+  EXPECT_EQ(Step(), (Ran{{1, 1}, {2, 9}}));
+  EXPECT_EQ(Step(), (Ran{{1, 1}, {2, 5}}));
+  EXPECT_EQ(Step(), (Ran{{1, 1}, {2, 1}}));
+}
+
+TEST_F(SchedulerTest, AdmissionIsFirstComeWithinItsPlaces) {
+  Make(64, {.max_num_seqs = 1, .max_num_batched_tokens = 100, .max_context = 100});
+  Add(1, 4);
+  Add(2, 4);
+  EXPECT_EQ(Step(), (Ran{{1, 4}}));
+  EXPECT_EQ(scheduler_->waiting(), 1);
+  scheduler_->Remove(1);
+  EXPECT_EQ(Step(), (Ran{{2, 4}}));
+}
+
+TEST_F(SchedulerTest, TheYoungestGivesWayAndComesBack) {
+  Make(3, {.max_num_seqs = 4, .max_num_batched_tokens = 100, .max_context = 48});
+  Add(1, 16);
+  Add(2, 15);
+  EXPECT_EQ(Step(), (Ran{{1, 16}, {2, 15}}));
+  EXPECT_EQ(Step(), (Ran{{1, 1}, {2, 1}}));  // all three blocks are in use, and 2's only one is full
+  EXPECT_EQ(Step(), (Ran{{1, 1}}));
+  EXPECT_EQ(scheduler_->preemptions(), 1);
+  EXPECT_EQ(scheduler_->waiting(), 1);
+  scheduler_->Remove(1);
+  Ran ran = Step();
+  ASSERT_EQ(ran.size(), 1u);
+  EXPECT_EQ(ran[0].first, 2u);
+  EXPECT_GT(ran[0].second, 15);  // what it had generated is computed again
+}
+
+TEST_F(SchedulerTest, RemovingFreesBlocks) {
+  Make(4, {.max_num_seqs = 4, .max_num_batched_tokens = 100, .max_context = 48});
+  Add(1, 30);
+  Step();
+  EXPECT_EQ(pool_->free_blocks(), 2);
+  EXPECT_NE(scheduler_->Remove(1), nullptr);
+  EXPECT_EQ(pool_->free_blocks(), 4);
+  EXPECT_EQ(scheduler_->Remove(1), nullptr);
+}
+
+TEST_F(SchedulerTest, RefusesWhatCannotFit) {
+  Make(2, {.max_num_seqs = 4, .max_num_batched_tokens = 100, .max_context = 48});
+  EXPECT_TRUE(scheduler_->Admissible(16, {.max_tokens = 16}).ok());
+  EXPECT_EQ(scheduler_->Admissible(16, {.max_tokens = 17}).code(),
+            absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(scheduler_->Admissible(40, {.max_tokens = 9}).code(),
+            absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(scheduler_->Admissible(0, {.max_tokens = 9}).code(),
+            absl::StatusCode::kInvalidArgument);
+}
+
+}  // namespace
+}  // namespace cadre

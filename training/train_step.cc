@@ -1,0 +1,156 @@
+#include "training/train_step.h"
+
+#include <algorithm>
+#include <numeric>
+
+#include "core/ops/elementwise.h"
+#include "core/ops/linear_cross_entropy.h"
+#include "core/trace.h"
+
+namespace cadre {
+namespace {
+
+// Sums of f64 [1] values.
+double Value(const Var& scalar) { return *scalar.value.data<double>(); }
+
+// Each token's index in the step's batch, which keys dropout's draws; undefined without dropout.
+Tensor GlobalTokens(Context& ctx, double dropout, const PackedBatch& packed, int64_t first_token) {
+  if (dropout == 0) return {};
+  Tensor tokens = ctx.Empty({static_cast<int64_t>(packed.ids.size())}, DType::kI64);
+  std::iota(tokens.data<int64_t>(), tokens.data<int64_t>() + tokens.numel(), first_token);
+  return tokens;
+}
+
+}  // namespace
+
+Batch ToBatch(Allocator& allocator, const PackedBatch& packed) {
+  const Shape shape = {static_cast<int64_t>(packed.ids.size())};
+  return {.ids = Tensor::Of<int32_t>(allocator, shape, packed.ids),
+          .positions = Tensor::Of<int32_t>(allocator, shape, packed.positions),
+          .offsets = packed.offsets};
+}
+
+absl::StatusOr<StepBatches> ReadStep(SampleStream& stream, int64_t step, int64_t global,
+                                     int64_t micro) {
+  StepBatches batches;
+  for (int64_t begin = 0; begin < global; begin += micro) {
+    PackedBatch& packed = batches.micro.emplace_back();
+    for (int64_t i = begin; i < std::min(begin + micro, global); ++i) {
+      batches.samples.push_back(step * global + i);
+      CADRE_RETURN_IF_ERROR(stream.Append(step * global + i, &packed));
+    }
+    batches.tokens += static_cast<int64_t>(packed.ids.size());
+    batches.loss_tokens += packed.loss_tokens;
+    batches.sequences += static_cast<int64_t>(packed.offsets.size()) - 1;
+  }
+  return batches;
+}
+
+TrainStep::TrainStep(Model& model, const config::TrainConfig& config, int64_t micro_batches)
+    : model_(model), config_(config) {
+  ParameterStore& store = model.parameters();
+  const ParamId head = model.decoder().head();
+  const bool tied = model.spec().tied;
+  for (ParamId id = 0; id < store.size(); ++id) {
+    const int uses = tied && id == head ? 2 : 1;
+    if (store.WantsGradient(id)) store.ExpectReports(id, static_cast<int>(micro_batches) * uses);
+  }
+  const auto& layers = model.spec().layers;
+  for (size_t i = 0; i < layers.size(); ++i) {
+    if (layers[i].is_moe)
+      loads_.push_back({static_cast<int>(i), moe::ExpertLoad(layers[i].moe.router.experts)});
+  }
+}
+
+Tensor TrainStep::One(Context& ctx) const {
+  Tensor one = ctx.Empty({1}, DType::kF64);
+  *one.data<double>() = 1.0;
+  return one;
+}
+
+void TrainStep::RunMicroBatch(Context& ctx, const StepBatches& batches, const PackedBatch& packed,
+                              int64_t first_token, StepLosses* losses) {
+  Tape tape(&ops::Accumulate);
+  ctx.tape = &tape;
+  const config::MoeTrainingConfig& moe = config_.moe();
+  const bool per_sequence = moe.balance_scope() == config::BALANCE_SCOPE_SEQUENCE;
+  const auto scopes = static_cast<double>(per_sequence ? batches.sequences : batches.micro.size());
+  ForwardOptions options{
+      .router = {.balance = moe.balance_loss_coef() / scopes,
+                 .per_sequence = per_sequence,
+                 .z = moe.router_z_loss_coef() / static_cast<double>(batches.tokens)},
+      .dropout = config_.dropout(),
+      .first_token = first_token};
+  {
+    TraceScope scope(ctx.trace, "forward");
+    Batch batch = ToBatch(*ctx.allocator, packed);
+    DecoderOutput out = model_.decoder().Forward(ctx, batch, options);
+    auto result = ops::LinearCrossEntropy(
+        ctx, out.hidden,
+        {.weight = model_.decoder().head(),
+         .targets = Tensor::Of<int32_t>(*ctx.allocator, {out.hidden.value.dim(0)}, packed.targets),
+         .scale = 1.0 / static_cast<double>(std::max<int64_t>(1, batches.loss_tokens)),
+         .z_coefficient = config_.z_loss_coef()});
+    losses->cross_entropy += result.cross_entropy;
+    losses->z_loss += result.z_loss;
+    tape.Seed(result.loss.slot, One(ctx));
+    for (const Var& loss : out.router_losses) {
+      losses->router += Value(loss);
+      tape.Seed(loss.slot, One(ctx));
+    }
+    for (size_t i = 0; i < out.routing.size(); ++i) loads_[i].load.Add(out.routing[i].ids);
+  }
+  TraceScope scope(ctx.trace, "backward");
+  tape.Backward(ctx);
+  ctx.tape = nullptr;
+}
+
+StepLosses TrainStep::Run(Context& ctx, const StepBatches& batches) {
+  model_.parameters().ZeroGradients();
+  for (LayerLoad& layer : loads_) layer.load.Clear();
+  StepLosses losses;
+  int64_t first_token = 0;
+  for (const PackedBatch& packed : batches.micro) {
+    RunMicroBatch(ctx, batches, packed, first_token, &losses);
+    first_token += static_cast<int64_t>(packed.ids.size());
+  }
+  return losses;
+}
+
+void TrainStep::UpdateRouterBiases(Context& ctx) {
+  const double rate = config_.moe().router_bias_update_rate();
+  if (rate == 0) return;
+  for (const LayerLoad& layer : loads_) {
+    const ParamId correction = model_.decoder().router_correction(layer.layer);
+    if (correction != kNoParam) moe::UpdateRouterBias(ctx, correction, layer.load.counts(), rate);
+  }
+}
+
+double TrainStep::ExpertLoadMaxOverMean() const {
+  double worst = 0;
+  for (const LayerLoad& layer : loads_) worst = std::max(worst, layer.load.MaxOverMean());
+  return worst;
+}
+
+absl::StatusOr<double> EvaluateLoss(Context& ctx, const Model& model, SampleStream& stream,
+                                    int64_t begin, int64_t count, int64_t micro) {
+  CADRE_ASSIGN_OR_RETURN(const int64_t tokens, stream.LossTokens(begin, count));
+  if (tokens == 0) return 0.0;
+  double loss = 0;
+  for (int64_t row = begin; row < begin + count; row += micro) {
+    PackedBatch packed;
+    for (int64_t i = row; i < std::min(row + micro, begin + count); ++i) {
+      CADRE_RETURN_IF_ERROR(stream.Append(i, &packed));
+    }
+    DecoderOutput out = model.decoder().Forward(ctx, ToBatch(*ctx.allocator, packed));
+    Tensor targets = Tensor::Of<int32_t>(*ctx.allocator, {out.hidden.value.dim(0)}, packed.targets);
+    loss += ops::LinearCrossEntropy(ctx, out.hidden,
+                                    {.weight = model.decoder().head(),
+                                     .targets = targets,
+                                     .scale = 1.0 / static_cast<double>(tokens)})
+                .cross_entropy;
+  }
+  return loss;
+}
+
+}  // namespace cadre

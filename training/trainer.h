@@ -1,0 +1,120 @@
+// Trainer: a training run in one process, from its configuration to its last checkpoint.
+//
+//   CADRE_ASSIGN_OR_RETURN(auto trainer, Trainer::Create(config, options));
+//   CADRE_RETURN_IF_ERROR(trainer->Run());
+//
+// DIR/config.yaml         the resolved configuration
+// DIR/metrics.jsonl       a line per step; on a resume cut back to the checkpoint's step
+// DIR/events.out.tfevents.*   the same for TensorBoard
+// DIR/checkpoints/        see training/checkpoint_folder.h
+// DIR/bad_steps/          batches of steps that were not finite or spiked
+//
+// A resumed run gives the same bits as an undisturbed one. One thread calls.
+#pragma once
+
+#include <atomic>
+#include <cstdio>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "core/host_allocator.h"
+#include "core/metrics.h"
+#include "core/ops/gemm.h"
+#include "core/progress.h"
+#include "core/trace.h"
+#include "model/model.h"
+#include "proto/train_config.pb.h"
+#include "training/checkpoint.h"
+#include "training/lr_schedule.h"
+#include "training/memory_plan.h"
+#include "training/optimizer.h"
+#include "training/step_guard.h"
+#include "training/train_step.h"
+
+namespace spdlog {
+class logger;
+}
+
+namespace cadre {
+
+struct TrainerOptions {
+  std::string output;
+  bool resume = true;  // from the newest good checkpoint of the output folder, where there is one
+  int threads = 1;
+  std::FILE* progress = nullptr;  // borrowed; null: no progress
+  bool terminal = false;
+  int columns = 80;
+  Trace* trace = nullptr;
+  spdlog::logger* log = nullptr;            // borrowed, never null
+  const std::atomic<bool>* stop = nullptr;  // set: save and return; may be null
+};
+
+class Trainer {
+ public:
+  static absl::StatusOr<std::unique_ptr<Trainer>> Create(const config::TrainConfig& config,
+                                                         const TrainerOptions& options);
+  ~Trainer();
+
+  // Ends after train_steps, or early with everything saved where *stop was set. kDataLoss where the
+  // bad-step policy stopped it; kUnavailable where the last checkpoint could not be written.
+  absl::Status Run();
+
+  int64_t step() const { return step_; }
+  const MemoryPlan& plan() const { return plan_; }
+  // The most that was allocated at once.
+  size_t peak_bytes() const { return allocator_.usage().peak_bytes; }
+
+ private:
+  struct StepReport {
+    StepLosses losses;
+    double gradient_norm = 0, lr = 0, seconds = 0;
+    int64_t tokens = 0;
+    bool applied = true;
+    std::optional<double> eval_loss;
+  };
+
+  Trainer(const config::TrainConfig& config, const TrainerOptions& options);
+  absl::Status Open();
+  absl::Status OpenData();
+  absl::Status OpenModel();
+  absl::Status OpenState();
+  absl::Status Resume();
+  absl::Status OpenMetrics();
+  void PrintPlan() const;
+
+  absl::StatusOr<StepReport> Step();
+  absl::Status Judge(const StepBatches& batches, StepReport* report);
+  absl::Status Report(const StepReport& report);
+  absl::Status MaybeSave(bool last);
+  absl::StatusOr<double> Evaluate();
+  bool Stopping() const { return options_.stop != nullptr && options_.stop->load(); }
+  absl::Status SaveTo(const std::string& folder, const ParameterValues& values);
+
+  const config::TrainConfig config_;
+  const TrainerOptions options_;
+  HostAllocator allocator_;
+  PackedWeights packed_;
+  Context ctx_;
+  std::string model_source_;      // folder with the model's other files, or empty
+  std::string tokenizer_folder_;  // or empty
+  std::unique_ptr<Model> model_;
+  std::optional<SampleStream> stream_, validation_;
+  std::unique_ptr<Optimizer> optimizer_;
+  std::vector<ParamChunk> chunks_;
+  std::optional<LrSchedule> schedule_;
+  std::optional<StepGuard> guard_;
+  std::optional<TrainStep> step_runner_;
+  std::unique_ptr<CheckpointSaver> saver_;
+  std::optional<JsonlWriter> metrics_;
+  std::optional<TensorBoardWriter> tensorboard_;
+  std::optional<Progress> progress_;
+  MemoryPlan plan_;
+  double peak_flops_ = 0;
+  double flops_per_token_ = 0;
+  int64_t step_ = 0;    // steps done
+  int64_t saved_ = -1;  // the newest step handed to the saver
+  int64_t tokens_ = 0;
+};
+
+}  // namespace cadre
