@@ -10,6 +10,7 @@ void AddCommands(CLI::App& root, absl::Status* status) {
   AddTokenizerCommand(root, status);
   AddCheckpointCommand(root, status);
   AddDataCommand(root, status);
+  AddTrainCommand(root, status);
   AddVersionCommand(root, status);
 }
 

@@ -80,7 +80,7 @@ void TrainStep::RunMicroBatch(Context& ctx, const StepBatches& batches, const Pa
                  .per_sequence = per_sequence,
                  .z = moe.router_z_loss_coef() / static_cast<double>(batches.tokens)},
       .dropout = config_.dropout(),
-      .first_token = first_token};
+      .global_tokens = GlobalTokens(ctx, config_.dropout(), packed, first_token)};
   {
     TraceScope scope(ctx.trace, "forward");
     Batch batch = ToBatch(*ctx.allocator, packed);

@@ -26,6 +26,7 @@
 #include "model/model.h"
 #include "proto/train_config.pb.h"
 #include "training/checkpoint.h"
+#include "training/gradient_norm.h"
 #include "training/lr_schedule.h"
 #include "training/memory_plan.h"
 #include "training/optimizer.h"

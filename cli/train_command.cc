@@ -1,0 +1,107 @@
+#include <sys/ioctl.h>
+#include <unistd.h>
+
+#include <cstdio>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include <spdlog/spdlog.h>
+#include <CLI/CLI.hpp>
+
+#include "cli/commands.h"
+#include "cli/compute_flags.h"
+#include "cli/signals.h"
+#include "core/config.h"
+#include "core/log.h"
+#include "training/trainer.h"
+
+namespace cadre::cli {
+namespace {
+
+struct TrainFlags {
+  std::string config;
+  std::vector<std::string> overrides;
+  std::string output;
+  std::string resume = "auto";
+  std::string trace;
+  std::string device, dtype, log_level = "info";
+  int threads = -1;
+  bool check = false;
+  bool quiet = false;
+};
+
+int TerminalColumns() {
+  winsize size = {};
+  return ioctl(STDERR_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 0 ? size.ws_col : 80;
+}
+
+// The flags that every verb has set the fields of their names.
+std::vector<std::string> Overrides(const TrainFlags& flags) {
+  std::vector<std::string> overrides = flags.overrides;
+  if (!flags.device.empty()) overrides.push_back("device=" + flags.device);
+  if (!flags.dtype.empty()) overrides.push_back("dtype=" + flags.dtype);
+  if (flags.threads >= 0) overrides.push_back("threads=" + std::to_string(flags.threads));
+  return overrides;
+}
+
+absl::Status RunTrain(const TrainFlags& flags) {
+  config::TrainConfig config;
+  const std::vector<std::string> overrides = Overrides(flags);
+  CADRE_RETURN_IF_ERROR(LoadYaml(flags.config, overrides, &config));
+  if (flags.check) {
+    std::printf("%s", DumpYaml(config).c_str());
+    return absl::OkStatus();
+  }
+  if (flags.output.empty()) return InvalidArgument("--output: a folder is needed");
+  if (flags.resume != "auto" && flags.resume != "never") {
+    return InvalidArgument("--resume {}: allowed are auto and never", flags.resume);
+  }
+  CADRE_ASSIGN_OR_RETURN(std::shared_ptr<spdlog::logger> log, MakeLogger("train", flags.log_level));
+  std::unique_ptr<Trace> trace;
+  if (!flags.trace.empty()) {
+    CADRE_ASSIGN_OR_RETURN(trace, Trace::Create(flags.trace));
+  }
+  TrainerOptions options{.output = flags.output,
+                         .resume = flags.resume == "auto",
+                         .threads = ResolveThreads(config.threads()),
+                         .progress = flags.quiet ? nullptr : stderr,
+                         .terminal = isatty(STDERR_FILENO) == 1,
+                         .columns = TerminalColumns(),
+                         .trace = trace.get(),
+                         .log = log.get(),
+                         .stop = &CatchStopSignals()};
+  CADRE_ASSIGN_OR_RETURN(std::unique_ptr<Trainer> trainer, Trainer::Create(config, options));
+  CADRE_RETURN_IF_ERROR(trainer->Run());
+  return trace == nullptr ? absl::OkStatus() : trace->Close();
+}
+
+}  // namespace
+
+void AddTrainCommand(CLI::App& root, absl::Status* status) {
+  auto flags = std::make_shared<TrainFlags>();
+  CLI::App* command = root.add_subcommand("train", "Train a model");
+  command
+      ->add_option("-c,--config", flags->config, "The run's YAML file (proto/train_config.proto)")
+      ->required();
+  command->add_option("--set", flags->overrides, "Override one field: a.b=c (may be repeated)")
+      ->expected(1)
+      ->take_all();
+  command->add_option("--output", flags->output,
+                      "Folder of metrics, checkpoints and the resolved config");
+  command
+      ->add_option("--resume", flags->resume,
+                   "auto: from the newest good checkpoint in the folder; never")
+      ->capture_default_str();
+  command->add_option("--trace", flags->trace, "Write a Chrome trace (opens in Perfetto)");
+  command->add_option("--device", flags->device, "cpu or cuda");
+  command->add_option("--dtype", flags->dtype, "bf16, f32 or f64");
+  command->add_option("--threads", flags->threads, "CPU threads; 0: all cores that it may run on");
+  command->add_option("--log-level", flags->log_level, "trace, debug, info, warn, error or off")
+      ->capture_default_str();
+  command->add_flag("--check", flags->check, "Print the resolved configuration and stop");
+  command->add_flag("--quiet", flags->quiet, "No progress");
+  command->callback([flags, status] { *status = RunTrain(*flags); });
+}
+
+}  // namespace cadre::cli
