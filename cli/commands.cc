@@ -10,6 +10,8 @@ void AddCommands(CLI::App& root, absl::Status* status) {
   AddTokenizerCommand(root, status);
   AddCheckpointCommand(root, status);
   AddDataCommand(root, status);
+  AddServeCommand(root, status);
+  AddGenerateCommand(root, status);
   AddTrainCommand(root, status);
   AddVersionCommand(root, status);
 }

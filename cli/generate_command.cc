@@ -12,6 +12,7 @@
 #include "cli/commands.h"
 #include "cli/compute_flags.h"
 #include "core/host_allocator.h"
+#include "core/trace.h"
 #include "model/model.h"
 #include "model/tokenizer.h"
 #include "serving/engine.h"

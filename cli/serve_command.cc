@@ -11,6 +11,7 @@
 #include "cli/signals.h"
 #include "core/config.h"
 #include "core/host_allocator.h"
+#include "core/trace.h"
 #include "model/chat_template.h"
 #include "model/model.h"
 #include "model/tokenizer.h"
@@ -84,7 +85,7 @@ absl::StatusOr<HttpServerOptions> ToHttpOptions(const config::ServeConfig& confi
 absl::StatusOr<std::unique_ptr<ChatTemplate>> OptionalTemplate(const std::string& folder,
                                                                spdlog::logger& log) {
   auto chat = ChatTemplate::Load(folder);
-  if (chat.ok()) return std::make_unique<ChatTemplate>(*std::move(chat));
+  if (chat.ok()) return chat;
   if (chat.status().code() != absl::StatusCode::kNotFound) return chat.status();
   log.info("{}: no chat template, /v1/chat/completions is off", folder);
   return std::unique_ptr<ChatTemplate>();
