@@ -9,11 +9,14 @@
 
 #include "core/config.h"
 #include "core/file.h"
+#include "model/chat_template.h"
 #include "model/initialize.h"
 #include "model/model_cost.h"
-#include "training/data_sources.h"
+#include "model/tokenizer.h"
+#include "training/checkpoint_weights.h"
 #include "training/gemm_peak.h"
 #include "training/gradient_norm.h"
+#include "training/training_data.h"
 
 namespace cadre {
 namespace {
@@ -111,8 +114,18 @@ absl::Status Trainer::OpenModel() {
 }
 
 absl::Status Trainer::OpenData() {
-  CADRE_ASSIGN_OR_RETURN(TrainingData data,
-                         OpenTrainingData(config_.data(), tokenizer_folder_, model_->spec().vocab));
+  std::unique_ptr<ChatTemplate> chat;
+  std::unique_ptr<Tokenizer> tokenizer;
+  const auto& sources = config_.data().sources();
+  const bool chats = std::ranges::any_of(sources, [](const config::DataSource& source) {
+    return source.kind() == config::SOURCE_KIND_CHAT;
+  });
+  if (chats && !tokenizer_folder_.empty()) {
+    CADRE_ASSIGN_OR_RETURN(chat, ChatTemplate::Load(tokenizer_folder_));
+    CADRE_ASSIGN_OR_RETURN(tokenizer, Tokenizer::Load(tokenizer_folder_));
+  }
+  CADRE_ASSIGN_OR_RETURN(TrainingData data, OpenTrainingData(config_.data(), model_->spec().vocab,
+                                                             {chat.get(), tokenizer.get()}));
   stream_ = std::move(data.train);
   validation_ = std::move(data.validation);
   return absl::OkStatus();
@@ -133,28 +146,12 @@ absl::Status Trainer::OpenState() {
       .root = options_.output + "/checkpoints",
       .keep_last = config_.checkpoint().keep_last(),
       .async = config_.checkpoint().async(),
-      .save_weights = [this](const std::string& folder, const ParameterValues& values) {
-        return SaveTo(folder, values);
-      }};
+      .save_weights = HfSaveWeights(*model_, allocator_,
+                                    {.type = WeightType(model_->dtype()),
+                                     .max_shard_bytes = config_.checkpoint().max_shard_bytes(),
+                                     .tokenizer_folder = tokenizer_folder_})};
   saver_ = std::make_unique<CheckpointSaver>(std::move(options), store, *optimizer_, allocator_);
   return absl::OkStatus();
-}
-
-absl::Status Trainer::SaveTo(const std::string& folder, const ParameterValues& values) {
-  // On the saver's thread, beside the training step: a context of its own, and one thread.
-  Context ctx = ctx_;
-  ctx.threads = 1;
-  ctx.tape = nullptr;
-  ctx.packed = nullptr;
-  ctx.trace = nullptr;
-  SaveWeightsOptions options{
-      .folder = folder,
-      .config = &model_->config(),
-      .type = config_.dtype() == config::COMPUTE_DTYPE_BF16 ? StoredType::kBF16 : StoredType::kF32,
-      .tensors = &model_->folder_tensors(),
-      .max_shard_bytes = config_.checkpoint().max_shard_bytes(),
-      .tokenizer_folder = tokenizer_folder_};
-  return SaveWeights(ctx, values, options);
 }
 
 absl::Status Trainer::Resume() {
@@ -164,11 +161,9 @@ absl::Status Trainer::Resume() {
                            options_.log->warn("{}", line);
                          }));
   if (!found.has_value()) return absl::OkStatus();
-  auto load = [this](const std::string& folder) {
-    return LoadWeights(ctx_, folder, model_->config()).status();
-  };
-  CADRE_RETURN_IF_ERROR(LoadCheckpoint(*found, DumpYaml(model_->config().model), load,
-                                       model_->parameters(), *optimizer_));
+  CADRE_RETURN_IF_ERROR(LoadCheckpoint(*found, DumpYaml(model_->config().model),
+                                       HfLoadWeights(ctx_, *model_), model_->parameters(),
+                                       *optimizer_));
   const CheckpointState& state = found->manifest.state;
   step_ = saved_ = state.step;
   tokens_ = state.tokens;

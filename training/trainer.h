@@ -90,7 +90,6 @@ class Trainer {
   absl::Status MaybeSave(bool last);
   absl::StatusOr<double> Evaluate();
   bool Stopping() const { return options_.stop != nullptr && options_.stop->load(); }
-  absl::Status SaveTo(const std::string& folder, const ParameterValues& values);
 
   const config::TrainConfig config_;
   const TrainerOptions options_;
