@@ -59,7 +59,8 @@ Sequences ReadSequences(const SafetensorsFile& file) {
   return s;
 }
 
-// The gradient of one Hugging Face tensor, as stored, from those of the parameters that it fills.
+}  // namespace
+
 std::vector<double> StoredGradient(Context& ctx, const std::string& tensor) {
   ParameterStore& store = *ctx.parameters;
   std::vector<double> stored;
@@ -81,6 +82,8 @@ std::vector<double> StoredGradient(Context& ctx, const std::string& tensor) {
   CADRE_CHECK(!stored.empty(), "no parameter holds {}", tensor);
   return stored;
 }
+
+namespace {
 
 void CompareGradients(Context& ctx, const SafetensorsFile& file, GoldenErrors* errors) {
   for (const SafetensorsEntry& entry : file.tensors()) {

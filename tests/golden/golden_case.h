@@ -4,7 +4,9 @@
 
 #include <functional>
 #include <string>
+#include <vector>
 
+#include "core/context.h"
 #include "core/dtype.h"
 #include "core/status.h"
 #include "proto/model_config.pb.h"
@@ -34,6 +36,9 @@ struct GoldenRun {
 };
 
 absl::StatusOr<GoldenErrors> RunGolden(const GoldenRun& run);
+
+// The gradient of one Hugging Face tensor, as stored, from those of ctx.parameters that it fills.
+std::vector<double> StoredGradient(Context& ctx, const std::string& tensor);
 
 // Names of a fixture's parameters as the model registers them.
 absl::StatusOr<std::vector<std::string>> ParameterNames(const std::string& fixture);
