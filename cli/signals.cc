@@ -1,22 +1,30 @@
 #include "cli/signals.h"
 
-#include <csignal>
-
+#include <semaphore.h>
 #include <unistd.h>
+
+#include <cerrno>
+#include <csignal>
 
 namespace cadre::cli {
 namespace {
 
 // A signal handler can reach nothing but what has static storage.
 std::atomic<bool> stop_requested = false;
+sem_t stop_posted;
 
+// Any thread of the process may be the one that runs this.
 void OnStopSignal(int) {
   if (stop_requested.exchange(true)) _exit(130);
+  const int kept = errno;
+  sem_post(&stop_posted);
+  errno = kept;
 }
 
 }  // namespace
 
 const std::atomic<bool>& CatchStopSignals() {
+  sem_init(&stop_posted, 0, 0);
   struct sigaction action = {};
   action.sa_handler = OnStopSignal;
   sigemptyset(&action.sa_mask);
@@ -26,14 +34,7 @@ const std::atomic<bool>& CatchStopSignals() {
 }
 
 void WaitForStopSignal() {
-  sigset_t stop, before;
-  sigemptyset(&stop);
-  sigaddset(&stop, SIGTERM);
-  sigaddset(&stop, SIGINT);
-  // Blocked while the flag is looked at, so that none is missed in between.
-  pthread_sigmask(SIG_BLOCK, &stop, &before);
-  while (!stop_requested) sigsuspend(&before);
-  pthread_sigmask(SIG_SETMASK, &before, nullptr);
+  while (!stop_requested) sem_wait(&stop_posted);
 }
 
 }  // namespace cadre::cli

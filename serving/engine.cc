@@ -113,6 +113,7 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(Model& model, const Engin
       *engine->pool_);
   engine->options_.max_model_len = context;
   engine->last_step_ = Now();
+  engine->weight_version_ = static_cast<int64_t>(model.parameters().version());
   engine->thread_ = std::thread(&Engine::Loop, engine.get());
   return engine;
 }
@@ -144,12 +145,17 @@ absl::Status Engine::Submit(std::vector<GenerationRequest> requests,
   }
   std::lock_guard lock(mutex_);
   if (stopping_) return Unavailable("the engine is stopping");
-  if (waiting_ + static_cast<int>(incoming_.size() + requests.size()) >
-      options_.max_queue_size + options_.max_num_seqs) {
-    return ResourceExhausted("queue full: {} requests wait", waiting_ + incoming_.size());
+  const size_t places = static_cast<size_t>(options_.max_queue_size) +
+                        static_cast<size_t>(options_.max_num_seqs);
+  if (ids_.size() + requests.size() > places) {
+    return ResourceExhausted("queue full: {} sequences run or wait, {} came, allowed are {}",
+                             ids_.size(), requests.size(), places);
   }
+  std::unordered_set<uint64_t> fresh;
   for (const GenerationRequest& request : requests) {
-    if (ids_.contains(request.id)) return InvalidArgument("request id {} is in use", request.id);
+    if (ids_.contains(request.id) || !fresh.insert(request.id).second) {
+      return InvalidArgument("request id {} is in use", request.id);
+    }
   }
   for (GenerationRequest& request : requests) {
     auto sequence = std::make_unique<Sequence>();
@@ -172,9 +178,10 @@ void Engine::Cancel(uint64_t id) {
 }
 
 ModelInfo Engine::Info() const {
+  std::lock_guard lock(mutex_);
   return {.max_context = static_cast<int>(options_.max_model_len),
           .vocab_size = static_cast<int>(model_.spec().vocab),
-          .weight_version = static_cast<int64_t>(model_.parameters().version())};
+          .weight_version = weight_version_};
 }
 
 EngineHealth Engine::Health() const {
@@ -219,8 +226,10 @@ bool Engine::TakeInput() {
 void Engine::Loop() {
   while (TakeInput()) {
     std::vector<ScheduledChunk> plan = scheduler_->Plan(Now());
+    PublishGauges();  // a long step must not hide what it runs
     if (!plan.empty()) Step(plan);
-    PublishStats();
+    CountStep(plan);
+    PublishGauges();
     Flush();
   }
   std::vector<std::unique_ptr<Sequence>> incoming;
@@ -398,16 +407,26 @@ void Engine::Flush() {
   outbox_.clear();
 }
 
-void Engine::PublishStats() {
+void Engine::PublishGauges() {
   std::lock_guard lock(mutex_);
-  last_step_ = Now();
-  waiting_ = scheduler_->waiting() + scheduler_->running();
+  weight_version_ = static_cast<int64_t>(model_.parameters().version());
   stats_.num_requests_running = scheduler_->running();
   stats_.num_requests_waiting = scheduler_->waiting();
   stats_.kv_cache_usage =
       1.0 - static_cast<double>(pool_->free_blocks()) / static_cast<double>(pool_->blocks());
   stats_.num_preemptions = scheduler_->preemptions();
+}
+
+void Engine::CountStep(const std::vector<ScheduledChunk>& plan) {
+  int64_t tokens = 0;
+  for (const ScheduledChunk& chunk : plan) tokens += chunk.tokens;
+  auto bucket = std::ranges::lower_bound(kStepTokenBounds, tokens) - kStepTokenBounds.begin();
+  std::lock_guard lock(mutex_);
+  last_step_ = Now();
+  if (plan.empty()) return;
   ++stats_.num_steps;
+  stats_.step_tokens += tokens;
+  ++stats_.step_counts[static_cast<size_t>(bucket)];
 }
 
 }  // namespace cadre

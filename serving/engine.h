@@ -75,7 +75,8 @@ class Engine : public EngineClient {
   void Emit(Sequence& sequence, TokenEvent event);
   void Finish(uint64_t id, FinishReason reason);
   void Flush();
-  void PublishStats();
+  void PublishGauges();
+  void CountStep(const std::vector<ScheduledChunk>& plan);
 
   Model& model_;
   EngineOptions options_;
@@ -97,7 +98,7 @@ class Engine : public EngineClient {
   std::unordered_set<uint64_t> ids_;
   bool stopping_ = false;
   EngineStats stats_;
-  int waiting_ = 0;
+  int64_t weight_version_ = 0;
   bool idle_ = true;
   double last_step_ = 0;
 

@@ -22,6 +22,7 @@ const Buckets kRequestSeconds = {.3, .5, .8, 1,  1.5, 2,   2.5, 5,   10,   15,  
                                  30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680};
 const Buckets kTokens = {1,   2,    5,    10,   20,    50,    100,   200,
                          500, 1000, 2000, 5000, 10000, 20000, 50000, 100000};
+const Buckets kStepTokens(kStepTokenBounds.begin(), kStepTokenBounds.end());
 const Buckets kChoices = {1, 2, 5, 10, 20, 50, 100};
 
 }  // namespace
@@ -101,6 +102,9 @@ struct ServingMetrics::Families {
       AddHistogram("cadre_request_prompt_tokens", "Prompt tokens per request", kTokens);
   prometheus::Histogram& request_generation =
       AddHistogram("cadre_request_generation_tokens", "Generated tokens per sequence", kTokens);
+  prometheus::Histogram& iteration =
+      AddHistogram("cadre_iteration_tokens_total", "Tokens computed per engine step", kStepTokens);
+  EngineStats scraped;  // what of `iteration` was added so far
   prometheus::Histogram& params_n =
       AddHistogram("cadre_request_params_n", "The requests' n", kChoices);
   prometheus::Histogram& params_max =
@@ -159,6 +163,13 @@ std::string ServingMetrics::Scrape(const EngineStats& stats, const EngineHealth&
   raise(f.prefix_hits, stats.prefix_cache_hits);
   raise(f.preemptions, stats.num_preemptions);
   raise(f.steps, stats.num_steps);
+  std::vector<double> steps;
+  for (size_t i = 0; i < stats.step_counts.size(); ++i) {
+    steps.push_back(static_cast<double>(stats.step_counts[i] - f.scraped.step_counts[i]));
+  }
+  f.iteration.ObserveMultiple(steps,
+                              static_cast<double>(stats.step_tokens - f.scraped.step_tokens));
+  f.scraped = stats;
   f.running.Set(stats.num_requests_running);
   f.waiting.Set(stats.num_requests_waiting);
   f.kv_usage.Set(stats.kv_cache_usage);

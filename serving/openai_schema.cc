@@ -214,7 +214,7 @@ void ReadPrompts(JsonFields* fields, const SchemaLimits& limits, OpenAiRequest* 
   }
   for (const Json& one : list) {
     std::optional<PromptInput> input = OnePrompt(one);
-    if (!input) {
+    if (!input || one.is_string() != list.front().is_string()) {
       return fields->Fail(
           "'prompt' must be a string, a list of strings, a list of token ids or a list of such "
           "lists",

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <chrono>
 #include <ctime>
+#include <limits>
 #include <random>
 
 namespace cadre {
@@ -134,7 +135,8 @@ std::optional<ApiError> OpenAiService::Tokenize(PreparedRequest* prepared) {
             "invalid_value");
       }
     }
-    add(ids, request.echo ? deps_.tokenizer->Decode(ids, true) : std::string());
+    add(ids, request.echo ? deps_.tokenizer->Decode(ids, request.skip_special_tokens)
+                          : std::string());
   }
   for (const AnswerFacts::Prompt& prompt : prepared->facts.prompts) {
     if (prompt.ids->empty()) {
@@ -221,7 +223,10 @@ std::optional<ApiError> OpenAiService::Admit(PreparedRequest prepared, std::func
                                              std::unique_ptr<Answer>* answer) {
   auto result = std::make_unique<Answer>(deps_.engine, hub_.get());
   result->stream = prepared.request.stream;
-  result->inbox = std::make_shared<AnswerInbox>(options_.max_unsent_bytes, std::move(wake));
+  // Only a stream waits for its client; a whole answer is gathered anyway.
+  const size_t bound =
+      result->stream ? options_.max_unsent_bytes : std::numeric_limits<size_t>::max();
+  result->inbox = std::make_shared<AnswerInbox>(bound, std::move(wake));
   std::vector<EventHub::Route> routes;
   std::vector<uint64_t> ids;
   for (size_t i = 0; i < prepared.sequences.size(); ++i) {

@@ -11,6 +11,7 @@
 //   ... MySink::OnStep(events) until an event of this id has finish != kNone
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -97,6 +98,10 @@ struct EngineHealth {
   double seconds_since_step = 0;
 };
 
+// Upper bounds of EngineStats::step_counts; its last entry counts the steps above them all.
+inline constexpr std::array<int64_t, 13> kStepTokenBounds = {1,   8,    16,   32,   64,   128,  256,
+                                                             512, 1024, 2048, 4096, 8192, 16384};
+
 // Gauges as of now and counters since the start, under the names of /metrics.
 struct EngineStats {
   int num_requests_running = 0;
@@ -106,6 +111,8 @@ struct EngineStats {
   int64_t prefix_cache_hits = 0;
   int64_t num_preemptions = 0;
   int64_t num_steps = 0;
+  int64_t step_tokens = 0;  // computed in all steps together
+  std::array<int64_t, kStepTokenBounds.size() + 1> step_counts = {};  // steps by their tokens
 };
 
 // The engine as the front sees it. Every method may be called from any thread and returns at once.

@@ -62,8 +62,10 @@ bool Scheduler::Reserve(size_t index, int64_t tokens) {
 void Scheduler::Admit(double now) {
   if (waiting_.empty() || running() >= options_.max_num_seqs) return;
   Sequence& next = *waiting_.front();
-  // All it knows must fit at once, or it would push out what already runs.
-  const int64_t known = static_cast<int64_t>(next.tokens.size()) + 1;
+  // All it knows and its next token must fit at once, or it would push out what already runs. The
+  // last token that it may have is never computed.
+  const int64_t most = next.prompt_tokens() + std::max(next.request.sampling.max_tokens - 1, 0);
+  const int64_t known = std::min(static_cast<int64_t>(next.tokens.size()) + 1, most);
   if (BlocksFor(known, pool_.block_size()) > pool_.free_blocks()) return;
   if (next.scheduled == 0) next.scheduled = now;
   running_.push_back(std::move(waiting_.front()));

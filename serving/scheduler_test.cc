@@ -21,9 +21,10 @@ class SchedulerTest : public ::testing::Test {
     scheduler_ = std::make_unique<Scheduler>(options, *pool_);
   }
 
-  void Add(uint64_t id, int64_t prompt) {
+  void Add(uint64_t id, int64_t prompt, int max_tokens = 16) {
     auto sequence = std::make_unique<Sequence>();
     sequence->request.id = id;
+    sequence->request.sampling.max_tokens = max_tokens;
     sequence->request.prompt = std::make_shared<std::vector<int32_t>>(prompt, 1);
     sequence->tokens = *sequence->request.prompt;
     scheduler_->Add(std::move(sequence));
@@ -74,7 +75,8 @@ TEST_F(SchedulerTest, TheYoungestGivesWayAndComesBack) {
   Add(1, 16);
   Add(2, 15);
   EXPECT_EQ(Step(), (Ran{{1, 16}, {2, 15}}));
-  EXPECT_EQ(Step(), (Ran{{1, 1}, {2, 1}}));  // all three blocks are in use, and 2's only one is full
+  EXPECT_EQ(Step(),
+            (Ran{{1, 1}, {2, 1}}));  // all three blocks are in use, and 2's only one is full
   EXPECT_EQ(Step(), (Ran{{1, 1}}));
   EXPECT_EQ(scheduler_->preemptions(), 1);
   EXPECT_EQ(scheduler_->waiting(), 1);
@@ -93,6 +95,15 @@ TEST_F(SchedulerTest, RemovingFreesBlocks) {
   EXPECT_NE(scheduler_->Remove(1), nullptr);
   EXPECT_EQ(pool_->free_blocks(), 4);
   EXPECT_EQ(scheduler_->Remove(1), nullptr);
+}
+
+TEST_F(SchedulerTest, APromptThatFillsEveryBlockIsAdmitted) {
+  for (int max_tokens : {0, 1}) {
+    Make(2, {.max_num_seqs = 4, .max_num_batched_tokens = 100, .max_context = 48});
+    ASSERT_TRUE(scheduler_->Admissible(32 - max_tokens, {.max_tokens = max_tokens}).ok());
+    Add(1, 32 - max_tokens, max_tokens);
+    EXPECT_EQ(Step(), (Ran{{1, 32 - max_tokens}}));
+  }
 }
 
 TEST_F(SchedulerTest, RefusesWhatCannotFit) {
