@@ -18,6 +18,7 @@ constexpr int64_t kTileRows = 16;
 constexpr int64_t kTileDepth = 32;  // k of one tile product
 constexpr int64_t kTileBytes = 1024;
 constexpr int64_t kStripRows = 2 * kTileRows;
+constexpr int64_t kStepBytes = 2 * kTileBytes;  // of a strip
 
 struct alignas(64) TileConfig {
   uint8_t palette = 1, start_row = 0, reserved[14] = {};
@@ -37,17 +38,6 @@ void Configure(int64_t rows) {
   _tile_loadconfig(&config);
 }
 
-// Steps [begin, end) of a strip of the left-hand matrix: two blocks of 16 rows, 32 of k a step.
-struct LeftStrip {
-  const std::byte *top, *bottom;
-  int64_t stride;         // bytes between rows of a tile
-  int64_t step;           // bytes between steps
-  int64_t steps;          // that read in place
-  const std::byte* tail;  // a last step's [32 rows][32] copy padded with zeros, or null
-
-  int64_t total() const { return steps + int64_t{tail != nullptr}; }
-};
-
 struct Steps {
   int64_t begin, end;
 };
@@ -55,7 +45,7 @@ struct Steps {
 // Adds the products of some steps to the sums of kBlocks blocks of 16 rows x kPanels panels; the
 // first steps start from zero.
 template <int kBlocks, int kPanels>
-void Sum(const LeftStrip& left, Steps steps, const std::byte* panel0, const std::byte* panel1,
+void Sum(const std::byte* left, Steps steps, const std::byte* panel0, const std::byte* panel1,
          float (*sums)[256]) {
   if (steps.begin == 0) {
     _tile_zero(0);
@@ -68,8 +58,8 @@ void Sum(const LeftStrip& left, Steps steps, const std::byte* panel0, const std:
     if constexpr (kBlocks == 2) _tile_loadd(2, sums[2], 64);
     if constexpr (kBlocks == 2 && kPanels == 2) _tile_loadd(3, sums[3], 64);
   }
-  auto step = [&](const std::byte* top, const std::byte* bottom, int64_t stride, int64_t s) {
-    _tile_loadd(4, top, stride);
+  for (int64_t s = steps.begin; s < steps.end; ++s) {
+    _tile_loadd(4, left + s * kStepBytes, 64);
     _tile_loadd(6, panel0 + s * kTileBytes, 64);
     _tile_dpbf16ps(0, 4, 6);
     if constexpr (kPanels == 2) {
@@ -77,16 +67,11 @@ void Sum(const LeftStrip& left, Steps steps, const std::byte* panel0, const std:
       _tile_dpbf16ps(1, 4, 7);
     }
     if constexpr (kBlocks == 2) {
-      _tile_loadd(5, bottom, stride);
+      _tile_loadd(5, left + s * kStepBytes + kTileBytes, 64);
       _tile_dpbf16ps(2, 5, 6);
     }
     if constexpr (kBlocks == 2 && kPanels == 2) _tile_dpbf16ps(3, 5, 7);
-  };
-  const int64_t in_place = std::min(steps.end, left.steps);
-  for (int64_t s = steps.begin; s < in_place; ++s) {
-    step(left.top + s * left.step, left.bottom + s * left.step, left.stride, s);
   }
-  if (steps.end > left.steps) step(left.tail, left.tail + kTileBytes, 64, left.steps);
   _tile_stored(0, sums[0], 64);
   if constexpr (kPanels == 2) _tile_stored(1, sums[1], 64);
   if constexpr (kBlocks == 2) _tile_stored(2, sums[2], 64);
@@ -122,29 +107,22 @@ void StoreBlock(const PanelGemmArgs& args, const float* sums, int64_t row, int64
 
 // One strip of at most 32 rows of a block, with its sums of one pair of panels.
 struct Strip {
-  LeftStrip left;
+  const std::byte* left;
   int64_t row, rows;
   alignas(64) float sums[4][256];
-  alignas(64) BF16 tail[kStripRows * kTileDepth];
 };
 
-void Aim(const PanelGemmArgs& args, Strip& strip) {
-  const int64_t k = args.b.k;
-  if (args.a.tiled) {
-    const int64_t steps = args.b.k_padded / kTileDepth, row_bytes = steps * kTileBytes;
-    const std::byte* top = args.a.data + strip.row / kTileRows * row_bytes;
-    strip.left = {top, top + row_bytes, 64, kTileBytes, steps, nullptr};
-    return;
-  }
-  const std::byte* top = args.a.data + strip.row * k * 2;
-  strip.left = {top, top + kTileRows * k * 2, k * 2, 64, k / kTileDepth, nullptr};
-  if (const int64_t rest = k % kTileDepth; rest != 0) {
-    std::memset(static_cast<void*>(strip.tail), 0, sizeof(strip.tail));
-    for (int64_t r = 0; r < strip.rows; ++r) {
-      std::memcpy(static_cast<void*>(strip.tail + r * kTileDepth),
-                  top + r * k * 2 + strip.left.steps * 64, rest * 2);
+// 32 rows of k elements (fewer: zeros) as a strip of tiles.
+void PackStrip(const std::byte* rows, int64_t count, int64_t k, std::byte* to) {
+  const int64_t row_bytes = k * 2;
+  for (int64_t begin = 0; begin < row_bytes; begin += 64, to += kStepBytes) {
+    const int64_t left = (row_bytes - begin) / 2;
+    const __mmask32 mask = left >= 32 ? 0xffffffffu : (1u << left) - 1;
+    for (int64_t r = 0; r < kStripRows; ++r) {
+      const __m512i line = r < count ? _mm512_maskz_loadu_epi16(mask, rows + r * row_bytes + begin)
+                                     : _mm512_setzero_si512();
+      _mm512_store_si512(to + r * 64, line);
     }
-    strip.left.tail = reinterpret_cast<const std::byte*>(strip.tail);
   }
 }
 
@@ -167,10 +145,10 @@ void StoreStrip(const PanelGemmArgs& args, const Strip& strip, int64_t panel, bo
 // All strips of the block meet one pair of panels. The pair is taken in pieces of k that stay in
 // the first-level cache while the strips pass; the sums wait in memory between the pieces.
 void StripsByPair(const PanelGemmArgs& args, std::span<Strip> strips, int64_t panel, bool pair) {
-  constexpr int64_t kStepsInCache = 12;  // 24 KiB of a pair
+  constexpr int64_t kStepsInCache = 8;  // 16 KiB of a pair
   const std::byte* data = args.b.data.raw() + panel * args.b.panel_bytes();
   const std::byte* second = pair ? data + args.b.panel_bytes() : nullptr;
-  const int64_t total = strips[0].left.total();
+  const int64_t total = args.b.k_padded / kTileDepth;
   int64_t configured = 0;
   for (int64_t begin = 0; begin < total; begin += kStepsInCache) {
     const Steps steps{begin, std::min(begin + kStepsInCache, total)};
@@ -210,19 +188,22 @@ void Transpose16x16(__m512i* r) {
   }
 }
 
-// Rows k and k + 1 of x [K, n], 16 columns from `column`, as 16 dwords; rows from K on are zero.
-__m512i PairOfRows(const BF16* x, int64_t k_count, int64_t n, int64_t k, int64_t column,
-                   __mmask16 mask) {
-  const __m256i zero = _mm256_setzero_si256();
-  const __m256i even = k < k_count ? _mm256_maskz_loadu_epi16(mask, x + k * n + column) : zero;
-  const __m256i odd =
-      k + 1 < k_count ? _mm256_maskz_loadu_epi16(mask, x + (k + 1) * n + column) : zero;
-  return _mm512_or_si512(_mm512_cvtepu16_epi32(even),
-                         _mm512_slli_epi32(_mm512_cvtepu16_epi32(odd), 16));
-}
+__mmask32 ColumnMask(int64_t left) { return left >= 32 ? 0xffffffffu : (1u << left) - 1; }
 
-__mmask16 ColumnMask(int64_t left) {
-  return static_cast<__mmask16>(left >= 16 ? 0xffff : (1u << left) - 1);
+// Rows k and k + 1 of x [K, n], 32 columns from `column`, as 16 dwords for the first 16 columns and
+// 16 for the others; rows from K on are zero.
+void PairOfRows(const BF16* x, int64_t k_count, int64_t n, int64_t k, int64_t column,
+                __mmask32 mask, __m512i* low, __m512i* high) {
+  const __m512i zero = _mm512_setzero_si512();
+  const __m512i even = k < k_count ? _mm512_maskz_loadu_epi16(mask, x + k * n + column) : zero;
+  const __m512i odd =
+      k + 1 < k_count ? _mm512_maskz_loadu_epi16(mask, x + (k + 1) * n + column) : zero;
+  auto half = [](__m512i v, bool upper) {
+    return _mm512_cvtepu16_epi32(upper ? _mm512_extracti64x4_epi64(v, 1)
+                                       : _mm512_castsi512_si256(v));
+  };
+  *low = _mm512_or_si512(half(even, false), _mm512_slli_epi32(half(odd, false), 16));
+  *high = _mm512_or_si512(half(even, true), _mm512_slli_epi32(half(odd, true), 16));
 }
 
 bool DetectAmx() {
@@ -244,13 +225,21 @@ bool AmxAvailable() {
   return available;
 }
 
-void GemmBlockAmx(const PanelGemmArgs& args, const GemmBlock& block) {
+void GemmBlockAmx(const PanelGemmArgs& args, const GemmBlock& block, std::byte* scratch) {
   std::array<Strip, kMaxBlockRows / kStripRows> all;
   const std::span<Strip> strips(all.data(), (block.rows + kStripRows - 1) / kStripRows);
+  const int64_t strip_bytes = args.b.k_padded / kTileDepth * kStepBytes;
   for (size_t i = 0; i < strips.size(); ++i) {
-    strips[i].row = block.row + static_cast<int64_t>(i) * kStripRows;
-    strips[i].rows = std::min(kStripRows, block.row + block.rows - strips[i].row);
-    Aim(args, strips[i]);
+    Strip& strip = strips[i];
+    strip.row = block.row + static_cast<int64_t>(i) * kStripRows;
+    strip.rows = std::min(kStripRows, block.row + block.rows - strip.row);
+    if (args.a.tiled) {
+      strip.left = args.a.data + strip.row / kStripRows * strip_bytes;
+      continue;
+    }
+    std::byte* packed = scratch + static_cast<int64_t>(i) * strip_bytes;
+    PackStrip(args.a.data + strip.row * args.b.k * 2, strip.rows, args.b.k, packed);
+    strip.left = packed;
   }
   const int64_t end = block.panel + block.panels;
   for (int64_t panel = block.panel; panel < end; panel += 2) {
@@ -259,30 +248,40 @@ void GemmBlockAmx(const PanelGemmArgs& args, const GemmBlock& block) {
   _tile_release();
 }
 
-void PackPanelAmx(const BF16* x, int64_t k, int64_t n, int64_t column, std::byte* to) {
-  const __mmask16 mask = ColumnMask(n - column);
+void PackPanelsAmx(const BF16* x, int64_t k, int64_t n, int64_t column, std::byte* to,
+                   std::byte* next) {
+  const __mmask32 mask = ColumnMask(n - column);
   for (int64_t i = 0; i < (k + 31) / 32 * 32; i += 2) {
-    _mm512_storeu_si512(to + i / 2 * 64, PairOfRows(x, k, n, i, column, mask));
+    __m512i low, high;
+    PairOfRows(x, k, n, i, column, mask, &low, &high);
+    _mm512_storeu_si512(to + i / 2 * 64, low);
+    if (next != nullptr) _mm512_storeu_si512(next + i / 2 * 64, high);
   }
 }
 
-void TransposeTilesAmx(const BF16* x, int64_t k, int64_t m, int64_t column, std::byte* to) {
-  const __mmask16 mask = ColumnMask(m - column);
-  __m512i rows[16];
-  for (int64_t i = 0; i < k; i += kTileDepth, to += kTileBytes) {
-    for (int64_t p = 0; p < 16; ++p) rows[p] = PairOfRows(x, k, m, i + 2 * p, column, mask);
-    Transpose16x16(rows);
-    for (int64_t p = 0; p < 16; ++p) _mm512_storeu_si512(to + p * 64, rows[p]);
+void TransposeStripAmx(const BF16* x, int64_t k, int64_t m, int64_t column, std::byte* to) {
+  const __mmask32 mask = ColumnMask(m - column);
+  __m512i top[16], bottom[16];
+  for (int64_t i = 0; i < k; i += kTileDepth, to += kStepBytes) {
+    for (int64_t p = 0; p < 16; ++p)
+      PairOfRows(x, k, m, i + 2 * p, column, mask, &top[p], &bottom[p]);
+    Transpose16x16(top);
+    Transpose16x16(bottom);
+    for (int64_t p = 0; p < 16; ++p) {
+      _mm512_storeu_si512(to + p * 64, top[p]);
+      _mm512_storeu_si512(to + kTileBytes + p * 64, bottom[p]);
+    }
   }
 }
 
 void PackTransposedPanelAmx(const BF16* x, int64_t k, int64_t n, int64_t row, std::byte* to) {
   __m512i rows[16];
   for (int64_t i = 0; i < k; i += kTileDepth, to += kTileBytes) {
-    const int64_t left = std::min(kTileDepth, k - i);
-    const __mmask32 mask = left >= 32 ? 0xffffffffu : (1u << left) - 1;
-    for (int64_t r = 0; r < 16; ++r)
-      rows[r] = _mm512_maskz_loadu_epi16(mask, x + (row + r) * k + i);
+    const __mmask32 mask = ColumnMask(k - i);
+    for (int64_t r = 0; r < 16; ++r) {
+      rows[r] = row + r < n ? _mm512_maskz_loadu_epi16(mask, x + (row + r) * k + i)
+                            : _mm512_setzero_si512();
+    }
     Transpose16x16(rows);
     for (int64_t p = 0; p < 16; ++p) _mm512_storeu_si512(to + p * 64, rows[p]);
   }

@@ -9,6 +9,8 @@
 namespace cadre::ops {
 namespace {
 
+constexpr int64_t kStripStepBytes = 2048;  // of 32 left-hand rows x 32 of k
+
 // One panel in plain loops: element (k, column) goes to [k / pair][column][k % pair].
 template <typename T>
 void PackPanelPlain(const Tensor& b, bool transposed, int64_t column, const Panels& panels, T* to) {
@@ -24,17 +26,27 @@ void PackPanelPlain(const Tensor& b, bool transposed, int64_t column, const Pane
   }
 }
 
-void PackPanel(const Tensor& b, bool transposed, int64_t index, const Panels& panels) {
+// Panels `index` and, where there is one, `index` + 1.
+void PackPanelPair(const Tensor& b, bool transposed, int64_t index, const Panels& panels) {
   std::byte* to = panels.data.raw() + static_cast<size_t>(index) * panels.panel_bytes();
+  std::byte* next = index + 1 < panels.count() ? to + panels.panel_bytes() : nullptr;
   const int64_t column = index * kPanelColumns;
-  if (panels.dtype == DType::kF32) {
-    return PackPanelPlain<float>(b, transposed, column, panels, reinterpret_cast<float*>(to));
+  if (panels.dtype == DType::kBF16 && AmxAvailable()) {
+    const BF16* data = b.data<BF16>();
+    if (!transposed) return PackPanelsAmx(data, panels.k, panels.n, column, to, next);
+    PackTransposedPanelAmx(data, panels.k, panels.n, column, to);
+    if (next != nullptr)
+      PackTransposedPanelAmx(data, panels.k, panels.n, column + kPanelColumns, next);
+    return;
   }
-  if (!AmxAvailable() || column + kPanelColumns > panels.n) {
-    return PackPanelPlain<BF16>(b, transposed, column, panels, reinterpret_cast<BF16*>(to));
+  for (std::byte* panel : {to, next}) {
+    if (panel == nullptr) continue;
+    const int64_t at = column + (panel == to ? 0 : kPanelColumns);
+    if (panels.dtype == DType::kF32)
+      PackPanelPlain(b, transposed, at, panels, reinterpret_cast<float*>(panel));
+    else
+      PackPanelPlain(b, transposed, at, panels, reinterpret_cast<BF16*>(panel));
   }
-  if (transposed) return PackTransposedPanelAmx(b.data<BF16>(), panels.k, panels.n, column, to);
-  PackPanelAmx(b.data<BF16>(), panels.k, panels.n, column, to);
 }
 
 // x [K, M] -> rows [M, K].
@@ -75,8 +87,8 @@ void PackPanels(Context& ctx, const Tensor& b, bool transposed, Panels& panels) 
     panels.data = Tensor();
     panels.data = ctx.Empty({bytes}, DType::kU8);
   }
-  ParallelFor(ctx, panels.count(), 4, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) PackPanel(b, transposed, i, panels);
+  ParallelFor(ctx, (panels.count() + 1) / 2, 2, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) PackPanelPair(b, transposed, 2 * i, panels);
   });
 }
 
@@ -91,11 +103,11 @@ LeftTiles TransposeLeft(Context& ctx, const Tensor& x) {
       TransposeRows<BF16>(ctx, x, left.data);
     return left;
   }
-  const int64_t blocks = (m + 15) / 16, row_bytes = (k + 31) / 32 * 1024;
-  left.data = ctx.Empty({blocks * row_bytes}, DType::kU8);
-  ParallelFor(ctx, blocks, 1, [&](int64_t begin, int64_t end) {
+  const int64_t strips = (m + 31) / 32, strip_bytes = (k + 31) / 32 * kStripStepBytes;
+  left.data = ctx.Empty({strips * strip_bytes}, DType::kU8);
+  ParallelFor(ctx, strips, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      TransposeTilesAmx(x.data<BF16>(), k, m, i * 16, left.data.raw() + i * row_bytes);
+      TransposeStripAmx(x.data<BF16>(), k, m, i * 32, left.data.raw() + i * strip_bytes);
     }
   });
   return left;
@@ -106,14 +118,17 @@ void PanelGemm(Context& ctx, const PanelGemmArgs& args) {
   const GemmBlock shape = BlockShape(args.a.rows, args.b.count());
   const int64_t down = (args.a.rows + shape.rows - 1) / shape.rows;
   const int64_t across = (args.b.count() + shape.panels - 1) / shape.panels;
+  // Left-hand rows become tiles block by block, each thread in a place of its own.
+  const int64_t block_bytes = (shape.rows + 31) / 32 * (args.b.k_padded / 32) * kStripStepBytes;
+  Tensor scratch;
+  if (amx && !args.a.tiled) scratch = ctx.Empty({block_bytes * ctx.threads}, DType::kU8);
   ParallelUnits(ctx, down * across, [&](int64_t unit) {
     GemmBlock block{.row = unit % down * shape.rows, .panel = unit / down * shape.panels};
     block.rows = std::min(shape.rows, args.a.rows - block.row);
     block.panels = std::min(shape.panels, args.b.count() - block.panel);
-    if (amx)
-      GemmBlockAmx(args, block);
-    else
-      GemmBlockSimd(args, block);
+    if (!amx) return GemmBlockSimd(args, block);
+    GemmBlockAmx(args, block,
+                 scratch.defined() ? scratch.raw() + omp_get_thread_num() * block_bytes : nullptr);
   });
 }
 

@@ -6,8 +6,8 @@
 //   f32:  [N / 16][K][16 columns]
 //
 // The left-hand matrix is read as it lies, or for weight gradients (a sum over rows of two
-// activations) transposed into LeftTiles: [M / 16][K / 32] AMX tiles of 16 rows x 32 in bf16, plain
-// rows [M, K] in f32.
+// activations) transposed into LeftTiles: in bf16 on AMX strips of 32 rows, [M / 32][K / 32][2
+// tiles] of 16 rows x 32; else plain rows [M, K].
 #pragma once
 
 #include <cstdint>
