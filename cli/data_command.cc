@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "cli/as_data.h"
 #include "cli/commands.h"
 #include "core/progress.h"
 #include "core/status.h"
@@ -32,13 +33,6 @@ void Report(const DataBuildProgress& progress) {
   std::fprintf(stderr, "\r%3.0f%% | %s documents | %s tokens\x1b[K", share,
                FormatCount(static_cast<double>(progress.documents)).c_str(),
                FormatCount(static_cast<double>(progress.tokens)).c_str());
-}
-
-// A bad tokenizer folder is not a wrong command line: it exits with 1.
-template <typename T>
-absl::StatusOr<T> AsData(absl::StatusOr<T> loaded) {
-  if (!loaded.ok()) return DataLoss("{}", Message(loaded.status()));
-  return loaded;
 }
 
 absl::StatusOr<TextSplit> ParseSplit(const DataFlags& flags) {

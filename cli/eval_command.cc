@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "cli/as_data.h"
 #include "cli/commands.h"
 #include "cli/compute_flags.h"
 #include "core/file.h"
@@ -112,9 +113,10 @@ absl::Status RunEval(const EvalFlags& flags) {
   CADRE_ASSIGN_OR_RETURN(Compute compute, ResolveCompute(flags.compute, "eval"));
   HostAllocator allocator;
   Context ctx{.allocator = &allocator, .threads = compute.threads};
-  CADRE_ASSIGN_OR_RETURN(std::unique_ptr<Tokenizer> tokenizer, Tokenizer::Load(flags.model));
+  CADRE_ASSIGN_OR_RETURN(std::unique_ptr<Tokenizer> tokenizer,
+                         AsData(Tokenizer::Load(flags.model)));
   CADRE_ASSIGN_OR_RETURN(std::unique_ptr<Model> model,
-                         LoadModel(ctx, flags.model, {.dtype = compute.dtype}));
+                         AsData(LoadModel(ctx, flags.model, {.dtype = compute.dtype})));
   ctx.parameters = &model->parameters();
   CADRE_ASSIGN_OR_RETURN(Totals totals, Evaluate(ctx, model->decoder(), *tokenizer, flags));
   double loss = totals.nll / static_cast<double>(totals.tokens);

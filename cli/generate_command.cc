@@ -9,6 +9,7 @@
 #include <CLI/CLI.hpp>
 #include <nlohmann/json.hpp>
 
+#include "cli/as_data.h"
 #include "cli/commands.h"
 #include "cli/compute_flags.h"
 #include "core/host_allocator.h"
@@ -99,10 +100,10 @@ absl::Status RunGenerate(const GenerateFlags& flags) {
   HostAllocator allocator;
   Context ctx{.allocator = &allocator, .threads = compute.threads};
   CADRE_ASSIGN_OR_RETURN(std::unique_ptr<Model> model,
-                         LoadModel(ctx, flags.model, {.dtype = compute.dtype}));
+                         AsData(LoadModel(ctx, flags.model, {.dtype = compute.dtype})));
   std::unique_ptr<Tokenizer> tokenizer;
   // Ids in, ids out works without a tokenizer.
-  if (auto loaded = Tokenizer::Load(flags.model); loaded.ok())
+  if (auto loaded = AsData(Tokenizer::Load(flags.model)); loaded.ok())
     tokenizer = *std::move(loaded);
   else if (flags.has_prompt)
     return loaded.status();

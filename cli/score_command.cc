@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "cli/as_data.h"
 #include "cli/commands.h"
 #include "cli/compute_flags.h"
 #include "core/file.h"
@@ -37,7 +38,8 @@ absl::StatusOr<std::vector<int32_t>> ReadIds(const ScoreFlags& flags) {
   if (!IsValidUtf8(text)) {
     return DataLoss("{}: not valid UTF-8 at byte {}", flags.text, ValidUtf8Prefix(text));
   }
-  CADRE_ASSIGN_OR_RETURN(std::unique_ptr<Tokenizer> tokenizer, Tokenizer::Load(flags.model));
+  CADRE_ASSIGN_OR_RETURN(std::unique_ptr<Tokenizer> tokenizer,
+                         AsData(Tokenizer::Load(flags.model)));
   return tokenizer->Encode(text, {.add_special_tokens = true});
 }
 
@@ -74,7 +76,7 @@ absl::Status RunScore(const ScoreFlags& flags) {
   HostAllocator allocator;
   Context ctx{.allocator = &allocator, .threads = compute.threads};
   CADRE_ASSIGN_OR_RETURN(std::unique_ptr<Model> model,
-                         LoadModel(ctx, flags.model, {.dtype = compute.dtype}));
+                         AsData(LoadModel(ctx, flags.model, {.dtype = compute.dtype})));
   ctx.parameters = &model->parameters();
   CADRE_RETURN_IF_ERROR(CheckTokens(model->decoder(), ids));
   Batch batch = PackSequences(allocator, std::span(&ids, 1));

@@ -6,6 +6,7 @@
 #include <spdlog/spdlog.h>
 #include <CLI/CLI.hpp>
 
+#include "cli/as_data.h"
 #include "cli/commands.h"
 #include "cli/compute_flags.h"
 #include "cli/signals.h"
@@ -103,11 +104,11 @@ absl::Status RunServe(const ServeFlags& flags) {
   Context ctx{.allocator = &allocator, .threads = compute.threads};
   CADRE_ASSIGN_OR_RETURN(
       std::unique_ptr<Tokenizer> tokenizer,
-      Tokenizer::Load(config.has_tokenizer() ? config.tokenizer() : config.model()));
+      AsData(Tokenizer::Load(config.has_tokenizer() ? config.tokenizer() : config.model())));
   CADRE_ASSIGN_OR_RETURN(std::unique_ptr<ChatTemplate> chat,
                          OptionalTemplate(config.model(), *compute.log));
   CADRE_ASSIGN_OR_RETURN(std::unique_ptr<Model> model,
-                         LoadModel(ctx, config.model(), {.dtype = compute.dtype}));
+                         AsData(LoadModel(ctx, config.model(), {.dtype = compute.dtype})));
   CADRE_ASSIGN_OR_RETURN(std::unique_ptr<Engine> engine,
                          Engine::Create(*model, ToEngineOptions(config, compute, trace.get())));
   CADRE_ASSIGN_OR_RETURN(HttpServerOptions http, ToHttpOptions(config, *engine));

@@ -1,5 +1,5 @@
-// The example configs parse, by the loader that `cadre train -c` uses, and their models have a possible
-// shape. Runs in the repository root.
+// The example configs parse, by the loader that `cadre train -c` uses, and their models have a
+// possible shape. Runs in the repository root.
 #include <algorithm>
 #include <filesystem>
 #include <string>
