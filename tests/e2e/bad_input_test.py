@@ -1,0 +1,169 @@
+#!/usr/bin/env python3
+"""Bad input ends in one clear line and exit code 2 (usage, config) or 1 (anything else).
+
+    python3 tests/e2e/bad_input_test.py [--cadre build/release/cadre] [unittest flags, test names]
+
+Requests to a server: tests/client/hostile_cases.py. A full disk: training/checkpoint_fault_test.cc.
+"""
+
+import json
+import shutil
+import unittest
+
+import e2e
+from e2e import refused
+
+
+def setUpModule():
+    global shop, run, model
+    shop = e2e.Workshop()
+    run = shop.train("run", "train_steps=2", "lr_schedule.warmup_steps=1", "eval.interval=0")
+    model = shop.model(run, "model")
+
+
+class Case(unittest.TestCase):
+    def setUp(self):
+        self.folder = e2e.temporary_folder()
+
+    def model_copy(self):
+        return shutil.copytree(model, self.folder / "model")
+
+    def assert_says(self, line, *parts):
+        for part in parts:
+            self.assertIn(str(part), line)
+
+    def score(self, folder, **kwargs):
+        return refused("score", "--model", folder, "--ids", "1,2,3", "--json", **kwargs)
+
+
+class Usage(Case):
+    def test_wrong_usage_is_2(self):
+        for arguments in ([], ["fly"], ["train"], ["score", "--model", model, "--fast"],
+                          ["generate", "--model", model, "--prompt-ids", "1", "--max-tokens", "x"],
+                          ["train", "-c", e2e.CONFIG, "--set", "nothing", "--output", self.folder / "o"]):
+            with self.subTest(arguments=arguments):
+                self.assertEqual(e2e.cadre(*arguments, code=None).returncode, 2)
+
+    def test_help_is_0(self):
+        self.assertIn("train", e2e.cadre("--help").stdout)
+
+
+class Configs(Case):
+    def train(self, *overrides, config=None):
+        arguments = shop.train_arguments(self.folder / "out", *overrides)
+        if config:
+            arguments[2] = config
+        return refused(*arguments, code=2)
+
+    def test_a_typing_error_names_file_line_and_field(self):
+        config = self.folder / "typo.yaml"
+        config.write_text("train_steps: 2\noptimizer:\n  learning_rat: 1\n", encoding="utf-8")
+        self.assert_says(self.train(config=config), "typo.yaml", "3", "learning_rat")
+
+    def test_a_value_out_of_bounds_names_the_bounds(self):
+        self.assert_says(self.train("optimizer.beta1=1.5"), "beta1", "1.5", "0", "1")
+
+    def test_an_unknown_architecture_is_named(self):
+        self.assert_says(self.train("model.model_type=rwkv9"), "rwkv9", "llama", "qwen3_moe")
+
+    def test_impossible_shapes_are_named(self):
+        self.assert_says(self.train("model.num_key_value_heads=3"), "num_key_value_heads", "3")
+        self.assert_says(self.train("model.num_experts_per_tok=9"), "num_experts_per_tok", "9")
+
+    def test_a_missing_config_is_named(self):
+        self.assert_says(refused("train", "-c", self.folder / "no.yaml", "--output", self.folder / "o"),
+                         "no.yaml")
+
+
+class ModelFolders(Case):
+    def test_a_missing_folder_is_named(self):
+        self.assert_says(self.score(self.folder / "none"), "none")
+
+    def test_missing_weights_are_named(self):
+        folder = self.model_copy()
+        for path in folder.glob("*.safetensors*"):
+            path.unlink()
+        self.assert_says(self.score(folder, code=1), folder)
+
+    def test_torn_weights_are_named(self):
+        folder = self.model_copy()
+        weights = max(folder.glob("*.safetensors"), key=lambda path: path.stat().st_size)
+        data = weights.read_bytes()
+        for size in (0, 7, 100, len(data) // 2, len(data) - 1):
+            weights.write_bytes(data[:size])
+            self.assert_says(self.score(folder, code=1), weights.name)
+
+    def test_configs_that_fit_no_model_are_refused(self):
+        for key, value in (("model_type", "rwkv9"), ("hidden_size", 0), ("num_key_value_heads", 3),
+                           ("hidden_size", "wide"), ("vocab_size", 100)):
+            with self.subTest(key=key, value=value):
+                folder = shutil.copytree(model, self.folder / f"{key}-{value}")
+                config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+                config[key] = value
+                (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+                self.assertTrue(self.score(folder))
+
+    def test_a_folder_that_cannot_be_served_never_gets_ready(self):
+        folder = self.model_copy()
+        (folder / "config.json").write_text("{", encoding="utf-8")
+        self.assert_says(refused("serve", "--model", folder, "--port", 0), "config.json")
+
+
+class Text(Case):
+    def test_dangling_merges_are_named(self):
+        folder = self.model_copy()
+        path = folder / "tokenizer.json"
+        tokenizer = json.loads(path.read_text(encoding="utf-8"))
+        tokenizer["model"]["merges"].append(["\u0120zzz", "qqq"])
+        path.write_text(json.dumps(tokenizer), encoding="utf-8")
+        self.assert_says(refused("tokenizer", "encode", "--tokenizer", folder, stdin="a", code=1),
+                         "tokenizer.json", "merges")
+
+    def test_an_empty_corpus_is_named(self):
+        corpus = self.folder / "empty.txt"
+        corpus.touch()
+        self.assert_says(refused("data", "build", "--tokenizer", shop.tokenizer, "--input", corpus,
+                                 "--output", self.folder / "tokens"), "empty.txt")
+        self.assertFalse((self.folder / "tokens.idx").exists())
+
+    def test_invalid_utf8_is_named_with_its_place(self):
+        corpus = self.folder / "latin1.txt"
+        corpus.write_bytes(b"caf\xe9 au lait\n")
+        self.assert_says(refused("data", "build", "--tokenizer", shop.tokenizer, "--input", corpus,
+                                 "--output", self.folder / "tokens"), "latin1.txt", "UTF-8")
+        self.assert_says(refused("tokenizer", "encode", "--tokenizer", shop.tokenizer,
+                                 stdin=b"caf\xe9", code=1), "UTF-8", "3")
+
+    def test_prompts_that_are_no_ids_of_the_model(self):
+        self.assert_says(refused("score", "--model", model, "--ids", "1,512", "--json"), "512")
+        self.assert_says(refused("generate", "--model", model, "--prompt-ids", "1,-1", "--max-tokens", 2),
+                         "-1")
+
+    def test_a_prompt_over_the_context(self):
+        ids = ",".join(["1"] * 600)
+        self.assert_says(refused("generate", "--model", model, "--prompt-ids", ids, "--max-tokens", 2),
+                         "512")
+
+
+class Checkpoints(Case):
+    def test_no_checkpoint_there(self):
+        self.assert_says(refused("checkpoint", "verify", self.folder), self.folder)
+
+    def test_a_torn_manifest_is_named(self):
+        step = shutil.copytree(e2e.last_checkpoint(run), self.folder / "step-000002")
+        manifest = step / "manifest.json"
+        manifest.write_bytes(manifest.read_bytes()[:-20])
+        self.assert_says(refused("checkpoint", "verify", step, code=1), "manifest.json")
+
+    def test_converting_does_not_overwrite_what_is_there(self):
+        step, target = e2e.last_checkpoint(run), self.folder / "taken"
+        target.mkdir()
+        (target / "notes.txt").write_text("mine", encoding="utf-8")
+        done = e2e.cadre("checkpoint", "convert", step, "--to", target, code=None)
+        self.assertEqual((target / "notes.txt").read_text(encoding="utf-8"), "mine")
+        self.assertIn(done.returncode, (0, 1, 2))
+        e2e.cadre("checkpoint", "verify", step)
+
+
+if __name__ == "__main__":
+    unittest.main(argv=e2e.parse())
