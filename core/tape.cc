@@ -1,5 +1,7 @@
 #include "core/tape.h"
 
+#include "core/trace.h"
+
 namespace cadre {
 namespace {
 
@@ -60,6 +62,7 @@ bool Tape::HasOutputGrad(const Node& node) const {
 void Tape::RunInput(Context& ctx, Node& node) {
   if (!node.input_grad) return;
   if (HasOutputGrad(node)) {
+    TraceScope scope(ctx.trace, node.name, {{"gradient", "input"}});
     GradContext grad(ctx, *this, Lease::kInputGrad);
     node.input_grad(grad);
   }
@@ -70,6 +73,7 @@ void Tape::RunInput(Context& ctx, Node& node) {
 void Tape::RunWeight(Context& ctx, Node& node) {
   if (node.weight_grad) {
     if (!node.weight_reads_output_grad || HasOutputGrad(node)) {
+      TraceScope scope(ctx.trace, node.name, {{"gradient", "weight"}});
       GradContext grad(ctx, *this, Lease::kWeightGrad);
       node.weight_grad(grad);
     }

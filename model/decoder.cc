@@ -6,6 +6,7 @@
 #include "core/ops/elementwise.h"
 #include "core/ops/embedding.h"
 #include "core/ops/rms_norm.h"
+#include "core/trace.h"
 
 namespace cadre {
 namespace {
@@ -78,11 +79,16 @@ Var Decoder::ForwardLayer(Context& ctx, int index, const Var& x, const Batch& ba
   float eps = static_cast<float>(spec_.norm_eps);
   AttentionInputs inputs{.batch = batch, .rope = *rope_, .layer = index};
   Var normed = ops::RmsNorm(ctx, x, {layer.input_norm, eps});
-  Var half = std::visit([&](const auto& block) { return block.Forward(ctx, normed, inputs); },
-                        layer.attention);
+  Var half;
+  {
+    TraceScope scope(ctx.trace, "attention", {{"layer", index}});
+    half = std::visit([&](const auto& block) { return block.Forward(ctx, normed, inputs); },
+                      layer.attention);
+  }
   Var stream = AddHalf(ctx, x, half, 2 * index, options);
 
   normed = ops::RmsNorm(ctx, stream, {layer.post_norm, eps});
+  TraceScope scope(ctx.trace, "mlp", {{"layer", index}});
   if (const auto* dense = std::get_if<MlpBlock>(&layer.mlp)) {
     half = dense->Forward(ctx, normed);
   } else {

@@ -12,6 +12,7 @@
 #include "core/ops/linear_cross_entropy.h"
 #include "core/ops/softmax_rows.h"
 #include "core/parallel_for.h"
+#include "core/trace.h"
 #include "serving/sampler.h"
 
 namespace cadre {
@@ -145,8 +146,8 @@ absl::Status Engine::Submit(std::vector<GenerationRequest> requests,
   }
   std::lock_guard lock(mutex_);
   if (stopping_) return Unavailable("the engine is stopping");
-  const size_t places = static_cast<size_t>(options_.max_queue_size) +
-                        static_cast<size_t>(options_.max_num_seqs);
+  const size_t places =
+      static_cast<size_t>(options_.max_queue_size) + static_cast<size_t>(options_.max_num_seqs);
   if (ids_.size() + requests.size() > places) {
     return ResourceExhausted("queue full: {} sequences run or wait, {} came, allowed are {}",
                              ids_.size(), requests.size(), places);
@@ -224,6 +225,7 @@ bool Engine::TakeInput() {
 }
 
 void Engine::Loop() {
+  if (options_.trace != nullptr) options_.trace->NameThread("engine");
   while (TakeInput()) {
     std::vector<ScheduledChunk> plan = scheduler_->Plan(Now());
     PublishGauges();  // a long step must not hide what it runs
@@ -279,6 +281,8 @@ Batch Engine::MakeBatch(const std::vector<ScheduledChunk>& plan) {
 
 void Engine::Step(const std::vector<ScheduledChunk>& plan) {
   Batch batch = MakeBatch(plan);
+  TraceScope scope(options_.trace, "step",
+                   {{"sequences", batch.sequences()}, {"tokens", batch.tokens()}});
   Tensor hidden = model_.decoder().Forward(ctx_, batch).hidden.value;
   for (size_t i = 0; i < plan.size(); ++i) {
     if (plan[i].sequence->request.sampling.prompt_logprobs >= 0)
