@@ -135,8 +135,8 @@ std::optional<ApiError> OpenAiService::Tokenize(PreparedRequest* prepared) {
             "invalid_value");
       }
     }
-    add(ids, request.echo ? deps_.tokenizer->Decode(ids, request.skip_special_tokens)
-                          : std::string());
+    add(ids,
+        request.echo ? deps_.tokenizer->Decode(ids, request.skip_special_tokens) : std::string());
   }
   for (const AnswerFacts::Prompt& prompt : prepared->facts.prompts) {
     if (prompt.ids->empty()) {

@@ -1,0 +1,310 @@
+// The engine on a small random mixture of experts: what requests get whatever else runs, and what
+// happens at the edges.
+#include "serving/engine.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <condition_variable>
+#include <map>
+#include <mutex>
+#include <thread>
+
+#include "core/host_allocator.h"
+#include "model/initialize.h"
+#include "model/model.h"
+
+namespace cadre {
+namespace {
+
+constexpr int64_t kContext = 96;
+constexpr int kBlock = 16;
+constexpr char kConfig[] = R"({"model_type": "qwen3_moe", "vocab_size": 61, "hidden_size": 32,
+  "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+  "num_key_value_heads": 2, "head_dim": 8, "num_experts": 4, "num_experts_per_tok": 2,
+  "moe_intermediate_size": 24, "max_position_embeddings": 96, "tie_word_embeddings": false})";
+
+// Keeps every event. While held, it keeps the engine between two steps.
+class Sink : public EventSink {
+ public:
+  void OnStep(std::vector<TokenEvent> events) override {
+    std::unique_lock lock(mutex_);
+    for (TokenEvent& event : events) {
+      EXPECT_FALSE(finished(event.request_id)) << "an event after the last one";
+      events_[event.request_id].push_back(std::move(event));
+    }
+    changed_.notify_all();
+    changed_.wait(lock, [this] { return !held_; });
+  }
+
+  void Hold(bool held) {
+    std::lock_guard lock(mutex_);
+    held_ = held;
+    changed_.notify_all();
+  }
+  void WaitForEvents(uint64_t id, size_t count) {
+    std::unique_lock lock(mutex_);
+    changed_.wait(lock, [&] { return events_[id].size() >= count; });
+  }
+  std::vector<TokenEvent> WaitForEnd(uint64_t id) {
+    std::unique_lock lock(mutex_);
+    changed_.wait(lock, [&] { return finished(id); });
+    return events_[id];
+  }
+  size_t events(uint64_t id) {
+    std::lock_guard lock(mutex_);
+    return events_[id].size();
+  }
+
+ private:
+  bool finished(uint64_t id) {
+    return !events_[id].empty() && events_[id].back().finish != FinishReason::kNone;
+  }
+
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::map<uint64_t, std::vector<TokenEvent>> events_;
+  bool held_ = false;
+};
+
+std::vector<int32_t> Tokens(const std::vector<TokenEvent>& events) {
+  std::vector<int32_t> tokens;
+  for (const TokenEvent& event : events) {
+    if (event.token >= 0) tokens.push_back(event.token);
+  }
+  return tokens;
+}
+
+// `length` ids, others for each `start`.
+GenerationRequest Request(uint64_t id, int64_t length, int32_t start, SamplingParams sampling) {
+  auto prompt = std::make_shared<std::vector<int32_t>>();
+  for (int64_t i = 0; i < length; ++i)
+    prompt->push_back(static_cast<int32_t>((start * 17 + i * 7) % 61));
+  return {.id = id, .prompt = prompt, .sampling = std::move(sampling)};
+}
+
+class EngineTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    Context ctx{.allocator = &allocator_, .threads = 1};
+    auto config = ParseHfConfig(kConfig, "config.json");
+    ASSERT_TRUE(config.ok()) << Message(config.status());
+    auto model = CreateModel(ctx, *std::move(config),
+                             {.dtype = DType::kF32, .decoder = {.max_position = kContext}});
+    ASSERT_TRUE(model.ok()) << Message(model.status());
+    model_ = *std::move(model);
+    ctx.parameters = &model_->parameters();
+    InitializeParameters(ctx, 3);
+    Start({});
+  }
+
+  void Start(EngineOptions options) {
+    engine_.reset();
+    auto engine = Engine::Create(*model_, options);
+    ASSERT_TRUE(engine.ok()) << Message(engine.status());
+    engine_ = *std::move(engine);
+  }
+
+  int64_t BytesOfBlocks(int64_t blocks) {
+    std::vector<ops::KvLayout> layouts;
+    for (const LayerSpec& layer : model_->spec().layers) {
+      layouts.push_back(KvLayoutOf(layer.attention, model_->dtype(), kBlock));
+    }
+    return blocks * static_cast<int64_t>(KvBlockPool::BytesPerBlock(layouts));
+  }
+
+  std::vector<TokenEvent> Run(GenerationRequest request) {
+    auto sink = std::make_shared<Sink>();
+    const uint64_t id = request.id;
+    absl::Status status = engine_->Submit({std::move(request)}, sink);
+    EXPECT_TRUE(status.ok()) << Message(status);
+    return status.ok() ? sink->WaitForEnd(id) : std::vector<TokenEvent>();
+  }
+  absl::StatusCode Refusal(GenerationRequest request) {
+    return engine_->Submit({std::move(request)}, std::make_shared<Sink>()).code();
+  }
+
+  HostAllocator allocator_;
+  std::unique_ptr<Model> model_;
+  std::unique_ptr<Engine> engine_;
+};
+
+TEST_F(EngineTest, ChoicesDifferAndRepeatWhateverElseRuns) {
+  std::vector<GenerationRequest> requests;
+  for (uint32_t choice = 0; choice < 4; ++choice) {
+    requests.push_back(
+        Request(choice + 1, 9, 2,
+                {.temperature = 1, .seed = 7, .choice = choice, .max_tokens = 12, .logprobs = 2}));
+  }
+  auto sink = std::make_shared<Sink>();
+  ASSERT_TRUE(engine_->Submit(requests, sink).ok());
+  std::vector<std::vector<int32_t>> texts;
+  for (const GenerationRequest& request : requests) {
+    std::vector<TokenEvent> together = sink->WaitForEnd(request.id);
+    std::vector<TokenEvent> alone = Run(request);
+    texts.push_back(Tokens(together));
+    EXPECT_EQ(texts.back(), Tokens(alone));
+    ASSERT_EQ(texts.back().size(), 12u);
+    EXPECT_EQ(together.back().finish, FinishReason::kLength);
+    for (size_t i = 0; i < together.size(); ++i) {
+      EXPECT_EQ(together[i].logprob, alone[i].logprob);
+      ASSERT_EQ(together[i].top.size(), 2u);
+      EXPECT_GE(together[i].top[0].logprob, together[i].logprob);
+    }
+  }
+  std::ranges::sort(texts);
+  EXPECT_EQ(std::ranges::unique(texts).size(), 0u) << "two choices are the same";
+}
+
+TEST_F(EngineTest, ACancelledRequestFreesItsBlocksAtTheNextStep) {
+  auto sink = std::make_shared<Sink>();
+  sink->Hold(true);
+  ASSERT_TRUE(engine_->Submit({Request(1, 40, 1, {.max_tokens = 50})}, sink).ok());
+  sink->WaitForEvents(1, 1);
+  EXPECT_EQ(engine_->Stats().num_requests_running, 1);
+  EXPECT_GT(engine_->Stats().kv_cache_usage, 0);
+  engine_->Cancel(1);
+  engine_->Cancel(99);  // unknown
+  sink->Hold(false);
+  std::vector<TokenEvent> events = sink->WaitForEnd(1);
+  EXPECT_EQ(events.size(), 2u);
+  EXPECT_EQ(events.back().finish, FinishReason::kCancelled);
+  EXPECT_EQ(engine_->Stats().kv_cache_usage, 0);
+  EXPECT_EQ(engine_->Stats().num_requests_running, 0);
+  engine_->Cancel(1);  // over already
+  EXPECT_EQ(Run(Request(1, 4, 1, {.max_tokens = 3})).back().finish, FinishReason::kLength);
+}
+
+TEST_F(EngineTest, PreemptionChangesNoToken) {
+  std::vector<GenerationRequest> requests;
+  for (uint64_t id = 1; id <= 4; ++id) {
+    requests.push_back(Request(id, 20 + static_cast<int64_t>(id), static_cast<int32_t>(id),
+                               {.temperature = 1, .seed = id, .max_tokens = 40, .logprobs = 0}));
+  }
+  std::vector<std::vector<TokenEvent>> expected;
+  for (const GenerationRequest& request : requests) expected.push_back(Run(request));
+  EXPECT_EQ(engine_->Stats().num_preemptions, 0);
+  Start({.kv_cache_memory_bytes = BytesOfBlocks(6)});
+  EXPECT_EQ(engine_->kv_blocks(), 6);
+  auto sink = std::make_shared<Sink>();
+  ASSERT_TRUE(engine_->Submit(requests, sink).ok());
+  for (size_t i = 0; i < requests.size(); ++i) {
+    std::vector<TokenEvent> events = sink->WaitForEnd(requests[i].id);
+    EXPECT_EQ(Tokens(events), Tokens(expected[i])) << i;
+    for (size_t t = 0; t < std::min(events.size(), expected[i].size()); ++t) {
+      EXPECT_EQ(events[t].logprob, expected[i][t].logprob) << i << " token " << t;
+    }
+  }
+  EXPECT_GT(engine_->Stats().num_preemptions, 0);
+  EXPECT_EQ(engine_->Stats().kv_cache_usage, 0);
+}
+
+TEST_F(EngineTest, StopEndsWhatRunsAndWaits) {
+  Start({.max_num_seqs = 1});
+  auto sink = std::make_shared<Sink>();
+  sink->Hold(true);
+  ASSERT_TRUE(engine_->Submit({Request(1, 4, 1, {.max_tokens = 80})}, sink).ok());
+  sink->WaitForEvents(1, 1);
+  ASSERT_TRUE(engine_->Submit({Request(2, 4, 1, {.max_tokens = 80})}, sink).ok());
+  std::thread stopper([this] { engine_->Stop(); });
+  while (engine_->Health().ready) std::this_thread::yield();
+  sink->Hold(false);
+  EXPECT_EQ(sink->WaitForEnd(1).back().finish, FinishReason::kCancelled);
+  EXPECT_EQ(sink->WaitForEnd(2).back().finish, FinishReason::kCancelled);
+  stopper.join();
+  engine_->Stop();
+  EXPECT_FALSE(engine_->Health().ready);
+  EXPECT_EQ(Refusal(Request(3, 4, 1, {})), absl::StatusCode::kUnavailable);
+}
+
+TEST_F(EngineTest, TheQueueIsBoundedAndTakesAllOrNothing) {
+  Start({.max_num_seqs = 1, .max_queue_size = 2});
+  auto sink = std::make_shared<Sink>();
+  sink->Hold(true);
+  ASSERT_TRUE(engine_->Submit({Request(1, 4, 1, {.max_tokens = 3})}, sink).ok());
+  sink->WaitForEvents(1, 1);
+  std::vector<GenerationRequest> three, two;
+  for (uint64_t id : {2, 3, 4}) three.push_back(Request(id, 4, 1, {.max_tokens = 3}));
+  two = {three[0], three[1]};
+  EXPECT_EQ(engine_->Submit(three, sink).code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_TRUE(engine_->Submit(two, sink).ok());
+  EXPECT_EQ(engine_->Stats().num_requests_waiting, 2);
+  EXPECT_EQ(Refusal(Request(4, 4, 1, {})), absl::StatusCode::kResourceExhausted);
+  sink->Hold(false);
+  EXPECT_EQ(Tokens(sink->WaitForEnd(3)), Tokens(sink->WaitForEnd(1)));
+  EXPECT_EQ(sink->events(4), 0u);
+  EXPECT_EQ(Run(Request(4, 4, 1, {.max_tokens = 3})).size(), 3u);
+}
+
+TEST_F(EngineTest, TheContextIsAHardBound) {
+  EXPECT_EQ(engine_->Info().max_context, kContext);
+  std::vector<TokenEvent> events = Run(Request(1, 6, 1, {.max_tokens = kContext - 6}));
+  EXPECT_EQ(Tokens(events).size(), static_cast<size_t>(kContext - 6));
+  EXPECT_EQ(events.back().finish, FinishReason::kLength);
+  const auto invalid = absl::StatusCode::kInvalidArgument;
+  EXPECT_EQ(Tokens(Run(Request(2, kContext - 1, 1, {.max_tokens = 1}))).size(), 1u);
+  EXPECT_EQ(Refusal(Request(3, kContext, 1, {.max_tokens = 1})), invalid);
+  EXPECT_EQ(Refusal(Request(3, 0, 1, {.max_tokens = 1})), invalid);
+  EXPECT_EQ(Refusal({.id = 3}), invalid);
+  for (int32_t id : {-1, 61}) {
+    auto prompt = std::make_shared<std::vector<int32_t>>(1, id);
+    EXPECT_EQ(Refusal({.id = 3, .prompt = prompt}), invalid);
+  }
+  auto twice = {Request(3, 4, 1, {}), Request(3, 4, 1, {})};
+  EXPECT_EQ(engine_->Submit(twice, std::make_shared<Sink>()).code(), invalid);
+}
+
+TEST_F(EngineTest, StopTokensEndAndMinTokensHoldThemBack) {
+  const SamplingParams greedy{.temperature = 0, .max_tokens = 20};
+  const std::vector<int32_t> free = Tokens(Run(Request(1, 8, 3, greedy)));
+  SamplingParams stops = greedy;
+  stops.stop_token_ids = {free[0]};
+  std::vector<TokenEvent> stopped = Run(Request(2, 8, 3, stops));
+  EXPECT_EQ(stopped.back().finish, FinishReason::kStop);
+  EXPECT_EQ(Tokens(stopped), std::vector<int32_t>{free[0]});
+  stops.min_tokens = 5;
+  const std::vector<int32_t> held = Tokens(Run(Request(3, 8, 3, stops)));
+  EXPECT_GE(held.size(), 5u);
+  EXPECT_EQ(std::count(held.begin(), held.begin() + 5, free[0]), 0);
+}
+
+TEST_F(EngineTest, PromptsAreScoredTheSameInAnyChunks) {
+  const GenerationRequest request =
+      Request(1, 70, 5, {.max_tokens = 0, .logprobs = 0, .prompt_logprobs = 2});
+  const std::vector<TokenEvent> whole = Run(request);
+  ASSERT_EQ(whole.size(), 1u);
+  EXPECT_EQ(whole[0].finish, FinishReason::kLength);
+  EXPECT_EQ(whole[0].token, -1);
+  ASSERT_EQ(whole[0].prompt_logprobs.size(), 70u);
+  EXPECT_TRUE(std::isnan(whole[0].prompt_logprobs[0].logprob));
+  Start({.max_num_batched_tokens = 11, .attention_workers = 3});
+  const std::vector<TokenEvent> chunked = Run(request);
+  for (size_t i = 1; i < 70; ++i) {
+    EXPECT_EQ(whole[0].prompt_logprobs[i].token, (*request.prompt)[i]);
+    EXPECT_EQ(whole[0].prompt_logprobs[i].logprob, chunked[0].prompt_logprobs[i].logprob) << i;
+    EXPECT_EQ(whole[0].prompt_top[i].size(), 2u);
+  }
+}
+
+TEST_F(EngineTest, CountsStepsByTheirTokens) {
+  Run(Request(1, 5, 1, {.max_tokens = 3}));
+  EngineStats stats = engine_->Stats();
+  EXPECT_EQ(stats.num_steps, 3);
+  EXPECT_EQ(stats.step_tokens, 7);
+  EXPECT_EQ(stats.step_counts[0], 2);  // of one token
+  EXPECT_EQ(stats.step_counts[1], 1);  // of up to eight
+  EXPECT_TRUE(engine_->Health().ready);
+  EXPECT_EQ(engine_->Info().vocab_size, 61);
+}
+
+TEST_F(EngineTest, OptionsThatDoNotFitTheModelAreRefused) {
+  for (EngineOptions options :
+       {EngineOptions{.max_model_len = kContext + 1}, EngineOptions{.block_size = 8},
+        EngineOptions{.kv_cache_memory_bytes = 10}}) {
+    EXPECT_EQ(Engine::Create(*model_, options).status().code(), absl::StatusCode::kInvalidArgument);
+  }
+}
+
+}  // namespace
+}  // namespace cadre

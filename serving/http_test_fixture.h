@@ -1,0 +1,206 @@
+// For the front's tests: a server over TestEngine on the loopback, and a client with its own idea
+// of HTTP.
+#pragma once
+
+#include <arpa/inet.h>
+#include <gtest/gtest.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "serving/http_server.h"
+#include "serving/test_engine.h"
+
+namespace cadre {
+
+using Json = nlohmann::json;
+
+// A byte-level vocabulary: ids 0..255 are the bytes, 256 and 257 are special.
+inline std::string TokenizerJson() {
+  auto utf8 = [](int c) {
+    if (c < 0x80) return std::string(1, static_cast<char>(c));
+    return std::string{static_cast<char>(0xc0 | (c >> 6)), static_cast<char>(0x80 | (c & 63))};
+  };
+  Json vocab;
+  int other = 256;
+  for (int b = 0; b < 256; ++b) {
+    bool plain = (b >= 33 && b <= 126) || (b >= 161 && b <= 172) || b >= 174;
+    vocab[utf8(plain ? b : other++)] = b;
+  }
+  auto special = [](int id, const char* text) {
+    return Json{{"id", id},        {"content", text}, {"special", true},    {"single_word", false},
+                {"lstrip", false}, {"rstrip", false}, {"normalized", false}};
+  };
+  return Json{{"version", "1.0"},
+              {"added_tokens", {special(256, "<|end|>"), special(257, "<|start|>")}},
+              {"normalizer", nullptr},
+              {"pre_tokenizer",
+               {{"type", "ByteLevel"},
+                {"add_prefix_space", false},
+                {"trim_offsets", true},
+                {"use_regex", true}}},
+              {"post_processor", nullptr},
+              {"decoder",
+               {{"type", "ByteLevel"},
+                {"add_prefix_space", true},
+                {"trim_offsets", true},
+                {"use_regex", true}}},
+              {"model",
+               {{"type", "BPE"},
+                {"dropout", nullptr},
+                {"unk_token", nullptr},
+                {"continuing_subword_prefix", nullptr},
+                {"end_of_word_suffix", nullptr},
+                {"fuse_unk", false},
+                {"byte_fallback", false},
+                {"vocab", vocab},
+                {"merges", Json::array()}}}}
+      .dump();
+}
+
+// Blocking, with a bound against hanging.
+class Client {
+ public:
+  explicit Client(uint16_t port) : socket_(::socket(AF_INET, SOCK_STREAM, 0)) {
+    sockaddr_in address{};
+    address.sin_family = AF_INET;
+    address.sin_port = htons(port);
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    EXPECT_EQ(::connect(socket_, reinterpret_cast<sockaddr*>(&address), sizeof(address)), 0);
+    timeval limit{.tv_sec = 60};
+    ::setsockopt(socket_, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof(limit));
+  }
+  ~Client() { Close(); }
+  void Close() {
+    if (socket_ >= 0) ::close(socket_);
+    socket_ = -1;
+  }
+  void Send(std::string_view bytes) {
+    while (!bytes.empty()) {
+      ssize_t sent = ::send(socket_, bytes.data(), bytes.size(), MSG_NOSIGNAL);
+      if (sent <= 0) return;
+      bytes.remove_prefix(static_cast<size_t>(sent));
+    }
+  }
+  // Until `mark` has come; what came up to it.
+  std::string ReadUntil(std::string_view mark) {
+    while (buffer_.find(mark) == std::string::npos && Fill()) {
+    }
+    return Take(buffer_.find(mark) == std::string::npos ? buffer_.size()
+                                                        : buffer_.find(mark) + mark.size());
+  }
+  std::string ReadBytes(size_t size) {
+    while (buffer_.size() < size && Fill()) {
+    }
+    return Take(std::min(size, buffer_.size()));
+  }
+  bool AtEnd() { return buffer_.empty() && !Fill(); }
+
+ private:
+  bool Fill() {
+    char chunk[4096];
+    ssize_t size = ::recv(socket_, chunk, sizeof(chunk), 0);
+    if (size > 0) buffer_.append(chunk, static_cast<size_t>(size));
+    return size > 0;
+  }
+  std::string Take(size_t size) {
+    std::string taken = buffer_.substr(0, size);
+    buffer_.erase(0, size);
+    return taken;
+  }
+  int socket_;
+  std::string buffer_;
+};
+
+struct Reply {
+  int status = 0;
+  std::string head;
+  std::string body;
+  Json json() const { return Json::parse(body, nullptr, false); }
+};
+
+inline Reply ReadReply(Client* client) {
+  Reply reply;
+  reply.head = client->ReadUntil("\r\n\r\n");
+  if (reply.head.size() > 12) reply.status = std::atoi(reply.head.c_str() + 9);
+  size_t length = reply.head.find("Content-Length: ");
+  if (length != std::string::npos) {
+    reply.body = client->ReadBytes(std::stoul(reply.head.substr(length + 16)));
+    return reply;
+  }
+  while (reply.head.find("chunked") != std::string::npos) {
+    size_t size = std::stoul("0" + client->ReadUntil("\r\n"), nullptr, 16);
+    reply.body += client->ReadBytes(size);
+    client->ReadBytes(2);
+    if (size == 0) break;
+  }
+  return reply;
+}
+
+inline std::string PostText(std::string_view path, std::string_view body) {
+  return fmt::format("POST {} HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n{}", path,
+                     body.size(), body);
+}
+
+class HttpServerTest : public testing::Test {
+ protected:
+  void SetUp() override { Start({}); }
+  void Start(HttpServerOptions options) {
+    server_.reset();
+    if (!tokenizer_) {
+      auto tokenizer = Tokenizer::Parse("test", TokenizerJson());
+      ASSERT_TRUE(tokenizer.ok()) << Message(tokenizer.status());
+      tokenizer_ = *std::move(tokenizer);
+      chat_ = *ChatTemplate::Parse(
+          "{% for m in messages %}{% if m.role == 'tool' %}{{ raise_exception('no tools') }}{% "
+          "endif "
+          "%}<|start|>{{ m.role }}:{{ m.content }}<|end|>{% endfor %}"
+          "{% if add_generation_prompt %}<|start|>assistant:{% endif %}");
+    }
+    options.service.served_model_names = {"tiny"};
+    options.service.defaults.eos_token_ids = {kEnd};
+    auto server = HttpServer::Start(std::move(options), {tokenizer_.get(), chat_.get(), &engine_});
+    ASSERT_TRUE(server.ok()) << Message(server.status());
+    server_ = *std::move(server);
+  }
+  Reply Raw(std::string_view bytes) {
+    Client client(server_->port());
+    client.Send(bytes);
+    return ReadReply(&client);
+  }
+  Reply Get(std::string_view path, std::string_view headers = "") {
+    return Raw(fmt::format("GET {} HTTP/1.1\r\nHost: x\r\n{}\r\n", path, headers));
+  }
+  Reply Chat(Json extra = Json::object()) {
+    Json body = {{"model", "tiny"}, {"messages", {{{"role", "user"}, {"content", "hi"}}}}};
+    body.update(extra);
+    return Raw(PostText("/v1/chat/completions", body.dump()));
+  }
+  Reply Complete(Json extra = Json::object()) {
+    Json body = {{"prompt", "ab"}, {"max_tokens", 100}};
+    body.update(extra);
+    return Raw(PostText("/v1/completions", body.dump()));
+  }
+
+  TestEngine engine_;
+  std::unique_ptr<Tokenizer> tokenizer_;
+  std::unique_ptr<ChatTemplate> chat_;
+  std::unique_ptr<HttpServer> server_;
+};
+
+inline std::vector<Json> Events(const Reply& reply) {
+  std::vector<Json> events;
+  for (size_t at = 0; (at = reply.body.find("data: ", at)) != std::string::npos; at += 6) {
+    std::string data = reply.body.substr(at + 6, reply.body.find("\n\n", at) - at - 6);
+    events.push_back(data == "[DONE]" ? Json("[DONE]") : Json::parse(data, nullptr, false));
+  }
+  return events;
+}
+
+}  // namespace cadre

@@ -1,0 +1,127 @@
+// Fields of requests and of generation_config.json: what is refused, and how it is named.
+#include <gtest/gtest.h>
+
+#include <unistd.h>
+
+#include <filesystem>
+#include <fstream>
+#include <map>
+
+#include "serving/http_test_fixture.h"
+
+namespace cadre {
+namespace {
+
+using OpenAiSchemaTest = HttpServerTest;
+
+TEST_F(OpenAiSchemaTest, SchemaErrorsNameTheField) {
+  const std::pair<Json, const char*> cases[] = {
+      {{{"temperature", -1}}, "temperature"},
+      {{{"temperature", "hot"}}, "temperature"},
+      {{{"top_p", 0}}, "top_p"},
+      {{{"n", 2147483648}}, "n"},
+      {{{"n", 0}}, "n"},
+      {{{"max_tokens", 0}}, "max_tokens"},
+      {{{"max_tokens", 1000}}, "messages"},
+      {{{"top_logprobs", 21}, {"logprobs", true}}, "top_logprobs"},
+      {{{"top_logprobs", 2}}, "top_logprobs"},
+      {{{"stop", {"a", "b", "c", "d", "e"}}}, "stop"},
+      {{{"stop", {""}}}, "stop"},
+      {{{"messages", Json::array()}}, "messages"},
+      {{{"messages", {{{"role", "user"}}}}}, "messages[0].content"},
+      {{{"messages", {{{"role", "x"}, {"content", ""}}}}}, "messages[0].role"},
+      {{{"messages", {{{"role", "tool"}, {"content", ""}}}}}, "messages"},
+      {{{"stream_options", {{"include_usage", true}}}}, "stream_options"},
+      {{{"frequency_penalty", 0.5}}, "frequency_penalty"},
+      {{{"tools", {{{"type", "function"}}}}}, "tools"},
+      {{{"response_format", {{"type", "json_object"}}}}, "response_format"},
+      {{{"chat_template_kwargs", {{"chat_template", "x"}}}}, "chat_template_kwargs"},
+      {{{"min_tokens", 9}, {"max_tokens", 5}}, "min_tokens"},
+      {{{"stream", 1}}, "stream"}};
+  for (const auto& [fields, param] : cases) {
+    Reply reply = Chat(fields);
+    EXPECT_EQ(reply.status, 400) << fields;
+    EXPECT_EQ(reply.json()["error"]["param"], param) << reply.body;
+    EXPECT_EQ(reply.json()["error"]["type"], "invalid_request_error");
+  }
+  EXPECT_EQ(Chat({{"model", "other"}}).status, 404);
+  EXPECT_EQ(Complete({{"logprobs", 21}}).json()["error"]["param"], "logprobs");
+  EXPECT_EQ(Complete({{"prompt", {300}}}).json()["error"]["param"], "prompt");
+  EXPECT_EQ(Complete({{"prompt", ""}}).json()["error"]["param"], "prompt");
+  EXPECT_EQ(Complete({{"prompt", {Json::array({5}), "a"}}}).json()["error"]["param"], "prompt");
+  EXPECT_EQ(Complete({{"prompt", Json::object()}}).json()["error"]["param"], "prompt");
+  // Values that ask for nothing, null and unknown fields pass.
+  Json fine = {
+      {"frequency_penalty", 0},
+      {"tools", Json::array()},
+      {"response_format", {{"type", "text"}}},
+      {"logit_bias", nullptr},
+      {"zebra", 1},
+      {"user", "me"},
+      {"messages", {{{"role", "user"}, {"content", {{{"type", "text"}, {"text", "a"}}}}}}}};
+  EXPECT_EQ(Chat(fine).status, 200);
+}
+
+using Files = std::map<std::string, std::string>;
+
+// A model folder with these files.
+class Folder {
+ public:
+  explicit Folder(const Files& files)
+      : path_(std::filesystem::path(testing::TempDir()) /
+              fmt::format("cadre-defaults-{}", ::getpid())) {
+    std::filesystem::create_directories(path_);
+    for (const auto& [name, text] : files) std::ofstream(path_ / name) << text;
+  }
+  Folder(const Folder&) = delete;
+  Folder& operator=(const Folder&) = delete;
+  ~Folder() { std::filesystem::remove_all(path_); }
+  absl::StatusOr<SamplingDefaults> Load() const { return LoadSamplingDefaults(path_.string()); }
+
+ private:
+  std::filesystem::path path_;
+};
+
+TEST(SamplingDefaultsTest, ComeFromGenerationConfig) {
+  auto defaults = Folder({{"generation_config.json",
+                           R"({"temperature": 0.6, "top_k": 20, "top_p": 0.9, "min_p": null,
+                               "eos_token_id": [9, 3, 9], "do_sample": true})"},
+                          {"config.json", R"({"eos_token_id": 5})"}})
+                      .Load();
+  ASSERT_TRUE(defaults.ok()) << Message(defaults.status());
+  EXPECT_FLOAT_EQ(defaults->temperature, 0.6f);
+  EXPECT_EQ(defaults->top_k, 20);
+  EXPECT_FLOAT_EQ(defaults->top_p, 0.9f);
+  EXPECT_EQ(defaults->min_p, 0);
+  EXPECT_EQ(defaults->eos_token_ids, (std::vector<int32_t>{3, 9}));
+}
+
+TEST(SamplingDefaultsTest, EndsOfSequenceFallBackToTheConfig) {
+  const Files config = {{"config.json", R"({"eos_token_id": 5})"}};
+  EXPECT_EQ(Folder(config).Load()->eos_token_ids, std::vector<int32_t>{5});
+  auto none = Folder(Files()).Load();
+  ASSERT_TRUE(none.ok());
+  EXPECT_TRUE(none->eos_token_ids.empty());
+  EXPECT_EQ(none->temperature, 1);
+}
+
+TEST(SamplingDefaultsTest, BadValuesNameFileAndField) {
+  for (const auto& [text, said] :
+       std::map<std::string, std::string>{{R"({"temperature": -1})", "temperature"},
+                                          {R"({"top_p": "x"})", "top_p"},
+                                          {R"({"top_k": 1.5})", "top_k"},
+                                          {R"({"eos_token_id": [-2]})", "eos_token_id"},
+                                          {R"({"eos_token_id": 99999999999})", "eos_token_id"},
+                                          {"{", "JSON"},
+                                          {"[]", "object"}}) {
+    const Files files = {{"generation_config.json", text}};
+    auto defaults = Folder(files).Load();
+    EXPECT_EQ(defaults.status().code(), absl::StatusCode::kInvalidArgument) << text;
+    EXPECT_NE(Message(defaults.status()).find("generation_config.json"), std::string::npos);
+    EXPECT_NE(Message(defaults.status()).find(said), std::string::npos)
+        << Message(defaults.status());
+  }
+}
+
+}  // namespace
+}  // namespace cadre

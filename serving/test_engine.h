@@ -1,0 +1,169 @@
+// For the front's tests: an engine that answers every request with a fixed text. Tokens are bytes,
+// so characters and stop strings lie over token borders.
+#pragma once
+
+#include <algorithm>
+#include <condition_variable>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <set>
+#include <string_view>
+#include <thread>
+#include <vector>
+
+#include "serving/request.h"
+
+namespace cadre {
+
+constexpr int32_t kEnd = 256;
+constexpr char kReply[] = "H\xc3\xa9llo w\xc3\xb6rld, stop here \xf0\x9f\x98\x80!";
+
+// Answers every request with kReply and the end token, one token per step and sequence.
+class TestEngine : public EngineClient {
+ public:
+  TestEngine() : thread_([this] { Run(); }) {}
+  ~TestEngine() override {
+    {
+      std::lock_guard lock(mutex_);
+      stopping_ = true;
+    }
+    changed_.notify_all();
+    thread_.join();
+  }
+
+  absl::Status Submit(std::vector<GenerationRequest> requests,
+                      std::shared_ptr<EventSink> sink) override {
+    std::lock_guard lock(mutex_);
+    if (running_.size() + requests.size() > max_queue_)
+      return ResourceExhausted("the queue is full");
+    for (GenerationRequest& request : requests) {
+      uint64_t id = request.id;
+      prompts_.push_back(*request.prompt);
+      seeds_.push_back(request.sampling.seed);
+      running_[id] = {std::move(request), sink};
+    }
+    changed_.notify_all();
+    return absl::OkStatus();
+  }
+  void Cancel(uint64_t id) override {
+    std::lock_guard lock(mutex_);
+    if (running_.contains(id)) cancelled_.insert(id);
+    changed_.notify_all();
+  }
+  ModelInfo Info() const override {
+    return {.max_context = 200, .vocab_size = 258, .weight_version = 7};
+  }
+  EngineHealth Health() const override { return {.ready = true}; }
+  EngineStats Stats() const override {
+    return {.num_requests_running = 3, .step_tokens = 300, .step_counts = {2, 3, 1}};
+  }
+
+  // While paused no step runs.
+  void Pause(bool paused) {
+    std::lock_guard lock(mutex_);
+    paused_ = paused;
+    changed_.notify_all();
+  }
+  void LimitQueue(size_t size) {
+    std::lock_guard lock(mutex_);
+    max_queue_ = size;
+  }
+  void FailAt(int step) {
+    std::lock_guard lock(mutex_);
+    fail_at_ = step;
+  }
+  void WaitUntilRunning(size_t count) {
+    std::unique_lock lock(mutex_);
+    changed_.wait(lock, [&] { return running_.size() == count; });
+  }
+  size_t num_cancelled() {
+    std::lock_guard lock(mutex_);
+    return num_cancelled_;
+  }
+  std::vector<std::vector<int32_t>> prompts() {
+    std::lock_guard lock(mutex_);
+    return prompts_;
+  }
+  std::vector<uint64_t> seeds() {
+    std::lock_guard lock(mutex_);
+    return seeds_;
+  }
+
+ private:
+  struct Sequence {
+    GenerationRequest request;
+    std::shared_ptr<EventSink> sink;
+    int step = 0;
+  };
+
+  TokenEvent Step(Sequence* sequence) {
+    const SamplingParams& sampling = sequence->request.sampling;
+    TokenEvent event{.request_id = sequence->request.id};
+    if (cancelled_.erase(event.request_id)) {
+      ++num_cancelled_;
+      event.finish = FinishReason::kCancelled;
+      return event;
+    }
+    if (sequence->step == fail_at_) {
+      event.finish = FinishReason::kError;
+      event.error = Internal("the engine broke");
+      return event;
+    }
+    std::string_view reply = kReply;
+    auto at = static_cast<size_t>(sequence->step++);
+    event.token = at < reply.size() ? static_cast<unsigned char>(reply[at]) : kEnd;
+    event.logprob = -0.5f - static_cast<float>(at);
+    for (int i = 0; i < sampling.logprobs; ++i)
+      event.top.push_back({'a' + i, -1.0f - static_cast<float>(i)});
+    if (at == 0 && sampling.prompt_logprobs >= 0) {
+      for (int32_t id : *sequence->request.prompt) event.prompt_logprobs.push_back({id, -2});
+    }
+    if (at == 0) event.cached_tokens = 2;
+    bool stops = std::binary_search(sampling.stop_token_ids.begin(), sampling.stop_token_ids.end(),
+                                    event.token);
+    if (stops) event.finish = FinishReason::kStop;
+    if (!stops && sequence->step >= sampling.max_tokens) event.finish = FinishReason::kLength;
+    return event;
+  }
+
+  void Run() {
+    std::unique_lock lock(mutex_);
+    while (true) {
+      changed_.wait(lock, [&] {
+        return stopping_ || !cancelled_.empty() || (!paused_ && !running_.empty());
+      });
+      if (stopping_) return;
+      std::map<std::shared_ptr<EventSink>, std::vector<TokenEvent>> news;
+      for (auto it = running_.begin(); it != running_.end();) {
+        if (paused_ && !cancelled_.contains(it->first)) {
+          ++it;
+          continue;
+        }
+        TokenEvent event = Step(&it->second);
+        bool done = event.finish != FinishReason::kNone;
+        news[it->second.sink].push_back(std::move(event));
+        it = done ? running_.erase(it) : std::next(it);
+      }
+      changed_.notify_all();
+      lock.unlock();
+      for (auto& [sink, events] : news) sink->OnStep(std::move(events));
+      lock.lock();
+    }
+  }
+
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::map<uint64_t, Sequence> running_;
+  std::set<uint64_t> cancelled_;
+  std::vector<std::vector<int32_t>> prompts_;
+  std::vector<uint64_t> seeds_;
+  size_t num_cancelled_ = 0;
+  size_t max_queue_ = 1000;
+  int fail_at_ = -1;
+  bool paused_ = false;
+  bool stopping_ = false;
+  std::thread thread_;
+};
+
+}  // namespace cadre

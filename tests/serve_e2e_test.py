@@ -1,0 +1,329 @@
+#!/usr/bin/env python3
+"""The real `cadre serve` on a tiny model that is trained here. Standard library only.
+
+    python3 tests/serve_e2e_test.py [--cadre build/release/cadre] [--all] [unittest flags, test names]
+"""
+
+import argparse
+import concurrent.futures
+import contextlib
+import http.client
+import json
+import pathlib
+import random
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import unittest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+CLIENTS = ROOT / "tests/client"
+TIMEOUT = 300  # seconds; a bound against hanging, not a measure
+CONTEXT = 1024
+MODEL = {"model_type": "qwen3_moe", "vocab_size": 512, "hidden_size": 64, "intermediate_size": 128,
+         "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
+         "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32,
+         "norm_topk_prob": True, "max_position_embeddings": CONTEXT, "tie_word_embeddings": True}  # fmt: skip
+
+
+class Options:
+    cadre = ROOT / "build/release/cadre"
+    requests = 24
+    model = folder = None
+
+
+def cadre(*arguments):
+    return subprocess.run([Options.cadre, *map(str, arguments)], capture_output=True, text=True,
+                          timeout=TIMEOUT, cwd=ROOT, check=False)  # fmt: skip
+
+
+def must(*arguments):
+    done = cadre(*arguments)
+    if done.returncode:
+        raise AssertionError(f"cadre {' '.join(map(str, arguments))}: {done.returncode}\n{done.stderr}")
+
+
+def setUpModule():
+    folder = Options.folder = pathlib.Path(tempfile.mkdtemp(prefix="cadre-serve-e2e-"))
+    unittest.addModuleCleanup(shutil.rmtree, folder)
+    rng = random.Random(5)
+    words = ("the sea", "a king", "every river", "gave", "carried", "seven lamps", "an open door")
+    text = "\n\n".join(" ".join(rng.choices(words, k=60)) + "." for _ in range(200))
+    (folder / "text.txt").write_text(text, encoding="utf-8")
+    tokenizer = ROOT / "tests/data/tokenizer"
+    must("data", "build", "--tokenizer", tokenizer, "--input", folder / "text.txt",
+         "--output", folder / "tokens")  # fmt: skip
+    config = {"model": MODEL, "tokenizer": str(tokenizer), "train_steps": 20, "global_batch_size": 4,
+              "micro_batch_size": 4, "optimizer": {"lr": 3e-3}, "lr_schedule": {"warmup_steps": 4},
+              "data": {"seq_len": 128, "sources": [{"path": str(folder / "tokens")}]}}  # fmt: skip
+    (folder / "train.yaml").write_text(json.dumps(config), encoding="utf-8")
+    must("train", "-c", folder / "train.yaml", "--output", folder / "run", "--quiet")
+    Options.model = folder / "model"
+    must("checkpoint", "convert", folder / "run/checkpoints", "--to", Options.model)
+
+
+class Server:
+    """A running `cadre serve`, ready, on a port of its own choice."""
+
+    def __init__(self, flags):
+        self.log = tempfile.TemporaryFile()
+        self.process = subprocess.Popen(
+            [Options.cadre, "serve", "--model", str(Options.model), "--port", "0", *flags],
+            cwd=ROOT, stdout=self.log, stderr=subprocess.STDOUT)  # fmt: skip
+        self.port = 0
+
+    def output(self):
+        self.log.seek(0)
+        return self.log.read().decode(errors="replace")
+
+    def wait_until_ready(self):
+        """A process that ends before it is ready fails the test; ctest bounds the wait."""
+        while True:
+            if self.process.poll() is not None:
+                raise AssertionError(f"the server ended with {self.process.returncode}\n{self.output()}")
+            found = re.search(r"http://127\.0\.0\.1:(\d+)", self.output())
+            self.port = int(found.group(1)) if found else 0
+            with contextlib.suppress(OSError):
+                if self.port and self.get("/ready")[0] == 200:
+                    return
+
+    def connection(self):
+        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=TIMEOUT)
+
+    def get(self, path):
+        with contextlib.closing(self.connection()) as connection:
+            connection.request("GET", path)
+            response = connection.getresponse()
+            return response.status, response.read().decode()
+
+    def post(self, body, path="/v1/completions"):
+        """(status, parsed body, headers)."""
+        with contextlib.closing(self.connection()) as connection:
+            connection.request("POST", path, json.dumps(body))
+            response = connection.getresponse()
+            return response.status, json.loads(response.read()), response.headers
+
+    def stream(self, body, path="/v1/completions"):
+        """An opened stream: (connection, response)."""
+        connection = self.connection()
+        connection.request("POST", path, json.dumps({**body, "stream": True}))
+        return connection, connection.getresponse()
+
+    def gauge(self, name):
+        return float(re.search(rf"^cadre_{name} (\S+)$", self.get("/metrics")[1], re.M).group(1))
+
+
+@contextlib.contextmanager
+def serving(*flags):
+    server = Server(flags)
+    try:
+        server.wait_until_ready()
+        yield server
+    finally:
+        if server.process.poll() is None:
+            server.process.kill()
+        server.process.wait()
+        server.log.close()
+
+
+def chunks(response):
+    """Parsed chunks of a stream that ends as it should."""
+    payloads = [line[5:].strip() for line in response if line.startswith(b"data:")]
+    if not payloads or payloads[-1] != b"[DONE]":
+        raise AssertionError(f"the stream broke off after {payloads[-1:]}")
+    return [json.loads(payload) for payload in payloads[:-1]]
+
+
+def texts(choices):
+    """{index: (text, finish_reason)} of a whole answer's choices, or of all choices of a stream."""
+    found = {}
+    for choice in choices:
+        part = choice.get("delta", choice.get("message"))
+        text = (part.get("content") or "") if part is not None else choice["text"]
+        before, reason = found.get(choice["index"], ("", None))
+        found[choice["index"]] = (before + text, choice["finish_reason"] or reason)
+    return found
+
+
+def random_request(seed):
+    """(path, body) of a sampled request; the same for the same seed."""
+    rng = random.Random(seed)
+    body = {"temperature": rng.choice([0, 0.7, 1.0, 1.6]), "seed": rng.randrange(1 << 40),
+            "max_tokens": rng.randint(1, 60), "n": rng.choice([1, 1, 1, 3]),
+            "top_p": rng.choice([1, 0.8]), "top_k": rng.choice([0, 20]), "min_p": rng.choice([0, 0.05]),
+            "min_tokens": rng.choice([0, 1]), "skip_special_tokens": rng.random() < 0.7,
+            "ignore_eos": rng.random() < 0.5}  # fmt: skip
+    if rng.random() < 0.5:
+        body["stop"] = rng.sample(["e", "the", " sea", "\u00e9", "s ", "lamps a"], rng.randint(1, 3))
+    words = rng.choices(["the sea", "caf\u00e9", "\U0001f642", "seven", "\n", "<|im_end|>"], k=5)
+    if rng.random() < 0.5:
+        return "/v1/chat/completions", {**body, "messages": [{"role": "user", "content": " ".join(words)}]}
+    ids = [rng.randrange(512) for _ in range(rng.randint(1, 80))]
+    return "/v1/completions", {**body, "prompt": rng.choice([" ".join(words), ids])}
+
+
+class Clients(unittest.TestCase):
+    def run_suite(self, server, name, *flags):
+        done = subprocess.run(
+            [sys.executable, CLIENTS / name, "--base-url", f"http://127.0.0.1:{server.port}", *flags],
+            capture_output=True, text=True, timeout=TIMEOUT, cwd=CLIENTS, check=False)  # fmt: skip
+        if done.returncode == 77:
+            self.skipTest(done.stderr.strip())
+        self.assertEqual(done.returncode, 0, done.stderr[-5000:])
+
+    def test_raw_http(self):
+        with serving("--api-key", "secret", "--set", "read_timeout_s=2") as server:
+            self.run_suite(server, "raw_http_test.py", "--api-key", "secret", "--slow")
+
+    def test_openai_package(self):
+        with serving("--api-key", "secret") as server:
+            self.run_suite(server, "openai_client_test.py", "--api-key", "secret")
+
+
+class Answers(unittest.TestCase):
+    def test_streams_say_what_whole_answers_say(self):
+        with serving() as server:
+            def both(seed):
+                path, body = random_request(seed)
+                status, whole, _ = server.post(body, path)
+                connection, response = server.stream(body, path)
+                with contextlib.closing(connection):
+                    streamed = [c for chunk in chunks(response) for c in chunk["choices"]]
+                return status, texts(whole["choices"]), texts(streamed), body
+
+            with concurrent.futures.ThreadPoolExecutor(8) as pool:
+                for status, whole, streamed, body in pool.map(both, range(Options.requests)):
+                    self.assertEqual(status, 200)
+                    self.assertEqual(streamed, whole, body)
+            self.assertEqual(server.gauge("kv_cache_usage_perc"), 0)
+
+    def test_a_prompt_over_the_context_is_400(self):
+        with serving() as server:
+            status, body, _ = server.post({"prompt": [5] * CONTEXT, "max_tokens": 1})
+            self.assertEqual((status, body["error"]["param"]), (400, "prompt"))
+            self.assertIn(str(CONTEXT), body["error"]["message"])
+            body = {"prompt": [5] * (CONTEXT - 1), "max_tokens": 1, "ignore_eos": True}
+            self.assertEqual(server.post(body)[1]["usage"]["total_tokens"], CONTEXT)
+
+    def test_a_full_queue_is_429_and_the_others_are_right(self):
+        with serving("--set", "max_num_seqs=2", "--set", "max_queue_size=4") as server:
+            body = {"prompt": [5, 6, 7], "max_tokens": 300, "temperature": 0, "ignore_eos": True}
+            expected = server.post(body)[1]["choices"][0]["text"]
+            with concurrent.futures.ThreadPoolExecutor(64) as pool:
+                replies = list(pool.map(lambda _: server.post(body), range(64)))
+            good = [reply for status, reply, _ in replies if status == 200]
+            refused = [(reply, headers) for status, reply, headers in replies if status == 429]
+            self.assertEqual(len(good) + len(refused), 64)
+            self.assertGreaterEqual(len(good), 6)
+            self.assertTrue(refused)
+            self.assertEqual({reply["choices"][0]["text"] for reply in good}, {expected})
+            for reply, headers in refused:
+                self.assertIn("queue full", reply["error"]["message"])
+                self.assertGreater(int(headers["Retry-After"]), 0)
+            self.assertEqual(server.post(body)[0], 200)
+
+
+class Ends(unittest.TestCase):
+    LONG = {"prompt": [5, 6], "max_tokens": CONTEXT - 2, "n": 4, "ignore_eos": True, "seed": 1}
+
+    def begin(self, server):
+        connection, response = server.stream(self.LONG)
+        self.assertTrue(response.readline().startswith(b"data:"))
+        return connection, response
+
+    def test_sigterm_finishes_what_runs_and_takes_nothing_new(self):
+        with serving() as server:
+            connection, response = self.begin(server)
+            server.process.send_signal(signal.SIGTERM)
+            status = 200
+            while status == 200:
+                try:
+                    status = server.get("/ready")[0]
+                except OSError:  # it has ended by now
+                    status = 503
+            self.assertEqual(status, 503)
+            with contextlib.suppress(OSError):
+                self.assertEqual(server.post({"prompt": "a"})[0], 503)
+            ends = [c["finish_reason"] for chunk in chunks(response) for c in chunk["choices"]]
+            self.assertEqual([e for e in ends if e], ["length"] * 4)
+            connection.close()
+            self.assertEqual(server.process.wait(TIMEOUT), 0, server.output())
+
+    def test_no_time_to_drain(self):
+        with serving("--set", "drain_timeout_s=0") as server:
+            connection, response = self.begin(server)
+            server.process.send_signal(signal.SIGTERM)
+            self.assertEqual(server.process.wait(TIMEOUT), 0, server.output())
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                response.read()
+            connection.close()
+
+    def test_a_disconnect_frees_the_kv_blocks(self):
+        with serving() as server:
+            connection, response = self.begin(server)
+            self.assertGreater(server.gauge("kv_cache_usage_perc"), 0)
+            response.close()
+            connection.close()
+            while server.gauge("kv_cache_usage_perc"):
+                pass
+            self.assertIn('cadre_request_failure_total{kind="cancelled"} 4', server.get("/metrics")[1])
+
+
+class Refusals(unittest.TestCase):
+    def refused(self, codes, *flags, model=None):
+        """The one line that a server says which cannot start."""
+        if "--port" not in flags:
+            flags = ("--port", 0, *flags)
+        done = cadre("serve", "--model", model or Options.model, *flags)
+        self.assertIn(done.returncode, codes, done.stderr)
+        lines = done.stderr.strip().splitlines()
+        self.assertEqual([line.startswith("error: ") for line in lines], [True], done.stderr)
+        return lines[0]
+
+    def copy(self):
+        folder = pathlib.Path(tempfile.mkdtemp(dir=Options.folder))
+        return shutil.copytree(Options.model, folder, dirs_exist_ok=True)
+
+    def test_a_taken_port(self):
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            port = str(taken.getsockname()[1])
+            self.assertIn(f"127.0.0.1:{port}", self.refused((1,), "--port", port))
+
+    def test_missing_and_torn_weights(self):
+        folder = self.copy()
+        weights = folder / "model.safetensors"
+        data = weights.read_bytes()
+        for size in (0, 7, len(data) // 2, len(data) - 1):
+            weights.write_bytes(data[:size])
+            self.assertIn("model.safetensors", self.refused((1, 2), model=folder))
+        weights.unlink()
+        self.assertIn(str(folder), self.refused((1, 2), model=folder))
+        self.assertIn("nowhere", self.refused((1, 2), model=Options.folder / "nowhere"))
+
+    def test_configs_that_fit_no_model(self):
+        for key, value in (("model_type", "rwkv9"), ("num_key_value_heads", 3), ("vocab_size", 100)):
+            folder = self.copy()
+            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            (folder / "config.json").write_text(json.dumps({**config, key: value}), encoding="utf-8")
+            self.assertTrue(self.refused((1, 2), model=folder))
+
+    def test_wrong_usage(self):
+        self.assertIn("70000", self.refused((2,), "--set", "port=70000"))
+        self.assertIn("max_model_len", self.refused((2,), "--set", f"max_model_len={CONTEXT + 1}"))
+        self.assertIn("block_size", self.refused((2,), "--set", "block_size=10"))
+        self.assertIn("max_num_sequences", self.refused((2,), "--set", "max_num_sequences=1"))
+        self.assertIn("localhorst", self.refused((2,), "--host", "localhorst"))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--cadre", type=pathlib.Path, default=Options.cadre, help="the program")
+    parser.add_argument("--all", action="store_true", help="500 requests instead of 24")
+    args, rest = parser.parse_known_args()
+    Options.cadre = args.cadre.resolve()
+    Options.requests = 500 if args.all else 24
+    unittest.main(argv=[sys.argv[0], *rest])
