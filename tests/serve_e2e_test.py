@@ -270,7 +270,8 @@ class Ends(unittest.TestCase):
             connection.close()
             while server.gauge("kv_cache_usage_perc"):
                 pass
-            self.assertIn('cadre_request_failure_total{kind="cancelled"} 4', server.get("/metrics")[1])
+            while 'cadre_request_failure_total{kind="cancelled"} 4' not in server.get("/metrics")[1]:
+                self.assertNotIn("cadre_request_success_total{", server.get("/metrics")[1])
 
 
 class Refusals(unittest.TestCase):
