@@ -80,8 +80,8 @@ tsan() {
   if ((all)); then
     build_preset tsan && run_ctest test_tsan tsan -LE e2e
   else
-    build_preset tsan cadre_core_test cadre_training_test cadre_serving_test &&
-      run_ctest test_tsan tsan -R '^(core|training|serving)$'
+    build_preset tsan cadre_core_test cadre_serving_test &&
+      run_ctest test_tsan tsan -R '^(core|serving)$'
   fi
 }
 

@@ -1,5 +1,8 @@
 # For the scripts in the root and .ci; sourced, never run. The caller sets `log_dir` before run_logged.
 
+# Objects are shared between clones of the repository.
+export CCACHE_BASEDIR="$PWD" CCACHE_NOHASHDIR=1
+
 say() { printf '%s\n' "$*"; }
 
 die() {
