@@ -1,0 +1,100 @@
+// What a run held at its fullest moment against what it planned to hold before it started.
+#include "training/memory_plan.h"
+
+#include <gtest/gtest.h>
+
+#include "tests/training_run.h"
+
+namespace cadre {
+namespace {
+
+using testing_run::OpenRun;
+using testing_run::ParseTrainConfig;
+using testing_run::TempFolder;
+
+constexpr int kVocabulary = 1024;
+
+const char kRun[] = R"(
+data: {seq_len: 256}
+lr_schedule: {warmup_steps: 1}
+eval: {interval: 0}
+log: {tensorboard: false}
+train_steps: 3
+checkpoint: {interval: 2}
+)";
+
+const char kLlama[] =
+    "model_type: llama, hidden_size: 256, intermediate_size: 768, num_hidden_layers: 4, "
+    "num_attention_heads: 4, num_key_value_heads: 2, vocab_size: 1024";
+
+const char kMoe[] =
+    "model_type: qwen3_moe, hidden_size: 256, intermediate_size: 512, num_hidden_layers: 3, "
+    "num_attention_heads: 4, num_key_value_heads: 2, head_dim: 64, norm_topk_prob: true, "
+    "vocab_size: 1024";
+
+std::string Model(const char* base, const char* more) {
+  return std::string("model: {") + base + ", " + more + "}\n";
+}
+
+struct Measured {
+  MemoryPlan plan;
+  double peak = 0;
+};
+
+Measured Train(const std::string& yaml) {
+  TempFolder folder;
+  auto written = testing_run::WriteCorpus(folder / "corpus", kVocabulary, 400, 5);
+  CADRE_CHECK(written.ok(), "{}", Message(written));
+  config::TrainConfig config = ParseTrainConfig(kRun + yaml);
+  config.mutable_data()->add_sources()->set_path(folder / "corpus");
+  auto trainer = OpenRun(config, folder / "run", 2);
+  CADRE_CHECK(trainer.ok(), "{}", Message(trainer.status()));
+  const absl::Status status = (*trainer)->Run();
+  CADRE_CHECK(status.ok(), "{}", Message(status));
+  return {(*trainer)->plan(), static_cast<double>((*trainer)->peak_bytes())};
+}
+
+void ExpectPlanned(const std::string& yaml) {
+  const Measured got = Train(yaml);
+  const double ratio = got.peak / static_cast<double>(got.plan.total());
+  EXPECT_GT(ratio, 0.85) << got.plan.ToString() << yaml;
+  EXPECT_LT(ratio, 1.15) << got.plan.ToString() << yaml;
+}
+
+const char kWide[] = "global_batch_size: 16\nmicro_batch_size: 16\n";
+const char kNarrow[] = "global_batch_size: 4\nmicro_batch_size: 1\n";
+
+const char kTopTwo[] = "num_experts: 8, num_experts_per_tok: 2, moe_intermediate_size: 256";
+
+TEST(MemoryPlan, Dense) {
+  ExpectPlanned(Model(kLlama, "tie_word_embeddings: true") + "dtype: bf16\n" + kWide);
+  ExpectPlanned(Model(kLlama, "tie_word_embeddings: false") + "dtype: f32\n" + kNarrow);
+}
+
+TEST(MemoryPlan, Mixture) {
+  ExpectPlanned(Model(kMoe, kTopTwo) + "dtype: bf16\n" + kWide);
+  ExpectPlanned(Model(kMoe, kTopTwo) + "dtype: f32\n" + kNarrow);
+}
+
+TEST(FullMemoryPlan, Dense) {
+  for (const char* tied : {"tie_word_embeddings: true", "tie_word_embeddings: false"}) {
+    for (const char* dtype : {"dtype: bf16\n", "dtype: f32\n"}) {
+      for (const char* batch : {kWide, kNarrow}) ExpectPlanned(Model(kLlama, tied) + dtype + batch);
+    }
+  }
+}
+
+TEST(FullMemoryPlan, Mixture) {
+  for (const char* experts :
+       {kTopTwo, "num_experts: 8, num_experts_per_tok: 6, moe_intermediate_size: 256",
+        "num_experts: 32, num_experts_per_tok: 4, moe_intermediate_size: 64"}) {
+    for (const char* dtype : {"dtype: bf16\n", "dtype: f32\n"}) {
+      for (const char* batch : {kWide, kNarrow}) {
+        ExpectPlanned(Model(kMoe, experts) + dtype + batch);
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace cadre
