@@ -1,0 +1,353 @@
+// One forward: the logprobs that the server returns are, bit for bit, those that the training
+// forward computes on the finished sequence for the same weights, whatever else is in the batch and
+// however the work was cut.
+#include <gtest/gtest.h>
+
+#include <bit>
+#include <cmath>
+#include <condition_variable>
+#include <map>
+#include <mutex>
+
+#include "core/host_allocator.h"
+#include "core/ops/elementwise.h"
+#include "core/ops/gemm.h"
+#include "core/ops/linear_cross_entropy.h"
+#include "core/random.h"
+#include "model/score.h"
+#include "serving/engine.h"
+#include "tests/training_run.h"
+
+namespace cadre {
+namespace {
+
+using testing_run::TempFolder;
+
+constexpr int kPrompts = 200;
+constexpr int kContext = 256;
+constexpr int kVocabulary = 512;
+
+const char kShape[] =
+    "hidden_size: 128, num_hidden_layers: 3, num_attention_heads: 4, num_key_value_heads: 2, "
+    "vocab_size: 512, max_position_embeddings: 256, ";
+
+std::string ModelYaml(const std::string& type) {
+  const std::map<std::string, const char*> more = {
+      {"llama", "intermediate_size: 320"},
+      {"qwen3_moe",
+       "head_dim: 64, intermediate_size: 256, num_experts: 8, num_experts_per_tok: 2, "
+       "moe_intermediate_size: 96, norm_topk_prob: true, tie_word_embeddings: true"},
+      {"gpt_oss",
+       "head_dim: 32, intermediate_size: 96, num_local_experts: 8, num_experts_per_tok: 2, "
+       "sliding_window: 40"},
+      {"deepseek_v3",
+       "num_key_value_heads: 4, intermediate_size: 192, q_lora_rank: 48, kv_lora_rank: 32, "
+       "qk_nope_head_dim: 32, qk_rope_head_dim: 16, v_head_dim: 32, n_routed_experts: 8, "
+       "num_experts_per_tok: 2, moe_intermediate_size: 64, n_shared_experts: 1, "
+       "first_k_dense_replace: 1, n_group: 2, topk_group: 1, norm_topk_prob: true"}};
+  std::string shape = kShape;
+  if (type == "deepseek_v3") shape.erase(shape.find("num_key_value_heads: 2, "), 24);
+  return "model: {model_type: " + type + ", " + shape + more.at(type) + "}\n";
+}
+
+// A model after a few dozen steps, loaded twice: to be served, and to be trained on.
+class Trained {
+ public:
+  explicit Trained(const std::string& type) {
+    CADRE_CHECK(testing_run::WriteCorpus(folder_ / "corpus", kVocabulary, 400, 3).ok(), "corpus");
+    config::TrainConfig config = testing_run::ParseTrainConfig(
+        ModelYaml(type) +
+        "data: {seq_len: 128}\noptimizer: {lr: 3e-3}\nlr_schedule: {warmup_steps: 5}\n"
+        "global_batch_size: 8\nmicro_batch_size: 8\ntrain_steps: 40\n"
+        "log: {tensorboard: false}\neval: {interval: 0}\n");
+    config.mutable_data()->add_sources()->set_path(folder_ / "corpus");
+    auto trainer = testing_run::OpenRun(config, folder_ / "run", 2);
+    CADRE_CHECK(trainer.ok(), "{}", Message(trainer.status()));
+    const absl::Status ran = (*trainer)->Run();
+    CADRE_CHECK(ran.ok(), "{}", Message(ran));
+    serving_ = Load(false);
+    training_ = Load(true);
+  }
+
+  Model& serving() { return *serving_; }
+
+  // Logprobs of each token after the first by the training forward with its tape, the sequences
+  // packed into one batch.
+  std::vector<std::vector<float>> Train(std::span<const std::vector<int32_t>> sequences,
+                                        int threads) {
+    PackedWeights packed;
+    Tape tape(&ops::Accumulate);
+    Context ctx{.allocator = &allocator_,
+                .threads = threads,
+                .parameters = &training_->parameters(),
+                .packed = &packed,
+                .tape = &tape};
+    Batch batch = PackSequences(allocator_, sequences);
+    std::vector<int32_t> targets;
+    for (const auto& ids : sequences) {
+      targets.insert(targets.end(), ids.begin() + 1, ids.end());
+      targets.push_back(-1);
+    }
+    DecoderOutput out = training_->decoder().Forward(ctx, batch);
+    auto result = ops::LinearCrossEntropy(
+        ctx, out.hidden,
+        {.weight = training_->decoder().head(),
+         .targets = Tensor::Of<int32_t>(allocator_, {batch.tokens()}, targets),
+         .scale = 0.01,
+         .z_coefficient = 1e-4});
+    std::vector<std::vector<float>> logprobs;
+    for (size_t s = 0; s < sequences.size(); ++s) {
+      const float* begin = result.logprobs.data<float>() + batch.offsets[s];
+      logprobs.emplace_back(begin, begin + sequences[s].size() - 1);
+    }
+    return logprobs;
+  }
+
+  // The same by `cadre score`'s forward, one sequence alone.
+  std::vector<float> Score(const std::vector<int32_t>& ids) {
+    Context ctx{.allocator = &allocator_, .parameters = &serving_->parameters()};
+    Batch batch = PackSequences(allocator_, std::span(&ids, 1));
+    Scores scores = ScoreBatch(ctx, serving_->decoder(), batch);
+    const float* first = scores.logprobs.data<float>();
+    return {first + 1, first + ids.size()};
+  }
+
+  // The least change of one weight that bf16 can hold, in the first layer.
+  void Nudge() {
+    ParameterStore& store = training_->parameters();
+    const ParamId id = store.Find("model.layers.0.input_layernorm.weight");
+    CADRE_CHECK(id != kNoParam, "no such parameter");
+    BF16* weight = store.View(store.buckets()[store.bucket_of(id)].weights, id).data<BF16>();
+    weight[0] = BF16(static_cast<float>(weight[0]) * 1.01f);
+    store.WeightsChanged();
+  }
+
+ private:
+  std::unique_ptr<Model> Load(bool gradients) {
+    Context ctx{.allocator = &allocator_};
+    auto model = LoadModel(ctx, folder_ / "run/checkpoints/latest",
+                           {.dtype = DType::kBF16, .gradients = gradients});
+    CADRE_CHECK(model.ok(), "{}", Message(model.status()));
+    return std::move(*model);
+  }
+
+  TempFolder folder_;
+  HostAllocator allocator_;
+  std::unique_ptr<Model> serving_, training_;
+};
+
+struct Answer {
+  std::vector<int32_t> ids;  // the prompt, then what was sampled
+  std::vector<float> logprobs;
+  std::vector<TokenLogprob> prompt;
+  bool finished = false;
+};
+
+class Collector : public EventSink {
+ public:
+  explicit Collector(std::map<uint64_t, Answer>& answers)
+      : answers_(answers), left_(answers.size()) {}
+
+  void OnStep(std::vector<TokenEvent> events) override {
+    std::lock_guard lock(mutex_);
+    for (TokenEvent& event : events) {
+      Answer& answer = answers_.at(event.request_id);
+      if (!event.prompt_logprobs.empty()) answer.prompt = std::move(event.prompt_logprobs);
+      if (event.token >= 0) {
+        answer.ids.push_back(event.token);
+        answer.logprobs.push_back(event.logprob);
+      }
+      if (event.finish == FinishReason::kNone) continue;
+      answer.finished = event.finish == FinishReason::kLength;
+      --left_;
+    }
+    done_.notify_one();
+  }
+
+  void Wait() {
+    std::unique_lock lock(mutex_);
+    done_.wait(lock, [this] { return left_ == 0; });
+  }
+
+ private:
+  std::map<uint64_t, Answer>& answers_;
+  std::mutex mutex_;
+  std::condition_variable done_;
+  size_t left_;
+};
+
+// How a set of prompts is served.
+struct Case {
+  int max_num_seqs = 16;
+  int64_t max_num_batched_tokens = 2048;
+  int block_size = 16;
+  int workers = 0;
+  int threads = 1;
+  int64_t kv_tokens = 0;  // 0: enough for all
+};
+
+std::string Describe(const Case& c) {
+  return fmt::format("{} sequences, {} tokens a step, blocks of {}, {} workers, {} threads, {} KV",
+                     c.max_num_seqs, c.max_num_batched_tokens, c.block_size, c.workers, c.threads,
+                     c.kv_tokens);
+}
+
+// Prompt `i`: 1 to 180 tokens, every fourth one greedy.
+GenerationRequest Request(int i) {
+  const RandomKey key(11, "prompts");
+  auto below = [&](uint64_t draw, int n) {
+    return static_cast<int>(key.Uniform(draw, static_cast<uint64_t>(i)) * n);
+  };
+  auto prompt = std::make_shared<std::vector<int32_t>>(1 + below(0, i % 3 == 0 ? 180 : 70));
+  for (size_t t = 0; t < prompt->size(); ++t) (*prompt)[t] = below(10 + t, kVocabulary);
+  SamplingParams sampling{.temperature = i % 4 == 0 ? 0.0f : 1.0f,
+                          .seed = static_cast<uint64_t>(i),
+                          .max_tokens = 4 + below(1, 36),
+                          .logprobs = 0};
+  if (i % 5 == 0) sampling.prompt_logprobs = 0;
+  return {.id = static_cast<uint64_t>(i), .prompt = std::move(prompt), .sampling = sampling};
+}
+
+std::map<uint64_t, Answer> Serve(Model& model, const Case& c, std::span<const int> prompts) {
+  EngineOptions options{.threads = c.threads,
+                        .max_num_seqs = c.max_num_seqs,
+                        .max_num_batched_tokens = c.max_num_batched_tokens,
+                        .max_model_len = kContext,
+                        .block_size = c.block_size,
+                        .attention_workers = c.workers};
+  if (c.kv_tokens > 0) {
+    std::vector<ops::KvLayout> layouts;
+    for (const LayerSpec& layer : model.spec().layers) {
+      layouts.push_back(KvLayoutOf(layer.attention, model.dtype(), c.block_size));
+    }
+    options.kv_cache_memory_bytes =
+        c.kv_tokens / c.block_size * static_cast<int64_t>(KvBlockPool::BytesPerBlock(layouts));
+  }
+  auto engine = Engine::Create(model, options);
+  CADRE_CHECK(engine.ok(), "{}", Message(engine.status()));
+  std::map<uint64_t, Answer> answers;
+  std::vector<GenerationRequest> requests;
+  for (int i : prompts) {
+    requests.push_back(Request(i));
+    answers[requests.back().id].ids = *requests.back().prompt;
+  }
+  auto collector = std::make_shared<Collector>(answers);
+  const absl::Status submitted = (*engine)->Submit(std::move(requests), collector);
+  CADRE_CHECK(submitted.ok(), "{}", Message(submitted));
+  collector->Wait();
+  if (c.kv_tokens > 0) {
+    EXPECT_GT((*engine)->Stats().num_preemptions, 0) << Describe(c);
+  }
+  (*engine)->Stop();
+  return answers;
+}
+
+bool SameBits(float a, float b) { return std::bit_cast<uint32_t>(a) == std::bit_cast<uint32_t>(b); }
+
+// Tokens whose logprob differs from the reference's, prompt and sampled.
+int Differences(const Answer& answer, const std::vector<float>& reference, int* compared) {
+  int differing = 0;
+  const size_t first = answer.ids.size() - answer.logprobs.size();
+  for (size_t i = 0; i < answer.logprobs.size(); ++i, ++*compared) {
+    differing += !SameBits(answer.logprobs[i], reference[first - 1 + i]);
+  }
+  for (size_t i = 1; i < answer.prompt.size(); ++i, ++*compared) {
+    differing += answer.prompt[i].token != answer.ids[i] ||
+                 !SameBits(answer.prompt[i].logprob, reference[i - 1]);
+  }
+  return differing;
+}
+
+// Serves the prompts and compares every token with the training forward over all of the finished
+// sequences at once, and with that of each alone.
+int Compare(Trained& trained, const Case& c, std::span<const int> prompts, bool alone) {
+  const std::map<uint64_t, Answer> answers = Serve(trained.serving(), c, prompts);
+  int compared = 0;
+  std::vector<std::vector<int32_t>> group;
+  std::vector<const Answer*> members;
+  auto flush = [&] {
+    const auto reference = trained.Train(group, c.threads % 2 + 1);
+    for (size_t s = 0; s < group.size(); ++s) {
+      EXPECT_EQ(Differences(*members[s], reference[s], &compared), 0) << Describe(c);
+    }
+    group.clear();
+    members.clear();
+  };
+  for (const auto& [id, answer] : answers) {
+    EXPECT_TRUE(answer.finished) << id;
+    const GenerationRequest request = Request(static_cast<int>(id));
+    EXPECT_EQ(static_cast<int>(answer.logprobs.size()), request.sampling.max_tokens);
+    EXPECT_EQ(answer.prompt.size(),
+              request.sampling.prompt_logprobs >= 0 ? request.prompt->size() : 0);
+    if (alone) {
+      EXPECT_EQ(Differences(answer, trained.Score(answer.ids), &compared), 0) << Describe(c);
+    }
+    group.push_back(answer.ids);
+    members.push_back(&answer);
+    if (group.size() == 16) flush();
+  }
+  if (!group.empty()) flush();
+  return compared;
+}
+
+const Case kCases[] = {
+    {.max_num_seqs = 1},
+    {.max_num_seqs = 1, .max_num_batched_tokens = 1, .workers = 3},
+    {.max_num_seqs = 1, .max_num_batched_tokens = 7, .block_size = 32, .threads = 2},
+    {.workers = 1},
+    {.workers = 2, .threads = 2},
+    {.max_num_batched_tokens = 16, .workers = 4},
+    {.max_num_batched_tokens = 17, .block_size = 48, .workers = 5, .threads = 2},
+    {.max_num_batched_tokens = 64, .block_size = 64, .workers = 6},
+    {.max_num_batched_tokens = 129, .block_size = 16, .workers = 7, .threads = 2},
+    {.max_num_batched_tokens = 300, .block_size = 128, .workers = 8},
+    {.max_num_batched_tokens = 40, .workers = 8, .threads = 2, .kv_tokens = 288},
+    {.max_num_batched_tokens = 512, .block_size = 32, .kv_tokens = 320},
+};
+
+// Every prompt once, dealt out over the cases.
+void CompareSample(const std::string& type) {
+  Trained trained(type);
+  int compared = 0;
+  for (size_t c = 0; c < std::size(kCases); ++c) {
+    std::vector<int> prompts;
+    for (int i = static_cast<int>(c); i < kPrompts; i += std::size(kCases)) prompts.push_back(i);
+    compared += Compare(trained, kCases[c], prompts, true);
+  }
+  EXPECT_GT(compared, 10 * kPrompts);
+}
+
+// Every prompt in every case; the sampled tokens are the same, too.
+void CompareAll(const std::string& type) {
+  Trained trained(type);
+  std::vector<int> prompts(kPrompts);
+  for (int i = 0; i < kPrompts; ++i) prompts[static_cast<size_t>(i)] = i;
+  for (const Case& c : kCases) Compare(trained, c, prompts, &c == kCases);
+  const auto first = Serve(trained.serving(), kCases[0], prompts);
+  const auto last = Serve(trained.serving(), kCases[std::size(kCases) - 1], prompts);
+  for (const auto& [id, answer] : first) EXPECT_EQ(answer.ids, last.at(id).ids) << id;
+}
+
+TEST(OneForward, Llama) { CompareSample("llama"); }
+TEST(OneForward, Qwen3Moe) { CompareSample("qwen3_moe"); }
+
+TEST(OneForward, ANudgedWeightShows) {
+  Trained trained("qwen3_moe");
+  const int prompts[] = {1, 2, 3};
+  const auto answers = Serve(trained.serving(), kCases[0], prompts);
+  trained.Nudge();
+  for (const auto& [id, answer] : answers) {
+    int compared = 0;
+    const auto reference = trained.Train(std::span(&answer.ids, 1), 1);
+    EXPECT_GT(Differences(answer, reference[0], &compared), compared / 2) << id;
+  }
+}
+
+class FullOneForward : public testing::TestWithParam<const char*> {};
+TEST_P(FullOneForward, EveryPromptInEveryCase) { CompareAll(GetParam()); }
+INSTANTIATE_TEST_SUITE_P(FullModels, FullOneForward,
+                         testing::Values("llama", "qwen3_moe", "gpt_oss", "deepseek_v3"),
+                         [](const auto& info) { return std::string(info.param); });
+
+}  // namespace
+}  // namespace cadre
