@@ -1,8 +1,9 @@
+#!/usr/bin/env python3
 """Training gives the same bits at any thread count and after any interruption: runs of `cadre train`
 are killed or stopped at random steps, resumed, and compared with an undisturbed run, every loss and
 every byte of weights and optimizer state.
 
-    python3 tests/resume_test.py --cadre build/release/cadre [--all] [--seed N]
+    python3 tests/e2e/same_bits_test.py --cadre build/release/cadre [--all] [--seed N]
 """
 
 import argparse
