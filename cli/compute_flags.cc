@@ -34,11 +34,11 @@ absl::StatusOr<Compute> ResolveCompute(const ComputeFlags& flags, const std::str
   }
   if (flags.device != "cpu")
     return InvalidArgument("--device {}: allowed are cpu and cuda", flags.device);
-  CADRE_ASSIGN_OR_RETURN(compute.dtype, ParseDType(flags.dtype));
-  if (compute.dtype != DType::kBF16 && compute.dtype != DType::kF32 &&
-      compute.dtype != DType::kF64) {
+  const absl::StatusOr<DType> dtype = ParseDType(flags.dtype);
+  if (!dtype.ok() || (*dtype != DType::kBF16 && *dtype != DType::kF32 && *dtype != DType::kF64)) {
     return InvalidArgument("--dtype {}: allowed are bf16, f32 and f64", flags.dtype);
   }
+  compute.dtype = *dtype;
   constexpr int kMaxThreads = 4096;
   if (flags.threads < 0 || flags.threads > kMaxThreads) {
     return InvalidArgument("--threads {}: allowed are 0 to {}", flags.threads, kMaxThreads);

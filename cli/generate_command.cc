@@ -92,10 +92,33 @@ std::string FinishName(FinishReason reason) {
   }
 }
 
-absl::Status RunGenerate(const GenerateFlags& flags) {
+absl::Status CheckFlags(const GenerateFlags& flags) {
   if (flags.has_prompt == !flags.prompt_ids.empty()) {
     return InvalidArgument("--prompt, --prompt-ids: exactly one of them is needed");
   }
+  if (!IsValidUtf8(flags.prompt)) {
+    return InvalidArgument("--prompt: not valid UTF-8 at byte {}", ValidUtf8Prefix(flags.prompt));
+  }
+  const SamplingParams& s = flags.sampling;
+  // Written so that no NaN passes.
+  if (!(s.temperature >= 0 && s.temperature <= 100)) {
+    return InvalidArgument("--temperature {}: allowed are 0 to 100", s.temperature);
+  }
+  if (!(s.top_p > 0 && s.top_p <= 1)) {
+    return InvalidArgument("--top-p {}: allowed are values over 0 and up to 1", s.top_p);
+  }
+  if (!(s.min_p >= 0 && s.min_p <= 1)) {
+    return InvalidArgument("--min-p {}: allowed are 0 to 1", s.min_p);
+  }
+  if (s.top_k < 0) return InvalidArgument("--top-k {}: at least 0 is needed", s.top_k);
+  if (s.max_tokens < 1) {
+    return InvalidArgument("--max-tokens {}: at least 1 is needed", s.max_tokens);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status RunGenerate(const GenerateFlags& flags) {
+  CADRE_RETURN_IF_ERROR(CheckFlags(flags));
   CADRE_ASSIGN_OR_RETURN(Compute compute, ResolveCompute(flags.compute, "generate"));
   HostAllocator allocator;
   Context ctx{.allocator = &allocator, .threads = compute.threads};
@@ -144,14 +167,12 @@ void AddGenerateCommand(CLI::App& root, absl::Status* status) {
       ->delimiter(',');
   SamplingParams& sampling = flags->sampling;
   command->add_option("--max-tokens", sampling.max_tokens, "Tokens to generate at most")
-      ->capture_default_str()
-      ->check(CLI::Range(1, 1 << 24));
-  command->add_option("--temperature", sampling.temperature, "0: greedy")
-      ->capture_default_str()
-      ->check(CLI::NonNegativeNumber);
-  command->add_option("--top-k", sampling.top_k, "0: no limit")->check(CLI::NonNegativeNumber);
-  command->add_option("--top-p", sampling.top_p, "1: no limit")->check(CLI::Range(1e-6, 1.0));
-  command->add_option("--min-p", sampling.min_p, "0: no limit")->check(CLI::Range(0.0, 1.0));
+      ->capture_default_str();
+  command->add_option("--temperature", sampling.temperature, "0: greedy, at most 100")
+      ->capture_default_str();
+  command->add_option("--top-k", sampling.top_k, "0: no limit")->capture_default_str();
+  command->add_option("--top-p", sampling.top_p, "Over 0; 1: no limit")->capture_default_str();
+  command->add_option("--min-p", sampling.min_p, "0: no limit, at most 1")->capture_default_str();
   command->add_option("--seed", sampling.seed, "Of the draws")->capture_default_str();
   command->add_flag("--ignore-eos", flags->ignore_eos, "Go on after an end-of-sequence token");
   command->add_flag("--json", flags->json, "One JSON document: text, ids, logprobs, finish_reason");

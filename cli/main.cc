@@ -22,6 +22,9 @@ int main(int argc, char** argv) {
   CLI::App app("Cadre trains and serves large language models and mixtures of experts.", "cadre");
   app.set_version_flag("--version", "cadre " CADRE_VERSION);
   app.require_subcommand(1);
+  app.failure_message([](const CLI::App*, const CLI::Error& error) {
+    return std::string("error: ") + error.what() + "; --help says more\n";
+  });
   absl::Status status;
   cadre::cli::AddCommands(app, &status);
   try {

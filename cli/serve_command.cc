@@ -30,6 +30,7 @@ struct ServeFlags {
   int port = -1;
   std::vector<std::string> served_model_name, api_key;
   ComputeFlags compute;
+  bool has_device = false, has_dtype = false, has_threads = false;
 };
 
 absl::StatusOr<config::ServeConfig> ResolveConfig(const ServeFlags& flags) {
@@ -46,6 +47,26 @@ absl::StatusOr<config::ServeConfig> ResolveConfig(const ServeFlags& flags) {
   for (const std::string& key : flags.api_key) config.add_api_key(key);
   if (config.model().empty()) return InvalidArgument("--model: a Hugging Face folder is needed");
   return config;
+}
+
+// The flags, and the configuration where there is none.
+ComputeFlags ToComputeFlags(const ServeFlags& flags, const config::ServeConfig& config) {
+  ComputeFlags compute = flags.compute;
+  if (!flags.has_device) compute.device = config.device() == config::DEVICE_CUDA ? "cuda" : "cpu";
+  if (!flags.has_threads) compute.threads = config.threads();
+  if (flags.has_dtype) return compute;
+  switch (config.dtype()) {
+    case config::COMPUTE_DTYPE_BF16:
+      compute.dtype = "bf16";
+      break;
+    case config::COMPUTE_DTYPE_F32:
+      compute.dtype = "f32";
+      break;
+    case config::COMPUTE_DTYPE_F64:
+      compute.dtype = "f64";
+      break;
+  }
+  return compute;
 }
 
 EngineOptions ToEngineOptions(const config::ServeConfig& config, const Compute& compute,
@@ -82,11 +103,12 @@ absl::StatusOr<HttpServerOptions> ToHttpOptions(const config::ServeConfig& confi
   return options;
 }
 
-// Null where the model has none: chat requests are refused then.
+// Null where the model has none: chat requests are refused then. A `file` must be there.
 absl::StatusOr<std::unique_ptr<ChatTemplate>> OptionalTemplate(const std::string& folder,
+                                                               const std::string& file,
                                                                spdlog::logger& log) {
-  auto chat = ChatTemplate::Load(folder);
-  if (chat.ok()) return chat;
+  auto chat = ChatTemplate::Load(folder, file);
+  if (chat.ok() || !file.empty()) return chat;
   if (chat.status().code() != absl::StatusCode::kNotFound) return chat.status();
   log.info("{}: no chat template, /v1/chat/completions is off", folder);
   return std::unique_ptr<ChatTemplate>();
@@ -94,7 +116,7 @@ absl::StatusOr<std::unique_ptr<ChatTemplate>> OptionalTemplate(const std::string
 
 absl::Status RunServe(const ServeFlags& flags) {
   CADRE_ASSIGN_OR_RETURN(config::ServeConfig config, ResolveConfig(flags));
-  CADRE_ASSIGN_OR_RETURN(Compute compute, ResolveCompute(flags.compute, "serve"));
+  CADRE_ASSIGN_OR_RETURN(Compute compute, ResolveCompute(ToComputeFlags(flags, config), "serve"));
   const std::atomic<bool>& stop = CatchStopSignals();
   std::unique_ptr<Trace> trace;
   if (!flags.trace.empty()) {
@@ -106,7 +128,7 @@ absl::Status RunServe(const ServeFlags& flags) {
       std::unique_ptr<Tokenizer> tokenizer,
       AsData(Tokenizer::Load(config.has_tokenizer() ? config.tokenizer() : config.model())));
   CADRE_ASSIGN_OR_RETURN(std::unique_ptr<ChatTemplate> chat,
-                         OptionalTemplate(config.model(), *compute.log));
+                         OptionalTemplate(config.model(), config.chat_template(), *compute.log));
   CADRE_ASSIGN_OR_RETURN(std::unique_ptr<Model> model,
                          AsData(LoadModel(ctx, config.model(), {.dtype = compute.dtype})));
   CADRE_ASSIGN_OR_RETURN(std::unique_ptr<Engine> engine,
@@ -148,7 +170,12 @@ void AddServeCommand(CLI::App& root, absl::Status* status) {
       ->take_all();
   command->add_option("--trace", flags->trace, "Write a Chrome trace (opens in Perfetto)");
   AddComputeFlags(*command, &flags->compute);
-  command->callback([flags, status] { *status = RunServe(*flags); });
+  command->callback([flags, command, status] {
+    flags->has_device = command->count("--device") > 0;
+    flags->has_dtype = command->count("--dtype") > 0;
+    flags->has_threads = command->count("--threads") > 0;
+    *status = RunServe(*flags);
+  });
 }
 
 }  // namespace cadre::cli

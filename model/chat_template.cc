@@ -144,12 +144,14 @@ absl::StatusOr<std::unique_ptr<ChatTemplate>> ChatTemplate::Parse(std::string_vi
   return std::unique_ptr<ChatTemplate>(new ChatTemplate(std::move(parts)));
 }
 
-absl::StatusOr<std::unique_ptr<ChatTemplate>> ChatTemplate::Load(const std::string& model_dir) {
+absl::StatusOr<std::unique_ptr<ChatTemplate>> ChatTemplate::Load(const std::string& model_dir,
+                                                                 const std::string& other_file) {
   std::string config_path = model_dir + "/tokenizer_config.json";
-  std::string file_path = model_dir + "/chat_template.jinja";
+  std::string file_path = other_file.empty() ? model_dir + "/chat_template.jinja" : other_file;
   CADRE_ASSIGN_OR_RETURN(Dict config, ReadObject(config_path));
   CADRE_ASSIGN_OR_RETURN(Dict map, ReadObject(model_dir + "/special_tokens_map.json"));
   CADRE_ASSIGN_OR_RETURN(std::optional<std::string> file, ReadIfPresent(file_path));
+  if (!other_file.empty() && !file) return NotFound("{}: no such file", other_file);
   const Value* entry = config.Find("chat_template");
   std::string where = file ? file_path : config_path + ": chat_template";
   std::string source = file.value_or("");

@@ -67,7 +67,9 @@ class ChatTemplate {
   // tokenizer_config.json (a string, or a list of named ones: "default" and, for requests with
   // tools, "tool_use"), and the special tokens' names (bos_token, ...) that templates use.
   // kNotFound: the folder has no template. kInvalidArgument: it has one that cannot be used.
-  static absl::StatusOr<std::unique_ptr<ChatTemplate>> Load(const std::string& model_dir);
+  // `file`, where it is given, takes the template's place; the special tokens stay the folder's.
+  static absl::StatusOr<std::unique_ptr<ChatTemplate>> Load(const std::string& model_dir,
+                                                            const std::string& file = "");
 
   // From memory; `special_tokens` is a JSON object of strings, or empty.
   static absl::StatusOr<std::unique_ptr<ChatTemplate>> Parse(std::string_view source,

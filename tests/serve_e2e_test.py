@@ -312,7 +312,31 @@ class Refusals(unittest.TestCase):
             (folder / "config.json").write_text(json.dumps({**config, key: value}), encoding="utf-8")
             self.assertTrue(self.refused((1, 2), model=folder))
 
+    def test_templates_and_compute_of_the_configuration(self):
+        self.assertIn("none.jinja", self.refused((1, 2), "--set", "chat_template=none.jinja"))
+        self.assertIn("cuda", self.refused((1, 2), "--set", "device=cuda"))
+        template = Options.folder / "loud.jinja"
+        template.write_text("{% for m in messages %}{{ m.content | upper }}{% endfor %}", encoding="utf-8")
+        body = {"prompt": [5, 6, 7], "max_tokens": 1, "logprobs": 0, "temperature": 0}
+        chat = {"messages": [{"role": "user", "content": "aa"}], "max_tokens": 1}
+        found = []
+        for dtype in ("f32", "bf16"):
+            flags = ("--set", f"chat_template={template}", "--set", f"dtype={dtype}")
+            with serving(*flags) as server:
+                found.append(server.post(body)[1]["choices"][0]["logprobs"]["token_logprobs"])
+                usage = server.post(chat, "/v1/chat/completions")[1]["usage"]
+                self.assertEqual(usage["prompt_tokens"],
+                                 server.post({"prompt": "AA", "max_tokens": 1})[1]["usage"]["prompt_tokens"])
+        self.assertNotEqual(*found)
+
     def test_wrong_usage(self):
+        self.assertIn("--port", self.refused((2,), "--port", "x"))
+        self.assertIn("int4", self.refused((2,), "--dtype", "int4"))
+        for flags in (("--temperature", "nan"), ("--temperature", "-1"), ("--top-p", "0"), ("--min-p", "2"),
+                      ("--top-k", "-3"), ("--max-tokens", "0"), ("--prompt-ids", "1")):  # fmt: skip
+            done = cadre("generate", "--model", Options.model, "--prompt", "a", *flags)
+            self.assertEqual(done.returncode, 2)
+            self.assertRegex(done.stderr, rf"\Aerror: [^\n]*{flags[0]}[^\n]*\n\Z")
         self.assertIn("70000", self.refused((2,), "--set", "port=70000"))
         self.assertIn("max_model_len", self.refused((2,), "--set", f"max_model_len={CONTEXT + 1}"))
         self.assertIn("block_size", self.refused((2,), "--set", "block_size=10"))
