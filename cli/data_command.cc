@@ -22,7 +22,7 @@ struct DataFlags {
   std::string tokenizer;
   std::string split = "blank-lines";
   bool chat = false;
-  bool json = false;
+  bool json = false, has_lines = false;
   DataBuildOptions build;
 };
 
@@ -37,7 +37,7 @@ void Report(const DataBuildProgress& progress) {
 
 absl::StatusOr<TextSplit> ParseSplit(const DataFlags& flags) {
   if (!flags.build.separator.empty()) return TextSplit::kSeparator;
-  if (flags.build.lines > 0) return TextSplit::kLines;
+  if (flags.has_lines) return TextSplit::kLines;
   if (flags.split == "blank-lines") return TextSplit::kBlankLines;
   if (flags.split == "file") return TextSplit::kFile;
   return InvalidArgument("--split: {}; blank-lines or file is allowed", flags.split);
@@ -97,11 +97,13 @@ void AddDataCommand(CLI::App& root, absl::Status* status) {
   build->add_option("--split", flags->split, "What ends a document of text: blank-lines or file");
   build->add_option("--document-separator", flags->build.separator,
                     "A line that ends a document of text, instead of --split");
-  build->add_option("--lines-per-document", flags->build.lines,
-                    "Every so many lines of text are a document, instead of --split");
+  CLI::Option* lines =
+      build->add_option("--lines-per-document", flags->build.lines,
+                        "Every so many lines of text are a document, instead of --split");
   build->add_flag("--json", flags->json, "Print one JSON document");
-  build->callback([flags, field, status] {
+  build->callback([flags, field, lines, status] {
     flags->build.jsonl = field->count() > 0;
+    flags->has_lines = lines->count() > 0;
     *status = Build(*flags);
   });
 }

@@ -122,6 +122,8 @@ class ParameterStore {
   // Counts changes of the weights; packed copies are keyed by it.
   uint64_t version() const { return version_; }
   void WeightsChanged() { ++version_; }
+  // The version that loaded weights had when they were saved; before any product with them.
+  void RestoreVersion(uint64_t version) { version_ = version; }
 
  private:
   struct Place {

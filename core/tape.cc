@@ -121,10 +121,12 @@ void Tape::BackwardWeights(Context& ctx) {
 }
 
 Tensor Tape::ReadValue(Context& ctx, SlotId id) {
-  Slot& slot = slots_[id];
-  if (!slot.value.defined() && slot.source) {
-    slot.value = slot.source(ctx);
+  if (!slots_[id].value.defined() && slots_[id].source) {
+    // A source that recomputes may make new slots, which moves the old ones.
+    Source source = std::move(slots_[id].source);
     slots_[id].source = nullptr;
+    Tensor value = source(ctx);
+    slots_[id].value = std::move(value);
   }
   CADRE_CHECK(slots_[id].value.defined(), "slot {} was read but not saved", id);
   return slots_[id].value;

@@ -121,5 +121,16 @@ TEST_F(TapeTest, DeferredSlotsAreProducedAtTheirFirstRead) {
   EXPECT_EQ(*store_.Gradient(w_).data<float>(), 2);
 }
 
+TEST_F(TapeTest, ASourceMayMakeSlots) {
+  Var y = Multiply(ctx_, x_, w_, &log_);
+  tape_.Defer(x_.slot, [this](Context&) {
+    for (int i = 0; i < 1000; ++i) tape_.NewSlot();
+    return x_.value;
+  });
+  tape_.Seed(y.slot, One());
+  tape_.Backward(ctx_);
+  EXPECT_EQ(*store_.Gradient(w_).data<float>(), 2);
+}
+
 }  // namespace
 }  // namespace cadre

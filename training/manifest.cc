@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <charconv>
 #include <filesystem>
+#include <fstream>
+#include <memory>
 #include <string_view>
 #include <vector>
 
@@ -23,10 +25,24 @@ constexpr std::string_view kFormat = "cadre-checkpoint";
 
 std::string Hex(uint64_t value) { return fmt::format("{:016x}", value); }
 
+// Read piece by piece: a mapping of whole files would count in the run's memory.
 absl::StatusOr<ManifestFile> Describe(const std::string& path) {
-  CADRE_ASSIGN_OR_RETURN(MappedFile file, MappedFile::Open(path));
-  return ManifestFile{.size = static_cast<int64_t>(file.bytes().size()),
-                      .checksum = XXH3_64bits(file.bytes().data(), file.bytes().size())};
+  constexpr size_t kPiece = size_t{1} << 20;
+  std::ifstream file(path, std::ios::binary);
+  if (!file) return NotFound("{}: cannot be opened", path);
+  std::unique_ptr<XXH3_state_t, decltype(&XXH3_freeState)> hash(XXH3_createState(),
+                                                                &XXH3_freeState);
+  XXH3_64bits_reset(hash.get());
+  std::vector<char> piece(kPiece);
+  ManifestFile described;
+  do {
+    file.read(piece.data(), static_cast<std::streamsize>(kPiece));
+    XXH3_64bits_update(hash.get(), piece.data(), static_cast<size_t>(file.gcount()));
+    described.size += file.gcount();
+  } while (file);
+  if (!file.eof()) return DataLoss("{}: cannot be read", path);
+  described.checksum = XXH3_64bits_digest(hash.get());
+  return described;
 }
 
 Json ToJson(const Manifest& manifest) {

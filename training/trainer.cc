@@ -6,6 +6,7 @@
 #include <filesystem>
 
 #include <spdlog/spdlog.h>
+#include <unistd.h>
 
 #include "core/config.h"
 #include "core/file.h"
@@ -52,6 +53,46 @@ absl::Status CheckConfig(const config::TrainConfig& config) {
     return Unimplemented("device: cuda, training runs on the CPU so far");
   }
   return absl::OkStatus();
+}
+
+// What the data cursor means: a resumed run must see the samples that the first one would have.
+absl::Status CheckSameData(const std::string& saved_yaml, const config::TrainConfig& now) {
+  config::TrainConfig saved;
+  CADRE_RETURN_IF_ERROR(ParseYaml(saved_yaml, "the checkpoint's configuration", &saved));
+  auto differ = [](const std::string& field, auto was, auto is) {
+    return InvalidArgument(
+        "{}: {}, the checkpoint was trained with {}; another order of the data "
+        "needs an output folder of its own (init_from takes the weights over)",
+        field, is, was);
+  };
+  if (saved.seed() != now.seed()) return differ("seed", saved.seed(), now.seed());
+  if (saved.global_batch_size() != now.global_batch_size()) {
+    return differ("global_batch_size", saved.global_batch_size(), now.global_batch_size());
+  }
+  const config::DataConfig &was = saved.data(), &is = now.data();
+  if (was.seed() != is.seed()) return differ("data.seed", was.seed(), is.seed());
+  if (was.seq_len() != is.seq_len()) return differ("data.seq_len", was.seq_len(), is.seq_len());
+  if (was.shuffle() != is.shuffle()) return differ("data.shuffle", was.shuffle(), is.shuffle());
+  if (was.sources_size() != is.sources_size()) {
+    return differ("data.sources", was.sources_size(), is.sources_size());
+  }
+  return absl::OkStatus();
+}
+
+// Refuses what cannot fit before anything is allocated: weights, gradients and optimizer state.
+absl::Status CheckMemory(const config::ModelConfig& model, DType compute) {
+  CADRE_ASSIGN_OR_RETURN(DecoderSpec spec, ResolveModelConfig(model));
+  const auto parameters = static_cast<double>(CountParameters(spec).total);
+  // bf16: weight, fp32 gradient, master and two moments; else all of one width.
+  const double each =
+      compute == DType::kBF16 ? 2 + 4 * 4 : 4.0 * static_cast<double>(SizeOf(compute));
+  const double memory =
+      static_cast<double>(sysconf(_SC_PHYS_PAGES)) * static_cast<double>(sysconf(_SC_PAGE_SIZE));
+  if (parameters * each <= memory) return absl::OkStatus();
+  return InvalidArgument(
+      "model: {:.3g} parameters x {} bytes of weights, gradients and optimizer state are "
+      "{:.1f} GiB, this machine has {:.1f}",
+      parameters, each, parameters * each / (1 << 30), memory / (1 << 30));
 }
 
 }  // namespace
@@ -104,6 +145,7 @@ absl::Status Trainer::OpenModel() {
     if (config_.has_model_path()) {
       CADRE_ASSIGN_OR_RETURN(hf, LoadHfConfig(config_.model_path()));
     }
+    CADRE_RETURN_IF_ERROR(CheckMemory(hf.model, compute));
     CADRE_ASSIGN_OR_RETURN(model_, CreateModel(ctx_, std::move(hf), options));
     ctx_.parameters = &model_->parameters();
     InitializeParameters(ctx_, config_.seed());
@@ -154,17 +196,33 @@ absl::Status Trainer::OpenState() {
   return absl::OkStatus();
 }
 
+// A run that begins at step 0 in a used folder sets what it finds aside, so that no later resume
+// mixes the two.
+absl::Status Trainer::StartAnew(const std::string& root) {
+  if (!std::filesystem::exists(root)) return absl::OkStatus();
+  CADRE_ASSIGN_OR_RETURN(auto abandoned, AbandonLaterCheckpoints(root, -1));
+  for (const std::string& name : abandoned) options_.log->warn("{}/{} was set aside", root, name);
+  return absl::OkStatus();
+}
+
 absl::Status Trainer::Resume() {
   const std::string root = options_.output + "/checkpoints";
-  if (!options_.resume) return absl::OkStatus();
+  if (!options_.resume) return StartAnew(root);
   CADRE_ASSIGN_OR_RETURN(auto found, FindGoodCheckpoint(root, [this](const std::string& line) {
                            options_.log->warn("{}", line);
                          }));
-  if (!found.has_value()) return absl::OkStatus();
+  if (!found.has_value()) {
+    CADRE_ASSIGN_OR_RETURN(auto all, ListCheckpoints(root));
+    if (all.empty()) return absl::OkStatus();
+    return DataLoss("{}: none of its {} checkpoints is whole; --resume never sets them aside", root,
+                    all.size());
+  }
+  const CheckpointState& state = found->manifest.state;
+  CADRE_RETURN_IF_ERROR(CheckSameData(state.config, config_));
   CADRE_RETURN_IF_ERROR(LoadCheckpoint(*found, DumpYaml(model_->config().model),
                                        HfLoadWeights(ctx_, *model_), model_->parameters(),
                                        *optimizer_));
-  const CheckpointState& state = found->manifest.state;
+  model_->parameters().RestoreVersion(state.weight_version);
   step_ = saved_ = state.step;
   tokens_ = state.tokens;
   guard_->Restore(state.guard);
@@ -212,7 +270,7 @@ absl::Status Trainer::Run() {
     if (validation_.has_value() && eval.interval() > 0 && (last || step_ % eval.interval() == 0)) {
       CADRE_ASSIGN_OR_RETURN(report.eval_loss, Evaluate());
     }
-    CADRE_RETURN_IF_ERROR(Report(report));
+    Report(report);
     CADRE_RETURN_IF_ERROR(MaybeSave(last));
   }
   if (Stopping() && step_ < config_.train_steps()) {
@@ -278,7 +336,7 @@ absl::Status Trainer::Judge(const StepBatches& batches, StepReport* report) {
   return absl::OkStatus();
 }
 
-absl::Status Trainer::Report(const StepReport& report) {
+void Trainer::Report(const StepReport& report) {
   const double rate = static_cast<double>(report.tokens) / report.seconds;
   const double mfu = rate * flops_per_token_ / peak_flops_;
   std::vector<Metric> metrics = {{"loss", report.losses.cross_entropy},
@@ -295,8 +353,10 @@ absl::Status Trainer::Report(const StepReport& report) {
     metrics.push_back({"expert_load_max_over_mean", load});
   }
   if (report.eval_loss.has_value()) metrics.push_back({"eval_loss", *report.eval_loss});
-  CADRE_RETURN_IF_ERROR(metrics_->Write(step_, metrics));
-  if (tensorboard_.has_value()) CADRE_RETURN_IF_ERROR(tensorboard_->Write(step_, metrics));
+  // A full disk costs these lines, not the run.
+  absl::Status written = metrics_->Write(step_, metrics);
+  if (written.ok() && tensorboard_.has_value()) written = tensorboard_->Write(step_, metrics);
+  if (!written.ok()) options_.log->error("{}", Message(written));
   if (progress_.has_value()) {
     progress_->Update(
         {.step = step_, .loss = report.losses.cross_entropy, .tokens_per_second = rate, .mfu = mfu},
@@ -307,7 +367,6 @@ absl::Status Trainer::Report(const StepReport& report) {
     options_.log->info("step {}: held-out loss {:.4f}, perplexity {:.2f}", step_, *report.eval_loss,
                        std::exp(*report.eval_loss));
   }
-  return absl::OkStatus();
 }
 
 absl::Status Trainer::MaybeSave(bool last) {

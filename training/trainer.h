@@ -81,12 +81,13 @@ class Trainer {
   absl::Status OpenModel();
   absl::Status OpenState();
   absl::Status Resume();
+  absl::Status StartAnew(const std::string& root);
   absl::Status OpenMetrics();
   void PrintPlan() const;
 
   absl::StatusOr<StepReport> Step();
   absl::Status Judge(const StepBatches& batches, StepReport* report);
-  absl::Status Report(const StepReport& report);
+  void Report(const StepReport& report);
   absl::Status MaybeSave(bool last);
   absl::StatusOr<double> Evaluate();
   bool Stopping() const { return options_.stop != nullptr && options_.stop->load(); }
