@@ -8,14 +8,14 @@ usage() {
   cat <<'END'
 Usage: ./test.sh [--all] [--help]
 
-Installs what is missing, builds the presets release, asan, fuzz and tsan, and runs:
+Installs what is missing, builds the presets release, asan and fuzz, and runs:
   release  every unit test, golden test and end-to-end test
   asan     core, model and training (the parsers of files and text) under ASan and UBSan
   fuzz     each libFuzzer target for a few seconds from a fixed seed; skipped where clang is
            absent (tools/install_deps.sh --fuzz installs it)
-  tsan     the tests that start threads, with one OpenMP thread (tests/tsan.supp says why)
 
-  --all    all tests in every preset, longer fuzz runs and the end-to-end tests that take minutes
+  --all    all tests in every preset, longer fuzz runs, the end-to-end tests that take minutes, and
+           tsan: the tests that start threads, with one OpenMP thread (tests/tsan.supp says why)
 END
 }
 
@@ -73,16 +73,9 @@ asan() {
   fi
 }
 
-# What starts threads of its own: metrics, loggers, asynchronous checkpoints, the engine's seam and
-# the HTTP front.
 tsan() {
   export OMP_NUM_THREADS=1 TSAN_OPTIONS="suppressions=$PWD/tests/tsan.supp halt_on_error=1"
-  if ((all)); then
-    build_preset tsan && run_ctest test_tsan tsan -LE e2e
-  else
-    build_preset tsan cadre_core_test cadre_serving_test &&
-      run_ctest test_tsan tsan -R '^(core|serving)$'
-  fi
+  build_preset tsan && run_ctest test_tsan tsan -LE e2e
 }
 
 fuzz() {
@@ -109,7 +102,7 @@ if command -v clang++ >/dev/null; then
 else
   skipped+=("fuzz (no clang++; tools/install_deps.sh --fuzz installs it)")
 fi
-stage "tsan: threads" tsan
+if ((all)); then stage "tsan: threads" tsan; fi
 
 for name in "${skipped[@]}"; do say "skipped: $name"; done
 for name in "${failed[@]}"; do say "failed:  $name (logs in $log_dir)"; done

@@ -4,6 +4,7 @@
     python3 tests/e2e/resume_test.py [--cadre build/release/cadre] [--all] [unittest flags, test names]
 """
 
+import json
 import random
 import signal
 import unittest
@@ -26,7 +27,18 @@ def outcome(run):
     folder = e2e.last_checkpoint(run)
     files = {path.relative_to(folder).as_posix(): path.read_bytes()
              for path in folder.rglob("*.safetensors")}
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    files["weight version"] = str(find(manifest, "weight_version")).encode()
     return folder.name, lines, files
+
+
+def find(tree, key):
+    """The value of the key, wherever it lies in nested objects."""
+    if not isinstance(tree, dict):
+        return None
+    if key in tree:
+        return tree[key]
+    return next((value for value in (find(branch, key) for branch in tree.values()) if value is not None), None)
 
 
 class Resume(unittest.TestCase):
@@ -77,9 +89,29 @@ class Resume(unittest.TestCase):
             run = shop.folder / f"random-{i}"
             step = rng.randrange(1, STEPS - 1)
             with self.subTest(step=step):
-                self.interrupt(run, step, signal.SIGKILL)
+                self.assertEqual(self.interrupt(run, step, signal.SIGKILL)[0], -signal.SIGKILL)
                 shop.train(run.name, *OVERRIDES)
                 self.check_same(run)
+
+    def test_another_order_of_the_data_is_refused(self):
+        run = shop.folder / "other-data"
+        shop.train(run.name, "train_steps=2", "lr_schedule.warmup_steps=1", "eval.interval=0")
+        before = outcome(run)
+        for override in ("data.seed=99", "seed=99", "data.shuffle=false"):
+            with self.subTest(override=override):
+                line = e2e.refused(*shop.train_arguments(run, "train_steps=4", "lr_schedule.warmup_steps=1",
+                                                         "eval.interval=0", override), code=2)
+                self.assertIn(override.split("=")[0], line)
+        self.assertEqual(outcome(run), before)
+
+    def test_a_fresh_start_sets_old_checkpoints_aside(self):
+        run = shop.folder / "anew"
+        short = ("lr_schedule.warmup_steps=1", "eval.interval=0")
+        shop.train(run.name, "train_steps=4", *short)
+        e2e.cadre(*shop.train_arguments(run, "train_steps=2", *short), "--resume", "never")
+        self.assertEqual(e2e.last_checkpoint(run).name, "step-000002")
+        shop.train(run.name, "train_steps=3", *short)
+        self.assertEqual([line["step"] for line in e2e.metrics(run)], [1, 2, 3])
 
 
 if __name__ == "__main__":
