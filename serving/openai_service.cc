@@ -175,6 +175,12 @@ std::optional<ApiError> OpenAiService::FillSampling(PreparedRequest* prepared) {
   }
   std::sort(stops.begin(), stops.end());
   stops.erase(std::unique(stops.begin(), stops.end()), stops.end());
+  const auto beyond = std::lower_bound(stops.begin(), stops.end(), deps_.engine->Info().vocab_size);
+  if (sampling.min_tokens > 0 && beyond - stops.begin() >= deps_.engine->Info().vocab_size) {
+    return BadRequest(
+        fmt::format("'min_tokens' is {}, and every token is a stop token", sampling.min_tokens),
+        "min_tokens", "invalid_value");
+  }
   if (!request.has_seed) sampling.seed = next_seed_.fetch_add(1);
   for (const auto& prompt : prepared->facts.prompts) {
     for (int choice = 0; choice < request.n; ++choice) {

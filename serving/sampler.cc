@@ -16,6 +16,19 @@ struct Candidate {
   double weight = 0;  // exp(logit / temperature), relative to the most likely
 };
 
+// A model that diverged gives NaN, which no order takes: the least likely of all.
+float Ranked(float logit) {
+  return std::isnan(logit) ? -std::numeric_limits<float>::infinity() : logit;
+}
+
+// Whether something is left to draw.
+bool Covers(std::span<const int32_t> banned, int32_t vocab) {
+  for (int32_t i = 0; i < vocab; ++i) {
+    if (!std::ranges::binary_search(banned, i)) return false;
+  }
+  return true;
+}
+
 bool MoreLikely(const Candidate& a, const Candidate& b) {
   return a.logit > b.logit || (a.logit == b.logit && a.token < b.token);
 }
@@ -23,8 +36,8 @@ bool MoreLikely(const Candidate& a, const Candidate& b) {
 int32_t Greedy(const SampleInput& input) {
   int32_t best = -1;
   for (int32_t i = 0; i < static_cast<int32_t>(input.logits.size()); ++i) {
-    if (best >= 0 && !(input.logits[i] > input.logits[best])) continue;
-    if (std::ranges::find(input.banned, i) == input.banned.end()) best = i;
+    if (best >= 0 && !(Ranked(input.logits[i]) > Ranked(input.logits[best]))) continue;
+    if (!std::ranges::binary_search(input.banned, i)) best = i;
   }
   return best;
 }
@@ -32,16 +45,20 @@ int32_t Greedy(const SampleInput& input) {
 // Every token that may be drawn, weighted, in the order of ids.
 std::vector<Candidate> Candidates(const SamplingParams& params, const SampleInput& input) {
   std::vector<Candidate> all(input.logits.size());
-  for (size_t i = 0; i < all.size(); ++i) all[i] = {static_cast<int32_t>(i), input.logits[i]};
+  for (size_t i = 0; i < all.size(); ++i) {
+    all[i] = {static_cast<int32_t>(i), Ranked(input.logits[i])};
+  }
   if (!input.banned.empty()) {
-    std::erase_if(all, [&](const Candidate& c) {
-      return std::ranges::find(input.banned, c.token) != input.banned.end();
-    });
+    std::erase_if(
+        all, [&](const Candidate& c) { return std::ranges::binary_search(input.banned, c.token); });
   }
   float highest = -std::numeric_limits<float>::infinity();
   for (const Candidate& c : all) highest = std::max(highest, c.logit);
+  // Equal infinities have no difference.
   for (Candidate& c : all) {
-    c.weight = std::exp((static_cast<double>(c.logit) - highest) / params.temperature);
+    c.weight = c.logit == highest
+                   ? 1
+                   : std::exp((static_cast<double>(c.logit) - highest) / params.temperature);
   }
   return all;
 }
@@ -83,7 +100,9 @@ void KeepMinP(double p, std::vector<Candidate>& candidates) {
 
 }  // namespace
 
-int32_t SampleToken(const SamplingParams& params, const SampleInput& input) {
+int32_t SampleToken(const SamplingParams& params, const SampleInput& given) {
+  SampleInput input = given;
+  if (Covers(input.banned, static_cast<int32_t>(input.logits.size()))) input.banned = {};
   if (params.temperature == 0) return Greedy(input);
   std::vector<Candidate> candidates = Candidates(params, input);
   KeepTopK(params.top_k, candidates);
@@ -107,7 +126,8 @@ std::vector<TokenLogprob> TopLogprobs(std::span<const float> logits, float lse, 
   std::iota(order.begin(), order.end(), 0);
   const auto count = std::min<size_t>(std::max(k, 0), order.size());
   std::partial_sort(order.begin(), order.begin() + count, order.end(), [&](int32_t a, int32_t b) {
-    return logits[a] > logits[b] || (logits[a] == logits[b] && a < b);
+    const float left = Ranked(logits[a]), right = Ranked(logits[b]);
+    return left > right || (left == right && a < b);
   });
   std::vector<TokenLogprob> top;
   for (size_t i = 0; i < count; ++i) top.push_back({order[i], logits[order[i]] - lse});

@@ -18,11 +18,12 @@ struct SampleInput {
   std::span<const float> logits;  // [V]
   float lse = 0;                  // their log-sum-exp, as the loss computes it
   int64_t position = 0;           // of the token to sample, counted from the prompt's start
-  // Ids that may not be drawn (stop ids before min_tokens).
+  // Ids that may not be drawn (stop ids before min_tokens), ascending. Ignored where nothing would
+  // be left.
   std::span<const int32_t> banned;
 };
 
-// The token to continue with.
+// The token to continue with, an id of the V whatever the logits are: NaN is the least likely.
 int32_t SampleToken(const SamplingParams& params, const SampleInput& input);
 
 // The k most likely tokens, most likely first, ties by the lower id.

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <map>
 #include <vector>
@@ -28,6 +29,35 @@ TEST(Sampler, GreedyTakesTheMostLikelyAndTheLowerIdOfEquals) {
   EXPECT_EQ(SampleToken(greedy, {.logits = equal}), 1);
   std::vector<int32_t> banned = {1};
   EXPECT_EQ(SampleToken(greedy, {.logits = kLogits, .banned = banned}), 3);
+}
+
+TEST(Sampler, ABanOnEverythingIsIgnored) {
+  const std::vector<int32_t> all = {0, 1, 2, 3, 900};
+  EXPECT_EQ(SampleToken({.temperature = 0}, {.logits = kLogits, .banned = all}), 1);
+  auto got = Frequencies({.temperature = 1, .seed = 5}, all);
+  for (int32_t t = 0; t < 4; ++t) EXPECT_NEAR(got[t], std::exp(kLogits[t]), 0.015) << t;
+}
+
+TEST(Sampler, EveryRowOfLogitsGivesAnId) {
+  const float nan = std::nanf(""), inf = HUGE_VALF;
+  const std::vector<std::pair<std::vector<float>, std::vector<int32_t>>> rows = {
+      {{nan, nan, nan}, {0, 1, 2}},    {{nan, 1, nan}, {1}}, {{nan, -1e30f, 2}, {2}},
+      {{-inf, -inf, -inf}, {0, 1, 2}}, {{inf, 1, nan}, {0}}, {{1, inf, inf}, {1, 2}},
+      {{-inf, nan, -inf}, {0, 1, 2}}};
+  const SamplingParams kinds[] = {{.temperature = 0},
+                                  {.temperature = 1},
+                                  {.temperature = 1, .top_k = 2},
+                                  {.temperature = 1, .top_p = 0.5f},
+                                  {.temperature = 1, .min_p = 0.5f}};
+  for (const auto& [logits, allowed] : rows) {
+    for (const SamplingParams& params : kinds) {
+      for (int64_t position = 0; position < 20; ++position) {
+        const int32_t token = SampleToken(params, {.logits = logits, .position = position});
+        EXPECT_TRUE(std::ranges::count(allowed, token)) << token << testing::PrintToString(logits);
+      }
+    }
+    EXPECT_EQ(TopLogprobs(logits, 0, 1)[0].token, allowed[0]) << testing::PrintToString(logits);
+  }
 }
 
 TEST(Sampler, DrawsFollowTheDistribution) {
