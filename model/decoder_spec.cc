@@ -60,6 +60,24 @@ absl::Status CheckBasics(const ModelConfig& c) {
   return absl::OkStatus();
 }
 
+// Which layers are mixtures, and what lies beyond the layers.
+absl::Status CheckLayerRules(const ModelConfig& c, const Architecture& arch) {
+  if (arch.moe == MoeRule::kSparseStep && c.has_decoder_sparse_step()) {
+    CADRE_CHECK_FIELD(c, decoder_sparse_step, 1, INT32_MAX);
+  }
+  if (arch.moe == MoeRule::kAfterDense) {
+    if (c.has_moe_layer_freq()) CADRE_CHECK_FIELD(c, moe_layer_freq, 1, INT32_MAX);
+    if (c.has_first_k_dense_replace()) CADRE_CHECK_FIELD(c, first_k_dense_replace, 0, INT32_MAX);
+  }
+  if (arch.window == WindowRule::kUpperLayers && c.has_max_window_layers()) {
+    CADRE_CHECK_FIELD(c, max_window_layers, 0, INT32_MAX);
+  }
+  if (c.has_num_nextn_predict_layers()) {
+    CADRE_CHECK_FIELD(c, num_nextn_predict_layers, 0, kMaxLayers);
+  }
+  return absl::OkStatus();
+}
+
 absl::StatusOr<AttentionSpec> ResolveLatent(const ModelConfig& c) {
   CADRE_CHECK_FIELD(c, kv_lora_rank, 1, kMaxSize);
   CADRE_CHECK_FIELD(c, qk_nope_head_dim, 1, 4096);
@@ -156,7 +174,7 @@ bool IsMoeLayer(const ModelConfig& c, const Architecture& arch, int layer) {
       for (int dense : c.mlp_only_layers()) {
         if (dense == layer) return false;
       }
-      int step = c.has_decoder_sparse_step() ? c.decoder_sparse_step() : 1;
+      int64_t step = c.has_decoder_sparse_step() ? c.decoder_sparse_step() : 1;
       return (layer + 1) % step == 0;
     }
     case MoeRule::kAfterDense: {
@@ -318,6 +336,7 @@ absl::StatusOr<DecoderSpec> ResolveModelConfig(const ModelConfig& c) {
   CADRE_ASSIGN_OR_RETURN(const Architecture* arch, FindArchitecture(c.model_type()));
   CADRE_RETURN_IF_ERROR(CheckBasics(c));
   CADRE_RETURN_IF_ERROR(CheckWindows(c, *arch));
+  CADRE_RETURN_IF_ERROR(CheckLayerRules(c, *arch));
   DecoderSpec spec{
       .model_type = c.model_type(),
       .vocab = c.vocab_size(),

@@ -96,6 +96,36 @@ const BadCase kBad[] = {
      "scoring_func: 'softmax' (allowed in deepseek_v3: sigmoid)"},
     {"deepseek_v2", [](ModelConfig& c) { c.set_norm_topk_prob(true); }, "norm_topk_prob: true"},
     {"deepseek_v2", [](ModelConfig& c) { c.set_qk_rope_head_dim(7); }, "qk_rope_head_dim: 7"},
+    // Divisors.
+    {"qwen3_moe", [](ModelConfig& c) { c.set_decoder_sparse_step(0); },
+     "decoder_sparse_step: 0 (allowed: 1 to"},
+    {"qwen2_moe", [](ModelConfig& c) { c.set_decoder_sparse_step(-1); }, "decoder_sparse_step: -1"},
+    {"deepseek_v2", [](ModelConfig& c) { c.set_moe_layer_freq(0); },
+     "moe_layer_freq: 0 (allowed: 1 to"},
+    {"deepseek_v3", [](ModelConfig& c) { c.set_moe_layer_freq(-2); }, "moe_layer_freq: -2"},
+    {"deepseek_v3", [](ModelConfig& c) { c.set_first_k_dense_replace(-1); },
+     "first_k_dense_replace: -1"},
+    {"deepseek_v3", [](ModelConfig& c) { c.set_num_nextn_predict_layers(2147483647); },
+     "num_nextn_predict_layers: 2147483647 (allowed: 0 to 4096)"},
+    {"qwen2", [](ModelConfig& c) { c.set_max_window_layers(-1); }, "max_window_layers: -1"},
+    {"llama", [](ModelConfig& c) { c.set_num_attention_heads(0); }, "num_attention_heads: 0"},
+    {"llama", [](ModelConfig& c) { c.set_num_key_value_heads(0); },
+     "num_key_value_heads: 0 (allowed: 1 to 4)"},
+    {"llama", [](ModelConfig& c) { c.set_num_key_value_heads(-1); }, "num_key_value_heads: -1"},
+    {"llama", [](ModelConfig& c) { c.set_head_dim(0); }, "head_dim: 0 (allowed: 2 to"},
+    {"llama", [](ModelConfig& c) { c.set_head_dim(-8); }, "head_dim: -8"},
+    {"deepseek_v3", [](ModelConfig& c) { c.set_n_group(0); }, "n_group: 0 (allowed: 1 to 8)"},
+    {"deepseek_v2", [](ModelConfig& c) { c.set_n_group(-1); }, "n_group: -1"},
+    {"deepseek_v3", [](ModelConfig& c) { c.set_topk_group(0); }, "topk_group: 0"},
+    {"deepseek_v3", [](ModelConfig& c) { c.set_qk_nope_head_dim(0); }, "qk_nope_head_dim: 0"},
+    {"deepseek_v3", [](ModelConfig& c) { c.set_n_routed_experts(0); }, "n_routed_experts: 0"},
+    {"gpt_oss",
+     [](ModelConfig& c) {
+       c.mutable_rope_scaling()->set_rope_type("yarn");
+       c.mutable_rope_scaling()->set_original_max_position_embeddings(0);
+     },
+     "rope_scaling.factor:"},
+    {"mistral", [](ModelConfig& c) { c.set_sliding_window(0); }, "sliding_window: 0"},
     {"qwen3_moe",
      [](ModelConfig& c) {
        c.set_num_hidden_layers(4096);
