@@ -194,6 +194,26 @@ TEST_F(HfFolder, MultiTokenPredictionLayersAreCarried) {
   ExpectSameTensors(root_ + "/x", root_ + "/y");
 }
 
+TEST_F(HfFolder, LayersBeyondThePredictedOnesAreRefused) {
+  nlohmann::json config;
+  for (std::string layer : {"5", "99999999999999999999", "-1", "3x", ""}) {
+    const std::string name = "model.layers." + layer + ".eh_proj.weight";
+    Edited edited("deepseek_v3");
+    edited[name] = Small(name);
+    edited.Write(root_ + "/x");
+    config = nlohmann::json::parse(*ReadFile(root_ + "/x/config.json"));
+    config["num_nextn_predict_layers"] = 2;
+    ASSERT_TRUE(WriteFileAtomic(root_ + "/x/config.json", config.dump()).ok());
+    absl::Status status = LoadModel(ctx_, root_ + "/x", {.dtype = DType::kF32}).status();
+    EXPECT_NE(Message(status).find(name), std::string::npos) << Message(status);
+  }
+  config["num_nextn_predict_layers"] = 2147483647;
+  ASSERT_TRUE(WriteFileAtomic(root_ + "/x/config.json", config.dump()).ok());
+  absl::Status status = LoadModel(ctx_, root_ + "/x", {.dtype = DType::kF32}).status();
+  EXPECT_NE(Message(status).find("num_nextn_predict_layers: 2147483647"), std::string::npos)
+      << Message(status);
+}
+
 TEST_F(HfFolder, ConfigsThatClaimTooMuchAllocateNothing) {
   Edited edited("llama");
   edited.Write(root_ + "/x");

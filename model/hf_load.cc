@@ -1,3 +1,4 @@
+#include <charconv>
 #include <cstring>
 
 #include "core/ops/elementwise.h"
@@ -64,6 +65,16 @@ void Fill(Context& ctx, const ParamSource& source, const Found& found, const Ten
   ops::ConvertInto(ctx, staged, logical);
 }
 
+// N of "model.layers.N.": -1 for another name.
+int64_t LayerOf(std::string_view name) {
+  constexpr std::string_view kPrefix = "model.layers.";
+  if (!name.starts_with(kPrefix)) return -1;
+  const char* end = name.data() + name.size();
+  int layer = -1;
+  auto [after, error] = std::from_chars(name.data() + kPrefix.size(), end, layer);
+  return error == std::errc() && after != end && *after == '.' ? layer : -1;
+}
+
 // Tensors without a parameter: derived, tied, carried or refused.
 absl::Status TakeLeftover(const OpenFolder& folder, const HfConfig& config, const Found& found,
                           FolderTensors* out) {
@@ -81,9 +92,8 @@ absl::Status TakeLeftover(const OpenFolder& folder, const HfConfig& config, cons
         "tie_word_embeddings ties it",
         found.file->path(), name);
   }
-  int64_t first = config.model.num_hidden_layers();
-  for (int64_t i = first; i < first + config.model.num_nextn_predict_layers(); ++i) {
-    if (!name.starts_with(fmt::format("model.layers.{}.", i))) continue;
+  int64_t beyond = LayerOf(name) - config.model.num_hidden_layers();
+  if (beyond >= 0 && beyond < config.model.num_nextn_predict_layers()) {
     auto bytes = found.Bytes();
     out->carried.push_back({*found.entry, {bytes.begin(), bytes.end()}});
     return absl::OkStatus();
