@@ -166,11 +166,15 @@ void ReadMessages(JsonFields* fields, OpenAiRequest* request) {
       return fields->Fail(where + ".role must be system, developer, user, assistant or tool",
                           where + ".role");
     }
+    for (const char* call : {"tool_calls", "function_call"}) {
+      auto found = message.find(call);
+      if (found == message.end() || found->empty()) continue;  // null is empty too
+      std::string name = where + "." + call;
+      return fields->Fail(name + " is not supported by this server", name, "unsupported_parameter");
+    }
     auto content = message.find("content");
-    bool may_lack = *role == "assistant" && message.contains("tool_calls");
     if (content == message.end() || content->is_null()) {
-      if (!may_lack) return fields->Fail(where + ".content is missing", where + ".content");
-      continue;
+      return fields->Fail(where + ".content is missing", where + ".content");
     }
     std::optional<std::string> text = ContentText(*content);
     if (!text) {

@@ -6,6 +6,8 @@
 #include <filesystem>
 #include <fstream>
 #include <map>
+#include <numeric>
+#include <vector>
 
 #include "serving/http_test_fixture.h"
 
@@ -30,6 +32,15 @@ TEST_F(OpenAiSchemaTest, SchemaErrorsNameTheField) {
       {{{"messages", Json::array()}}, "messages"},
       {{{"messages", {{{"role", "user"}}}}}, "messages[0].content"},
       {{{"messages", {{{"role", "x"}, {"content", ""}}}}}, "messages[0].role"},
+      {{{"messages",
+         {{{"role", "user"}, {"content", "a"}},
+          {{"role", "assistant"}, {"content", nullptr}, {"tool_calls", {{{"id", "1"}}}}}}}},
+       "messages[1].tool_calls"},
+      {{{"messages",
+         {{{"role", "assistant"}, {"content", "a"}, {"function_call", {{"name", "f"}}}}}}},
+       "messages[0].function_call"},
+      {{{"messages", {{{"role", "assistant"}, {"tool_calls", Json::array()}}}}},
+       "messages[0].content"},
       {{{"messages", {{{"role", "tool"}, {"content", ""}}}}}, "messages"},
       {{{"stream_options", {{"include_usage", true}}}}, "stream_options"},
       {{{"frequency_penalty", 0.5}}, "frequency_penalty"},
@@ -47,6 +58,14 @@ TEST_F(OpenAiSchemaTest, SchemaErrorsNameTheField) {
   EXPECT_EQ(Chat({{"model", "other"}}).status, 404);
   EXPECT_EQ(Complete({{"logprobs", 21}}).json()["error"]["param"], "logprobs");
   EXPECT_EQ(Complete({{"prompt", {300}}}).json()["error"]["param"], "prompt");
+  std::vector<int> every(258);
+  std::iota(every.begin(), every.end(), 0);
+  Json stuck = {{"min_tokens", 1}, {"max_tokens", 2}, {"stop_token_ids", every}};
+  EXPECT_EQ(Complete(stuck).json()["error"]["param"], "min_tokens");
+  every.erase(every.begin() + 7);
+  every.push_back(100000);
+  stuck["stop_token_ids"] = every;
+  EXPECT_EQ(Complete(stuck).status, 200);
   EXPECT_EQ(Complete({{"prompt", ""}}).json()["error"]["param"], "prompt");
   EXPECT_EQ(Complete({{"prompt", {Json::array({5}), "a"}}}).json()["error"]["param"], "prompt");
   EXPECT_EQ(Complete({{"prompt", Json::object()}}).json()["error"]["param"], "prompt");
