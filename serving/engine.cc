@@ -1,18 +1,14 @@
 #include "serving/engine.h"
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <chrono>
 #include <cmath>
-#include <cstring>
 #include <limits>
 
-#include "core/ops/elementwise.h"
-#include "core/ops/linear_cross_entropy.h"
-#include "core/ops/softmax_rows.h"
 #include "core/parallel_for.h"
 #include "core/trace.h"
+#include "serving/logit_rows.h"
+#include "serving/machine_memory.h"
 #include "serving/sampler.h"
 
 namespace cadre {
@@ -25,45 +21,12 @@ double Now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
-int64_t QuarterOfMemory() {
-  return static_cast<int64_t>(sysconf(_SC_PHYS_PAGES)) * sysconf(_SC_PAGE_SIZE) / 4;
-}
-
 std::vector<ops::KvLayout> Layouts(const Model& model, DType dtype, int block_size) {
   std::vector<ops::KvLayout> layouts;
   for (const LayerSpec& layer : model.spec().layers) {
     layouts.push_back(KvLayoutOf(layer.attention, dtype, block_size));
   }
   return layouts;
-}
-
-// Rows of hidden [T, D], copied end to end.
-Tensor GatherRows(Context& ctx, const Tensor& hidden, std::span<const int64_t> rows) {
-  Tensor gathered = ctx.Empty({static_cast<int64_t>(rows.size()), hidden.dim(1)}, hidden.dtype());
-  const size_t bytes = static_cast<size_t>(hidden.dim(1)) * SizeOf(hidden.dtype());
-  for (size_t i = 0; i < rows.size(); ++i) {
-    std::memcpy(gathered.raw() + i * bytes, hidden.raw() + rows[i] * bytes, bytes);
-  }
-  return gathered;
-}
-
-// fp32 logits of hidden rows (the reference path's f64 rounded), and the log-sum-exp of each.
-struct LogitRows {
-  Tensor logits;
-  std::vector<float> lse;
-
-  std::span<const float> row(int64_t i) const {
-    return {logits.data<float>() + i * logits.dim(1), static_cast<size_t>(logits.dim(1))};
-  }
-};
-
-LogitRows ComputeLogits(Context& ctx, const Decoder& decoder, const Tensor& hidden) {
-  LogitRows rows{ops::CastTensor(ctx, ops::Logits(ctx, hidden, decoder.head()), DType::kF32)};
-  rows.lse.resize(rows.logits.dim(0));
-  ParallelFor(ctx, rows.logits.dim(0), 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) rows.lse[i] = ops::RowLogSumExp(rows.row(i));
-  });
-  return rows;
 }
 
 }  // namespace
@@ -99,12 +62,16 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(Model& model, const Engin
   const auto block_bytes = static_cast<int64_t>(KvBlockPool::BytesPerBlock(layouts));
   const int64_t wanted = (context + options.block_size) / options.block_size * options.max_num_seqs;
   const int64_t budget =
-      options.kv_cache_memory_bytes > 0 ? options.kv_cache_memory_bytes : QuarterOfMemory();
+      options.kv_cache_memory_bytes > 0 ? options.kv_cache_memory_bytes : PhysicalMemory() / 4;
   const int64_t blocks = options.kv_cache_memory_bytes > 0 ? budget / block_bytes
                                                            : std::min(wanted, budget / block_bytes);
   if (blocks < 1) {
     return InvalidArgument("kv_cache_memory_bytes: {}, one block of {} tokens takes {}", budget,
                            options.block_size, block_bytes);
+  }
+  if (const int64_t available = AvailableMemory(); blocks > available / block_bytes) {
+    return InvalidArgument("kv_cache_memory_bytes: {}, {} bytes of memory are available", budget,
+                           available);
   }
   engine->pool_ = std::make_unique<KvBlockPool>(engine->allocator_, std::move(layouts), blocks);
   engine->scheduler_ = std::make_unique<Scheduler>(

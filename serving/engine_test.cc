@@ -14,6 +14,7 @@
 #include "core/host_allocator.h"
 #include "model/initialize.h"
 #include "model/model.h"
+#include "serving/machine_memory.h"
 
 namespace cadre {
 namespace {
@@ -301,9 +302,16 @@ TEST_F(EngineTest, CountsStepsByTheirTokens) {
 TEST_F(EngineTest, OptionsThatDoNotFitTheModelAreRefused) {
   for (EngineOptions options :
        {EngineOptions{.max_model_len = kContext + 1}, EngineOptions{.block_size = 8},
-        EngineOptions{.kv_cache_memory_bytes = 10}}) {
+        EngineOptions{.kv_cache_memory_bytes = 10}, EngineOptions{.block_size = 0},
+        EngineOptions{.kv_cache_memory_bytes = INT64_MAX},
+        EngineOptions{.kv_cache_memory_bytes = PhysicalMemory() + (int64_t{1} << 30)}}) {
     EXPECT_EQ(Engine::Create(*model_, options).status().code(), absl::StatusCode::kInvalidArgument);
   }
+}
+
+TEST(MachineMemory, AvailableIsAPartOfThePhysical) {
+  EXPECT_GT(AvailableMemory(), 0);
+  EXPECT_LT(AvailableMemory(), PhysicalMemory());
 }
 
 }  // namespace
