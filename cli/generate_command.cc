@@ -137,8 +137,7 @@ absl::Status RunGenerate(const GenerateFlags& flags) {
   request.sampling.logprobs = 0;
   if (!flags.ignore_eos) {
     CADRE_ASSIGN_OR_RETURN(SamplingDefaults defaults, LoadSamplingDefaults(flags.model));
-    request.sampling.stop_token_ids = defaults.eos_token_ids;
-    std::ranges::sort(request.sampling.stop_token_ids);
+    request.sampling.stop_token_ids = EndTokenIds(defaults, tokenizer.get());
   }
   CADRE_ASSIGN_OR_RETURN(std::unique_ptr<Engine> engine,
                          Engine::Create(*model, {.threads = compute.threads, .max_num_seqs = 1}));

@@ -142,5 +142,23 @@ TEST(SamplingDefaultsTest, BadValuesNameFileAndField) {
   }
 }
 
+TEST(EndTokenIds, AreTheFoldersAndElseTheTokenizers) {
+  const std::string folder =
+      std::filesystem::temp_directory_path() / ("cadre_end_ids_" + std::to_string(::getpid()));
+  std::filesystem::create_directories(folder);
+  std::ofstream(folder + "/tokenizer.json") << TokenizerJson();
+  auto plain = Tokenizer::Load(folder);
+  ASSERT_TRUE(plain.ok()) << Message(plain.status());
+  std::ofstream(folder + "/tokenizer_config.json") << R"({"eos_token": "<|end|>"})";
+  auto ending = Tokenizer::Load(folder);
+  ASSERT_TRUE(ending.ok()) << Message(ending.status());
+  std::filesystem::remove_all(folder);
+  using Ids = std::vector<int32_t>;
+  EXPECT_EQ(EndTokenIds({.eos_token_ids = {3, 9}}, ending->get()), Ids({3, 9}));
+  EXPECT_EQ(EndTokenIds({}, ending->get()), Ids({256}));
+  EXPECT_EQ(EndTokenIds({}, plain->get()), Ids());
+  EXPECT_EQ(EndTokenIds({}, nullptr), Ids());
+}
+
 }  // namespace
 }  // namespace cadre

@@ -169,9 +169,8 @@ std::optional<ApiError> OpenAiService::FillSampling(PreparedRequest* prepared) {
   }
   auto& stops = sampling.stop_token_ids;
   if (!request.ignore_eos) {
-    const auto& ends = options_.defaults.eos_token_ids;
+    const std::vector<int32_t> ends = EndTokenIds(options_.defaults, deps_.tokenizer);
     stops.insert(stops.end(), ends.begin(), ends.end());
-    if (ends.empty() && deps_.tokenizer->eos_id()) stops.push_back(*deps_.tokenizer->eos_id());
   }
   std::sort(stops.begin(), stops.end());
   stops.erase(std::unique(stops.begin(), stops.end()), stops.end());

@@ -3,6 +3,7 @@
 #include <fstream>
 #include <sstream>
 
+#include "model/tokenizer.h"
 #include "serving/json_fields.h"
 #include "serving/openai_schema.h"
 
@@ -60,6 +61,12 @@ absl::StatusOr<SamplingDefaults> LoadSamplingDefaults(const std::string& model_d
   std::sort(ends.begin(), ends.end());
   ends.erase(std::unique(ends.begin(), ends.end()), ends.end());
   return defaults;
+}
+
+std::vector<int32_t> EndTokenIds(const SamplingDefaults& defaults, const Tokenizer* tokenizer) {
+  if (!defaults.eos_token_ids.empty() || tokenizer == nullptr) return defaults.eos_token_ids;
+  const std::optional<int32_t> end = tokenizer->eos_id();
+  return end ? std::vector<int32_t>{*end} : std::vector<int32_t>();
 }
 
 }  // namespace cadre
