@@ -5,7 +5,7 @@
 namespace cadre::bench {
 
 // FLOP/s of oneDNN's packed product in bf16 (or f32) at 2048^3 on `threads` threads: the best of
-// `repeats`.
+// `repeats`, into fp32 and into the operands' type, whichever is faster.
 double GemmPeak(int threads, bool bf16, int repeats = 10);
 
 // Bytes/s of reading `bytes` of memory on `threads` threads: the best of `repeats`.
