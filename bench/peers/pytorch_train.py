@@ -3,7 +3,7 @@
 
 Run by hand, alternately with bench/train_step, on an otherwise idle machine:
 
-    pip install torch==2.8.0 --index-url https://download.pytorch.org/whl/cpu   # and numpy
+    pip install torch==2.8.0 (its CPU build)   # and numpy
     python bench/peers/pytorch_train.py --model dense|moe [--steps 5] [--compile]
 
 The peer is written the way that a careful user of PyTorch would: bf16 weights and activations, f32
