@@ -10,8 +10,8 @@
 // unscaled output) is computed from scratch; tiles are folded left to right (the online softmax of
 // Milakov & Gimelshein, 2018), the sink last, and the result divided once. So chunking of a
 // prefill, block size, other rows and sequences, threads and workers change nothing. Where the
-// machine has AMX, bf16 rounds probabilities (and in the backward pass their gradients) to bf16
-// before they enter a product; otherwise they stay fp32. The machine alone decides.
+// machine multiplies bf16 itself (Bf16Kernel), bf16 rounds probabilities (and in the backward pass
+// their gradients) to bf16 before they enter a product; otherwise they stay fp32.
 //
 // The backward pass recomputes probabilities from the saved log-sum-exp, tile by tile (Dao et al.,
 // "FlashAttention", 2022); each (sequence, KV head) is summed by one thread in a fixed order.
@@ -22,6 +22,7 @@
 
 #include <span>
 
+#include "core/ops/bf16_kernel.h"
 #include "core/ops/kv_view.h"
 #include "core/tape.h"
 
@@ -59,7 +60,7 @@ struct AttentionForwardArgs {
   std::span<const int32_t> query_positions;  // [T] or empty
   Tensor sinks;                              // [H] or undefined
   Tensor out;                                // [T, H, dv]
-  bool amx = true;                           // false: as on a machine without it, for tests
+  Bf16Kernel kernel = MachineBf16Kernel();   // another one: for tests
   Tensor lse;  // [T, H] f32, in powers of two (f64 for the reference, natural); may be undefined
 };
 struct AttentionGradArgs {
@@ -67,7 +68,7 @@ struct AttentionGradArgs {
   double scale = 1;
   int window = 0;
   std::span<const int32_t> offsets;
-  bool amx = true;
+  Bf16Kernel kernel = MachineBf16Kernel();
   Tensor dq, dk, dv;  // written
 };
 struct AttentionSinkGradArgs {

@@ -1,12 +1,9 @@
-#include "core/ops/attention_kernels.h"
-
-#if defined(__AMX_BF16__)
 #include <immintrin.h>
-#endif
+
+#include "core/ops/attention_kernels.h"
 
 namespace cadre::ops {
 
-#if defined(__AMX_BF16__)
 namespace {
 
 struct alignas(64) TileConfig {
@@ -79,13 +76,5 @@ void AttentionAmxGemm(const AttentionGemm& g) {
   for (; row + 16 < g.m; row += 32) RowBlock<2>(g, row);
   if (row < g.m) RowBlock<1>(g, row);
 }
-
-#else
-
-void AttentionAmxBegin() {}
-void AttentionAmxEnd() {}
-void AttentionAmxGemm(const AttentionGemm&) { CADRE_CHECK(false, "no AMX in this build"); }
-
-#endif
 
 }  // namespace cadre::ops

@@ -1,14 +1,10 @@
 #include <algorithm>
 
 #include "core/ops/attention_kernels.h"
-
-#if defined(__AVX512BF16__)
-#include <immintrin.h>
-#endif
+#include "core/ops/avx512-inl.h"
 
 namespace cadre::ops {
 
-#if defined(__AVX512BF16__)
 namespace {
 
 // 2^x: 0 below the range, NaN for NaN. The polynomial is the fit of 2^f to degree 5 with
@@ -138,32 +134,6 @@ void GradScores(const AttentionGradScores& g) {
   }
 }
 
-// 16 x 16 of 32 bits.
-inline void Transpose(__m512i* v) {
-  __m512i t[16];
-  for (int i = 0; i < 16; i += 4) {
-    const __m512i a = _mm512_unpacklo_epi32(v[i], v[i + 1]);
-    const __m512i b = _mm512_unpackhi_epi32(v[i], v[i + 1]);
-    const __m512i c = _mm512_unpacklo_epi32(v[i + 2], v[i + 3]);
-    const __m512i d = _mm512_unpackhi_epi32(v[i + 2], v[i + 3]);
-    t[i] = _mm512_unpacklo_epi64(a, c);
-    t[i + 1] = _mm512_unpackhi_epi64(a, c);
-    t[i + 2] = _mm512_unpacklo_epi64(b, d);
-    t[i + 3] = _mm512_unpackhi_epi64(b, d);
-  }
-  // t[4 g + e], part b: rows 4 g .. 4 g + 3 of column 4 b + e.
-  for (int e = 0; e < 4; ++e) {
-    const __m512i a = _mm512_shuffle_i32x4(t[e], t[4 + e], 0x88);
-    const __m512i b = _mm512_shuffle_i32x4(t[e], t[4 + e], 0xdd);
-    const __m512i c = _mm512_shuffle_i32x4(t[8 + e], t[12 + e], 0x88);
-    const __m512i d = _mm512_shuffle_i32x4(t[8 + e], t[12 + e], 0xdd);
-    v[e] = _mm512_shuffle_i32x4(a, c, 0x88);
-    v[4 + e] = _mm512_shuffle_i32x4(b, d, 0x88);
-    v[8 + e] = _mm512_shuffle_i32x4(a, c, 0xdd);
-    v[12 + e] = _mm512_shuffle_i32x4(b, d, 0xdd);
-  }
-}
-
 // `n` of the 32 elements from `from`; the rest, and all of a null row, are zero.
 inline __m512i LoadRow(const BF16* from, int64_t n) {
   if (from == nullptr || n <= 0) return _mm512_setzero_si512();
@@ -197,7 +167,7 @@ void AttentionPanelBf16(const BF16* const* rows, int64_t n, int64_t padded, BF16
   for (int64_t d = 0; d < padded; d += 32) {
     __m512i v[16];
     for (int r = 0; r < 16; ++r) v[r] = LoadRow(rows[r] == nullptr ? nullptr : rows[r] + d, n - d);
-    Transpose(v);
+    Transpose16x16(v);
     for (int i = 0; i < 16; ++i) _mm512_storeu_si512(to + (d / 2 + i) * 32, v[i]);
   }
 }
@@ -230,7 +200,7 @@ void AttentionStoreTransposedBf16(const float* from, int64_t stride, float scale
     for (int i = 0; i < 16; ++i) {
       v[i] = i < left ? _mm512_loadu_si512(from + (d + i) * stride) : _mm512_setzero_si512();
     }
-    Transpose(v);
+    Transpose16x16(v);
     for (int r = 0; r < 16; ++r) {
       if (rows[r] == nullptr) continue;
       const __m512 scaled = _mm512_mul_ps(_mm512_castsi512_ps(v[r]), _mm512_set1_ps(scale));
@@ -239,24 +209,5 @@ void AttentionStoreTransposedBf16(const float* from, int64_t stride, float scale
     }
   }
 }
-
-#else
-
-void AttentionSoftmaxBf16(const AttentionSoftmaxRows&) { CADRE_CHECK(false, "no AVX-512"); }
-void AttentionGradScoresBf16(const AttentionGradScores&) { CADRE_CHECK(false, "no AVX-512"); }
-void AttentionPanelBf16(const BF16* const*, int64_t, int64_t, BF16*) {
-  CADRE_CHECK(false, "no AVX-512");
-}
-void AttentionPairBf16(const BF16*, const BF16*, int64_t, int64_t, BF16*) {
-  CADRE_CHECK(false, "no AVX-512");
-}
-void AttentionTransposePanelBf16(const BF16*, int64_t, int64_t, BF16*) {
-  CADRE_CHECK(false, "no AVX-512");
-}
-void AttentionStoreTransposedBf16(const float*, int64_t, float, int64_t, BF16* const*) {
-  CADRE_CHECK(false, "no AVX-512");
-}
-
-#endif
 
 }  // namespace cadre::ops

@@ -491,7 +491,7 @@ void Run(Context& ctx, const AttentionForwardArgs& args, const AttentionBackend&
 }
 
 void ForwardAny(Context& ctx, const AttentionForwardArgs& args) {
-  const AttentionBackend backend = AttentionBackendFor(args.q.dtype(), args.amx);
+  const AttentionBackend backend = AttentionBackendFor(args.q.dtype(), args.kernel);
   switch (args.q.dtype()) {
     case DType::kF32:
       return Run<float, float, float>(ctx, args, backend);

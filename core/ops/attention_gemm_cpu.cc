@@ -1,5 +1,4 @@
 #include "core/ops/attention_kernels.h"
-#include "core/ops/gemm_kernels.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "core/ops/attention_gemm_cpu.cc"
@@ -76,14 +75,21 @@ HWY_EXPORT(MultiplyMixed);
 void AttentionGemmF32(const AttentionGemm& gemm) { HWY_DYNAMIC_DISPATCH(MultiplyF32)(gemm); }
 void AttentionGemmMixed(const AttentionGemm& gemm) { HWY_DYNAMIC_DISPATCH(MultiplyMixed)(gemm); }
 
-AttentionBackend AttentionBackendFor(DType dtype, bool amx) {
+AttentionBackend AttentionBackendFor(DType dtype, Bf16Kernel kernel) {
   constexpr auto kNothing = +[] {};
   if (dtype != DType::kBF16) {
     return {.gemm = AttentionGemmF32, .begin = kNothing, .end = kNothing};
   }
-  if (amx && AmxAvailable()) {
-    return {
-        .bf16 = true, .gemm = AttentionAmxGemm, .begin = AttentionAmxBegin, .end = AttentionAmxEnd};
+  switch (kernel) {
+    case Bf16Kernel::kAmx:
+      return {.bf16 = true,
+              .gemm = AttentionAmxGemm,
+              .begin = AttentionAmxBegin,
+              .end = AttentionAmxEnd};
+    case Bf16Kernel::kAvx512:
+      return {.bf16 = true, .gemm = AttentionAvx512Gemm, .begin = kNothing, .end = kNothing};
+    case Bf16Kernel::kSimd:
+      break;
   }
   return {.gemm = AttentionGemmMixed, .begin = kNothing, .end = kNothing};
 }

@@ -343,8 +343,8 @@ void RunGrad(Context& ctx, const AttentionGradArgs& args, const AttentionBackend
 }
 
 void GradAny(Context& ctx, const AttentionGradArgs& args) {
-  const AttentionBackend backend = AttentionBackendFor(args.q.dtype(), args.amx);
-  AttentionBackend fp32 = AttentionBackendFor(DType::kF32, false);
+  const AttentionBackend backend = AttentionBackendFor(args.q.dtype(), args.kernel);
+  AttentionBackend fp32 = AttentionBackendFor(DType::kF32, Bf16Kernel::kSimd);
   switch (args.q.dtype()) {
     case DType::kF32:
       return RunGrad<float, float>(ctx, args, fp32);

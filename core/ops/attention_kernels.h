@@ -36,12 +36,15 @@ struct AttentionBackend {
 void AttentionGemmF32(const AttentionGemm& gemm);
 void AttentionGemmMixed(const AttentionGemm& gemm);
 
-// Where AmxAvailable() (gemm_kernels.h); tiles are configured from Begin to End.
+// For Bf16Kernel::kAvx512.
+void AttentionAvx512Gemm(const AttentionGemm& gemm);
+
+// For Bf16Kernel::kAmx; tiles are configured from Begin to End.
 void AttentionAmxBegin();
 void AttentionAmxEnd();
 void AttentionAmxGemm(const AttentionGemm& gemm);
 
-// The rest is for bf16 where AmxAvailable(), which asks for AVX-512 and its bf16 part too.
+// The rest is for bf16 by either of these two.
 
 // Of each row of scores [rows, n], n = 32 or 64, hidden ones being minus infinity: the maximum of
 // scale * score, p = 2^(scale * score - maximum) and the sum of p. Rows that see nothing give minus
@@ -81,8 +84,8 @@ void AttentionTransposePanelBf16(const BF16* panel, int64_t padded, int64_t stri
 void AttentionStoreTransposedBf16(const float* from, int64_t stride, float scale, int64_t n,
                                   BF16* const* rows);
 
-// For tensors of `dtype`; the machine alone decides, unless a test forbids AMX.
-AttentionBackend AttentionBackendFor(DType dtype, bool amx);
+// For tensors of `dtype`; `kernel` is for bf16.
+AttentionBackend AttentionBackendFor(DType dtype, Bf16Kernel kernel);
 
 // 64-byte aligned parts of one buffer.
 class AttentionScratch {

@@ -232,8 +232,10 @@ TEST(AttentionBits, DoNotDependOnThreadsOrWorkers) {
   });
 }
 
-// The bf16 kernels of a machine without AMX.
-TEST(Attention, Bf16WithoutAmxAgrees) {
+// The bf16 kernels of lesser machines.
+class AttentionBf16 : public ::testing::TestWithParam<Bf16Kernel> {};
+
+TEST_P(AttentionBf16, Agrees) {
   Batch b({{0, 40, 170}, {4, 2, 80, 48}, 90}, DType::kBF16);
   Paged paged(b.ctx, b.k, b.v, b.offsets, 64);
   const Tensor want = b.Whole(), lse = b.ctx.Empty({170, 4}, DType::kF32);
@@ -243,7 +245,7 @@ TEST(Attention, Bf16WithoutAmxAgrees) {
                                .window = 90,
                                .offsets = b.offsets,
                                .out = b.ctx.Empty(want.shape(), DType::kBF16),
-                               .amx = false,
+                               .kernel = GetParam(),
                                .lse = lse};
   AttentionForwardCpu(b.ctx, forward);
   EXPECT_LE(RelativeError(forward.out, want), 1e-2);
@@ -261,7 +263,7 @@ TEST(Attention, Bf16WithoutAmxAgrees) {
                          .dv = b.ctx.Empty(b.v.shape(), DType::kBF16)};
   AttentionGradCpu(b.ctx, grad);
   AttentionGradArgs plain = grad;
-  plain.amx = false;
+  plain.kernel = GetParam();
   plain.dq = b.ctx.Empty(b.q.shape(), DType::kBF16);
   plain.dk = b.ctx.Empty(b.k.shape(), DType::kBF16);
   plain.dv = b.ctx.Empty(b.v.shape(), DType::kBF16);
@@ -270,6 +272,8 @@ TEST(Attention, Bf16WithoutAmxAgrees) {
   EXPECT_LE(RelativeError(grad.dk, plain.dk), 1e-2);
   EXPECT_LE(RelativeError(grad.dv, plain.dv), 1e-2);
 }
+
+INSTANTIATE_TEST_SUITE_P(Kernels, AttentionBf16, ::testing::ValuesIn(MachineBf16Kernels()));
 
 // After an eviction a slot's position is written down, per KV head; -1 is an empty slot.
 TEST(Attention, ExplicitPositionsDecideWhatIsSeen) {

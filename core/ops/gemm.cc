@@ -29,7 +29,8 @@ size_t PackedWeights::bytes() const {
 namespace ops {
 namespace {
 
-// Tokens of one piece of a weight gradient's sum: the transposed copies of a piece stay small.
+// Tokens of one piece of a weight gradient's sum: a block of one operand fits the second-level
+// cache, all of the other the third.
 constexpr int64_t kSumChunk = 2048;
 
 void CheckShapes(const GemmArgs& args) {
@@ -48,12 +49,10 @@ void SumOverTokens(Context& ctx, const GemmArgs& args) {
   Panels panels;
   for (int64_t begin = 0; begin < tokens; begin += kSumChunk) {
     const int64_t rows = std::min(kSumChunk, tokens - begin);
-    LeftTiles left = TransposeLeft(ctx, args.a.Narrow(begin, rows));
+    Tensor left = args.a.Narrow(begin, rows);
     PackPanels(ctx, args.b.Narrow(begin, rows), false, panels);
-    PanelGemm(ctx, {.a = {left.data.raw(), left.rows, left.tiled},
-                    .b = panels,
-                    .c = args.c,
-                    .accumulate = true});
+    PanelGemm(ctx,
+              {.a = {left.raw(), left.dim(1), true}, .b = panels, .c = args.c, .accumulate = true});
   }
 }
 

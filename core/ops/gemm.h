@@ -5,7 +5,7 @@
 // rows, any thread count, and with weights packed ahead or at the call. The libraries at hand do
 // not promise this: oneDNN 2.6 changes its blocking over k with the number of rows and threads (10
 // different results for one row at N = 2,048, K = 2,048), and its kernel below 256 outputs. Which
-// kernel runs (AMX, or Highway's widest vectors) depends on the machine alone.
+// kernel runs (Bf16Kernel) depends on the machine alone.
 #pragma once
 
 #include <map>

@@ -1,14 +1,10 @@
 // bf16 products on AMX tiles. Only this file's functions may run AMX instructions; they are called
-// after AmxAvailable().
+// where MachineBf16Kernel() is kAmx.
 
-#include <immintrin.h>
-#include <sys/syscall.h>
-#include <unistd.h>
-
-#include <cpuid.h>
 #include <algorithm>
 #include <cstring>
 
+#include "core/ops/avx512-inl.h"
 #include "core/ops/gemm_kernels.h"
 
 namespace cadre::ops {
@@ -78,27 +74,6 @@ void Sum(const std::byte* left, Steps steps, const std::byte* panel0, const std:
   if constexpr (kBlocks == 2 && kPanels == 2) _tile_stored(3, sums[3], 64);
 }
 
-// 16 sums into one row of c, at most `width` of them.
-void StoreRow(const PanelGemmArgs& args, const float* sums, int64_t row, int64_t column,
-              int64_t width) {
-  const __mmask16 mask = static_cast<__mmask16>((1u << width) - 1);
-  __m512 value = _mm512_load_ps(sums);
-  if (args.bias.defined()) {
-    const __m256i bits = _mm256_maskz_loadu_epi16(mask, args.bias.data<BF16>() + column);
-    value = _mm512_add_ps(value,
-                          _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16)));
-  }
-  const int64_t at = row * args.b.n + column;
-  if (args.c.dtype() == DType::kF32) {
-    float* c = args.c.data<float>() + at;
-    if (args.accumulate) value = _mm512_add_ps(value, _mm512_maskz_loadu_ps(mask, c));
-    return _mm512_mask_storeu_ps(c, mask, value);
-  }
-  const __m256bh rounded = _mm512_cvtneps_pbh(value);
-  _mm256_mask_storeu_epi16(args.c.data<BF16>() + at, mask,
-                           reinterpret_cast<const __m256i&>(rounded));
-}
-
 void StoreBlock(const PanelGemmArgs& args, const float* sums, int64_t row, int64_t rows,
                 int64_t panel) {
   const int64_t column = panel * kPanelColumns, width = std::min(kPanelColumns, args.b.n - column);
@@ -161,69 +136,7 @@ void StripsByPair(const PanelGemmArgs& args, std::span<Strip> strips, int64_t pa
   }
 }
 
-// 16 rows of 16 dwords, transposed in place.
-void Transpose16x16(__m512i* r) {
-  __m512i t[16];
-  for (int i = 0; i < 16; i += 2) {
-    t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
-    t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
-  }
-  for (int i = 0; i < 16; i += 4) {
-    r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
-    r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
-    r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
-    r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
-  }
-  for (int i = 0; i < 4; ++i) {
-    t[i] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88);
-    t[i + 4] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xdd);
-    t[i + 8] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x88);
-    t[i + 12] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0xdd);
-  }
-  for (int i = 0; i < 4; ++i) {
-    r[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
-    r[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd);
-    r[i + 4] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0x88);
-    r[i + 12] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0xdd);
-  }
-}
-
-__mmask32 ColumnMask(int64_t left) { return left >= 32 ? 0xffffffffu : (1u << left) - 1; }
-
-// Rows k and k + 1 of x [K, n], 32 columns from `column`, as 16 dwords for the first 16 columns and
-// 16 for the others; rows from K on are zero.
-void PairOfRows(const BF16* x, int64_t k_count, int64_t n, int64_t k, int64_t column,
-                __mmask32 mask, __m512i* low, __m512i* high) {
-  const __m512i zero = _mm512_setzero_si512();
-  const __m512i even = k < k_count ? _mm512_maskz_loadu_epi16(mask, x + k * n + column) : zero;
-  const __m512i odd =
-      k + 1 < k_count ? _mm512_maskz_loadu_epi16(mask, x + (k + 1) * n + column) : zero;
-  auto half = [](__m512i v, bool upper) {
-    return _mm512_cvtepu16_epi32(upper ? _mm512_extracti64x4_epi64(v, 1)
-                                       : _mm512_castsi512_si256(v));
-  };
-  *low = _mm512_or_si512(half(even, false), _mm512_slli_epi32(half(odd, false), 16));
-  *high = _mm512_or_si512(half(even, true), _mm512_slli_epi32(half(odd, true), 16));
-}
-
-bool DetectAmx() {
-  constexpr long kRequestPermission = 0x1023;  // ARCH_REQ_XCOMP_PERM
-  constexpr long kTileData = 18;               // XFEATURE_XTILEDATA
-  unsigned a = 0, b = 0, c = 0, d = 0;
-  if (__get_cpuid_count(7, 0, &a, &b, &c, &d) == 0) return false;
-  const bool amx = (d & (1u << 22)) != 0 && (d & (1u << 24)) != 0;
-  unsigned features = 0;
-  if (__get_cpuid_count(7, 1, &features, &b, &c, &d) == 0) return false;
-  const bool avx512_bf16 = (features & (1u << 5)) != 0;
-  return amx && avx512_bf16 && syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
-}
-
 }  // namespace
-
-bool AmxAvailable() {
-  static const bool available = DetectAmx();
-  return available;
-}
 
 void GemmBlockAmx(const PanelGemmArgs& args, const GemmBlock& block, std::byte* scratch) {
   std::array<Strip, kMaxBlockRows / kStripRows> all;
@@ -233,58 +146,20 @@ void GemmBlockAmx(const PanelGemmArgs& args, const GemmBlock& block, std::byte* 
     Strip& strip = strips[i];
     strip.row = block.row + static_cast<int64_t>(i) * kStripRows;
     strip.rows = std::min(kStripRows, block.row + block.rows - strip.row);
-    if (args.a.tiled) {
-      strip.left = args.a.data + strip.row / kStripRows * strip_bytes;
-      continue;
-    }
     std::byte* packed = scratch + static_cast<int64_t>(i) * strip_bytes;
-    PackStrip(args.a.data + strip.row * args.b.k * 2, strip.rows, args.b.k, packed);
     strip.left = packed;
+    if (args.a.transposed) {
+      const BF16* data = reinterpret_cast<const BF16*>(args.a.data);
+      TransposeStripAvx512(data, args.b.k, args.a.rows, strip.row, packed);
+    } else {
+      PackStrip(args.a.data + strip.row * args.b.k * 2, strip.rows, args.b.k, packed);
+    }
   }
   const int64_t end = block.panel + block.panels;
   for (int64_t panel = block.panel; panel < end; panel += 2) {
     StripsByPair(args, strips, panel, panel + 1 < end);
   }
   _tile_release();
-}
-
-void PackPanelsAmx(const BF16* x, int64_t k, int64_t n, int64_t column, std::byte* to,
-                   std::byte* next) {
-  const __mmask32 mask = ColumnMask(n - column);
-  for (int64_t i = 0; i < (k + 31) / 32 * 32; i += 2) {
-    __m512i low, high;
-    PairOfRows(x, k, n, i, column, mask, &low, &high);
-    _mm512_storeu_si512(to + i / 2 * 64, low);
-    if (next != nullptr) _mm512_storeu_si512(next + i / 2 * 64, high);
-  }
-}
-
-void TransposeStripAmx(const BF16* x, int64_t k, int64_t m, int64_t column, std::byte* to) {
-  const __mmask32 mask = ColumnMask(m - column);
-  __m512i top[16], bottom[16];
-  for (int64_t i = 0; i < k; i += kTileDepth, to += kStepBytes) {
-    for (int64_t p = 0; p < 16; ++p)
-      PairOfRows(x, k, m, i + 2 * p, column, mask, &top[p], &bottom[p]);
-    Transpose16x16(top);
-    Transpose16x16(bottom);
-    for (int64_t p = 0; p < 16; ++p) {
-      _mm512_storeu_si512(to + p * 64, top[p]);
-      _mm512_storeu_si512(to + kTileBytes + p * 64, bottom[p]);
-    }
-  }
-}
-
-void PackTransposedPanelAmx(const BF16* x, int64_t k, int64_t n, int64_t row, std::byte* to) {
-  __m512i rows[16];
-  for (int64_t i = 0; i < k; i += kTileDepth, to += kTileBytes) {
-    const __mmask32 mask = ColumnMask(k - i);
-    for (int64_t r = 0; r < 16; ++r) {
-      rows[r] = row + r < n ? _mm512_maskz_loadu_epi16(mask, x + (row + r) * k + i)
-                            : _mm512_setzero_si512();
-    }
-    Transpose16x16(rows);
-    for (int64_t p = 0; p < 16; ++p) _mm512_storeu_si512(to + p * 64, rows[p]);
-  }
 }
 
 }  // namespace cadre::ops

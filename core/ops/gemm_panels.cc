@@ -9,8 +9,6 @@
 namespace cadre::ops {
 namespace {
 
-constexpr int64_t kStripStepBytes = 2048;  // of 32 left-hand rows x 32 of k
-
 // One panel in plain loops: element (k, column) goes to [k / pair][column][k % pair].
 template <typename T>
 void PackPanelPlain(const Tensor& b, bool transposed, int64_t column, const Panels& panels, T* to) {
@@ -31,12 +29,12 @@ void PackPanelPair(const Tensor& b, bool transposed, int64_t index, const Panels
   std::byte* to = panels.data.raw() + static_cast<size_t>(index) * panels.panel_bytes();
   std::byte* next = index + 1 < panels.count() ? to + panels.panel_bytes() : nullptr;
   const int64_t column = index * kPanelColumns;
-  if (panels.dtype == DType::kBF16 && AmxAvailable()) {
+  if (panels.dtype == DType::kBF16 && MachineBf16Kernel() != Bf16Kernel::kSimd) {
     const BF16* data = b.data<BF16>();
-    if (!transposed) return PackPanelsAmx(data, panels.k, panels.n, column, to, next);
-    PackTransposedPanelAmx(data, panels.k, panels.n, column, to);
+    if (!transposed) return PackPanelsAvx512(data, panels.k, panels.n, column, to, next);
+    PackTransposedPanelAvx512(data, panels.k, panels.n, column, to);
     if (next != nullptr)
-      PackTransposedPanelAmx(data, panels.k, panels.n, column + kPanelColumns, next);
+      PackTransposedPanelAvx512(data, panels.k, panels.n, column + kPanelColumns, next);
     return;
   }
   for (std::byte* panel : {to, next}) {
@@ -47,19 +45,6 @@ void PackPanelPair(const Tensor& b, bool transposed, int64_t index, const Panels
     else
       PackPanelPlain(b, transposed, at, panels, reinterpret_cast<BF16*>(panel));
   }
-}
-
-// x [K, M] -> rows [M, K].
-template <typename T>
-void TransposeRows(Context& ctx, const Tensor& x, const Tensor& to) {
-  const int64_t k = x.dim(0), m = x.dim(1);
-  const T* data = x.data<T>();
-  T* out = reinterpret_cast<T*>(to.raw());
-  ParallelFor(ctx, (m + 15) / 16, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t r = 0; r < k; ++r) {
-      for (int64_t c = begin * 16; c < std::min(end * 16, m); ++c) out[c * k + r] = data[r * m + c];
-    }
-  });
 }
 
 // Blocks of c are cut alike at every thread count; which thread takes one changes no bit. A block's
@@ -92,43 +77,27 @@ void PackPanels(Context& ctx, const Tensor& b, bool transposed, Panels& panels) 
   });
 }
 
-LeftTiles TransposeLeft(Context& ctx, const Tensor& x) {
-  const int64_t k = x.dim(0), m = x.dim(1);
-  LeftTiles left{.rows = m, .tiled = x.dtype() == DType::kBF16 && AmxAvailable()};
-  if (!left.tiled) {
-    left.data = ctx.Empty({m * k * static_cast<int64_t>(SizeOf(x.dtype()))}, DType::kU8);
-    if (x.dtype() == DType::kF32)
-      TransposeRows<float>(ctx, x, left.data);
-    else
-      TransposeRows<BF16>(ctx, x, left.data);
-    return left;
-  }
-  const int64_t strips = (m + 31) / 32, strip_bytes = (k + 31) / 32 * kStripStepBytes;
-  left.data = ctx.Empty({strips * strip_bytes}, DType::kU8);
-  ParallelFor(ctx, strips, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      TransposeStripAmx(x.data<BF16>(), k, m, i * 32, left.data.raw() + i * strip_bytes);
-    }
-  });
-  return left;
-}
-
 void PanelGemm(Context& ctx, const PanelGemmArgs& args) {
-  const bool amx = args.b.dtype == DType::kBF16 && AmxAvailable();
+  const Bf16Kernel kernel = args.b.dtype == DType::kBF16 ? args.kernel : Bf16Kernel::kSimd;
   const GemmBlock shape = BlockShape(args.a.rows, args.b.count());
   const int64_t down = (args.a.rows + shape.rows - 1) / shape.rows;
   const int64_t across = (args.b.count() + shape.panels - 1) / shape.panels;
-  // Left-hand rows become tiles block by block, each thread in a place of its own.
-  const int64_t block_bytes = (shape.rows + 31) / 32 * (args.b.k_padded / 32) * kStripStepBytes;
-  Tensor scratch;
-  if (amx && !args.a.tiled) scratch = ctx.Empty({block_bytes * ctx.threads}, DType::kU8);
+  const int64_t block_bytes =
+      (shape.rows + 31) / 32 * 32 * args.b.k_padded * static_cast<int64_t>(SizeOf(args.b.dtype));
+  Tensor scratch = ctx.Empty({block_bytes * ctx.threads}, DType::kU8);
   ParallelUnits(ctx, down * across, [&](int64_t unit) {
     GemmBlock block{.row = unit % down * shape.rows, .panel = unit / down * shape.panels};
     block.rows = std::min(shape.rows, args.a.rows - block.row);
     block.panels = std::min(shape.panels, args.b.count() - block.panel);
-    if (!amx) return GemmBlockSimd(args, block);
-    GemmBlockAmx(args, block,
-                 scratch.defined() ? scratch.raw() + omp_get_thread_num() * block_bytes : nullptr);
+    std::byte* left = scratch.raw() + omp_get_thread_num() * block_bytes;
+    switch (kernel) {
+      case Bf16Kernel::kSimd:
+        return GemmBlockSimd(args, block, left);
+      case Bf16Kernel::kAvx512:
+        return GemmBlockAvx512(args, block, left);
+      case Bf16Kernel::kAmx:
+        return GemmBlockAmx(args, block, left);
+    }
   });
 }
 

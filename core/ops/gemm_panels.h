@@ -5,14 +5,14 @@
 //   bf16: [N / 16][K / 2][16 columns][2]    K rounded up to 32, N to 16, with zeros
 //   f32:  [N / 16][K][16 columns]
 //
-// The left-hand matrix is read as it lies, or for weight gradients (a sum over rows of two
-// activations) transposed into LeftTiles: in bf16 on AMX strips of 32 rows, [M / 32][K / 32][2
-// tiles] of 16 rows x 32; else plain rows [M, K].
+// The left-hand matrix is read as it lies; each kernel packs a block of it into scratch of its own
+// form before the panels pass by.
 #pragma once
 
 #include <cstdint>
 
 #include "core/context.h"
+#include "core/ops/bf16_kernel.h"
 
 namespace cadre::ops {
 
@@ -34,21 +34,13 @@ struct Panels {
 // the shape is the same.
 void PackPanels(Context& ctx, const Tensor& b, bool transposed, Panels& panels);
 
-// The left-hand matrix of a product with panels.
+// The left-hand matrix of a product with panels: [rows, k], or [k, rows] with `transposed` (weight
+// gradients sum over the rows of two activations).
 struct LeftMatrix {
   const std::byte* data = nullptr;
   int64_t rows = 0;
-  bool tiled = false;  // LeftTiles, else rows of k elements
+  bool transposed = false;
 };
-
-// x [K, M] transposed into the left-hand form for `panels`-products over k; bytes owned by the
-// result.
-struct LeftTiles {
-  Tensor data;
-  int64_t rows = 0;
-  bool tiled = false;
-};
-LeftTiles TransposeLeft(Context& ctx, const Tensor& x);
 
 struct PanelGemmArgs {
   LeftMatrix a;
@@ -56,6 +48,7 @@ struct PanelGemmArgs {
   Tensor c;  // [M, N] f32, or bf16 for bf16 panels
   bool accumulate = false;
   Tensor bias;
+  Bf16Kernel kernel = MachineBf16Kernel();  // for bf16
 };
 // The product on the machine's best kernel, cut over threads by blocks of c.
 void PanelGemm(Context& ctx, const PanelGemmArgs& args);

@@ -63,11 +63,11 @@ void StoreRow(const float* sums, const TB* bias, bool accumulate, TC* c, int64_t
   }
 }
 
+// a: kRows rows of k elements, rows [row, row + kRows) of the left-hand matrix.
 template <size_t kRows, typename T, typename TC>
-void RowsByPanel(const PanelGemmArgs& args, int64_t row, int64_t panel) {
+void RowsByPanel(const PanelGemmArgs& args, const T* a, int64_t row, int64_t panel) {
   const DP d;
   const int64_t k = args.b.k, n = args.b.n, column = panel * kPanelColumns;
-  const T* a = reinterpret_cast<const T*>(args.a.data) + row * k;
   const T* b = reinterpret_cast<const T*>(args.b.data.raw() + panel * args.b.panel_bytes());
   VP acc[kRows][kVectors];
   for (auto& vectors : acc) {
@@ -83,21 +83,41 @@ void RowsByPanel(const PanelGemmArgs& args, int64_t row, int64_t panel) {
   }
 }
 
-template <typename T, typename TC>
-void Block(const PanelGemmArgs& args, const GemmBlock& block) {
-  constexpr int64_t kStrip = kVectors == 1 ? 8 : 4;
-  const int64_t end = block.row + block.rows;
-  for (int64_t panel = block.panel; panel < block.panel + block.panels; ++panel) {
-    int64_t row = block.row;
-    for (; row + kStrip <= end; row += kStrip) RowsByPanel<kStrip, T, TC>(args, row, panel);
-    for (; row < end; ++row) RowsByPanel<1, T, TC>(args, row, panel);
+// Columns [row, row + rows) of x [k, m] become rows of k elements.
+template <typename T>
+void TransposeColumns(const T* x, int64_t k_count, int64_t m, int64_t row, int64_t rows, T* to) {
+  for (int64_t r = 0; r < rows; r += 16) {
+    const int64_t width = std::min<int64_t>(16, rows - r);
+    for (int64_t k = 0; k < k_count; ++k) {
+      for (int64_t i = 0; i < width; ++i) to[(r + i) * k_count + k] = x[k * m + row + r + i];
+    }
   }
 }
 
-void AnyBlock(const PanelGemmArgs& args, const GemmBlock& block) {
-  if (args.b.dtype == DType::kF32) return Block<float, float>(args, block);
-  if (args.c.dtype() == DType::kF32) return Block<BF16, float>(args, block);
-  Block<BF16, BF16>(args, block);
+template <typename T, typename TC>
+void Block(const PanelGemmArgs& args, const GemmBlock& block, std::byte* scratch) {
+  constexpr int64_t kStrip = kVectors == 1 ? 8 : 4;
+  const int64_t k = args.b.k;
+  const T* data = reinterpret_cast<const T*>(args.a.data);
+  const T* left = data + block.row * k;
+  if (args.a.transposed) {
+    T* rows = reinterpret_cast<T*>(scratch);
+    TransposeColumns(data, k, args.a.rows, block.row, block.rows, rows);
+    left = rows;
+  }
+  for (int64_t panel = block.panel; panel < block.panel + block.panels; ++panel) {
+    int64_t r = 0;
+    for (; r + kStrip <= block.rows; r += kStrip) {
+      RowsByPanel<kStrip, T, TC>(args, left + r * k, block.row + r, panel);
+    }
+    for (; r < block.rows; ++r) RowsByPanel<1, T, TC>(args, left + r * k, block.row + r, panel);
+  }
+}
+
+void AnyBlock(const PanelGemmArgs& args, const GemmBlock& block, std::byte* scratch) {
+  if (args.b.dtype == DType::kF32) return Block<float, float>(args, block, scratch);
+  if (args.c.dtype() == DType::kF32) return Block<BF16, float>(args, block, scratch);
+  Block<BF16, BF16>(args, block, scratch);
 }
 
 }  // namespace cadre::ops::HWY_NAMESPACE
@@ -108,8 +128,8 @@ namespace cadre::ops {
 
 HWY_EXPORT(AnyBlock);
 
-void GemmBlockSimd(const PanelGemmArgs& args, const GemmBlock& block) {
-  HWY_DYNAMIC_DISPATCH(AnyBlock)(args, block);
+void GemmBlockSimd(const PanelGemmArgs& args, const GemmBlock& block, std::byte* scratch) {
+  HWY_DYNAMIC_DISPATCH(AnyBlock)(args, block, scratch);
 }
 
 }  // namespace cadre::ops

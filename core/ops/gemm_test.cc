@@ -69,6 +69,51 @@ TEST_F(GemmTest, SumsOverTokensAccumulate) {
   }
 }
 
+// Every bf16 kernel of the machine against double precision, at edges of its blocks.
+class GemmBf16 : public GemmTest, public ::testing::WithParamInterface<Bf16Kernel> {
+ protected:
+  // c += a b, or a^T b, on the kernel under test; c [m, n] fp32.
+  Tensor OnKernel(const Tensor& a, const Tensor& b, bool transpose_a) {
+    const int64_t m = a.dim(transpose_a ? 1 : 0);
+    Panels panels;
+    PackPanels(ctx_, b, false, panels);
+    Tensor c = ctx_.Zeros({m, b.dim(1)}, DType::kF32);
+    for (int repeat = 0; repeat < 2; ++repeat) {
+      PanelGemm(ctx_, {.a = {a.raw(), m, transpose_a},
+                       .b = panels,
+                       .c = c,
+                       .accumulate = true,
+                       .kernel = GetParam()});
+    }
+    return c;
+  }
+};
+
+TEST_P(GemmBf16, AgreesWithDoublePrecision) {
+  for (int64_t m : {1, 7, 8, 9, 31, 48, 127, 300}) {
+    for (int64_t n : {1, 16, 33, 80}) {
+      for (int64_t k : {1, 32, 99, 600}) {
+        for (bool transpose_a : {false, true}) {
+          Tensor a = Random(transpose_a ? Shape{k, m} : Shape{m, k}, DType::kBF16, 1);
+          Tensor b = Random({k, n}, DType::kBF16, 2);
+          Tensor want = ctx_.Zeros({m, n}, DType::kF64);
+          for (int repeat = 0; repeat < 2; ++repeat) {
+            Gemm(ctx_, {.a = CastTensor(ctx_, a, DType::kF64),
+                        .b = CastTensor(ctx_, b, DType::kF64),
+                        .c = want,
+                        .transpose_a = transpose_a,
+                        .accumulate = true});
+          }
+          EXPECT_LT(RelativeError(OnKernel(a, b, transpose_a), want), 1e-6)
+              << m << " x " << n << " x " << k << (transpose_a ? ", transposed" : "");
+        }
+      }
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Kernels, GemmBf16, ::testing::ValuesIn(MachineBf16Kernels()));
+
 struct RowCase {
   int64_t n, k;
   DType in, out;

@@ -65,7 +65,7 @@ void WriteTokens(Context& ctx, const WriteKvArgs& args) {
   const int64_t heads = layout.kv_heads, dk = layout.key_dim, dv = layout.value_dim;
   const T *k = args.k.data<T>(), *v = args.v.data<T>();
   const int64_t tokens = args.k.dim(0);
-  const bool panels = sizeof(T) == 2 && AmxAvailable();
+  const bool panels = sizeof(T) == 2 && MachineBf16Kernel() != Bf16Kernel::kSimd;
   // A thread starts a panel of 16 only where it owns all of it; the bytes are the same either way.
   ParallelFor(ctx, tokens, 16, [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {

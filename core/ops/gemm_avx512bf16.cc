@@ -1,0 +1,143 @@
+// bf16 products with AVX-512's dot products of pairs.
+//
+// A strip of 16 rows meets a pair of panels in two halves of 8 x 32 sums: 16 accumulators hide the
+// latency of two products a cycle and need ten loads for sixteen of them. The pair is taken in
+// pieces of k that stay in the first-level cache while the strips of the block, in the second,
+// pass by; the sums wait in memory between the pieces.
+#include <algorithm>
+#include <array>
+
+#include "core/ops/avx512-inl.h"
+#include "core/ops/gemm_kernels.h"
+
+namespace cadre::ops {
+namespace {
+
+constexpr int64_t kStripRows = 16;
+constexpr int64_t kHalfRows = 8;
+constexpr int64_t kStepBytes = 64;  // two of k by 16 rows or columns
+constexpr int64_t kStepsInCache = 128;
+
+struct Strip {
+  const std::byte* left;  // [k / 2][16 rows][2]
+  int64_t row, rows;
+  alignas(64) float sums[kStripRows][2][kPanelColumns];
+};
+
+struct Steps {
+  int64_t begin, end;
+};
+
+// Adds the products of some steps to the sums of kRows rows x kPanels panels; the first steps start
+// from zero.
+template <int kRows, int kPanels>
+void Sum(const std::byte* left, Steps steps, const std::byte* panel, size_t panel_bytes,
+         float (*sums)[2][kPanelColumns]) {
+  __m512 acc[kRows][kPanels];
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 2
+    for (int p = 0; p < kPanels; ++p) {
+      acc[r][p] = steps.begin == 0 ? _mm512_setzero_ps() : _mm512_load_ps(sums[r][p]);
+    }
+  }
+  for (int64_t s = steps.begin; s < steps.end; ++s) {
+    __m512bh right[kPanels];
+#pragma GCC unroll 2
+    for (int p = 0; p < kPanels; ++p) {
+      right[p] = LoadPairs(panel + static_cast<size_t>(p) * panel_bytes + s * kStepBytes);
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) {
+      const __m512bh pair = BroadcastPair(left + s * kStepBytes + r * 4);
+#pragma GCC unroll 2
+      for (int p = 0; p < kPanels; ++p) acc[r][p] = _mm512_dpbf16_ps(acc[r][p], pair, right[p]);
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 2
+    for (int p = 0; p < kPanels; ++p) _mm512_store_ps(sums[r][p], acc[r][p]);
+  }
+}
+
+using SumFunction = void (*)(const std::byte*, Steps, const std::byte*, size_t,
+                             float (*)[2][kPanelColumns]);
+
+SumFunction SumOf(int64_t rows, bool pair) {
+  static constexpr SumFunction kOne[] = {Sum<1, 1>, Sum<2, 1>, Sum<3, 1>, Sum<4, 1>,
+                                         Sum<5, 1>, Sum<6, 1>, Sum<7, 1>, Sum<8, 1>};
+  static constexpr SumFunction kTwo[] = {Sum<1, 2>, Sum<2, 2>, Sum<3, 2>, Sum<4, 2>,
+                                         Sum<5, 2>, Sum<6, 2>, Sum<7, 2>, Sum<8, 2>};
+  return (pair ? kTwo : kOne)[rows - 1];
+}
+
+void AddSteps(Strip& strip, Steps steps, const std::byte* panel, size_t panel_bytes, bool pair) {
+  for (int64_t half = 0; half < strip.rows; half += kHalfRows) {
+    const SumFunction sum = SumOf(std::min(kHalfRows, strip.rows - half), pair);
+    sum(strip.left + half * 4, steps, panel, panel_bytes, strip.sums + half);
+  }
+}
+
+void StoreStrip(const PanelGemmArgs& args, const Strip& strip, int64_t panel, bool pair) {
+  for (int64_t r = 0; r < strip.rows; ++r) {
+    for (int64_t p = 0; p < (pair ? 2 : 1); ++p) {
+      const int64_t column = (panel + p) * kPanelColumns;
+      StoreRow(args, strip.sums[r][p], strip.row + r, column,
+               std::min(kPanelColumns, args.b.n - column));
+    }
+  }
+}
+
+// All strips of the block meet one pair of panels.
+void StripsByPair(const PanelGemmArgs& args, std::span<Strip> strips, int64_t panel, bool pair) {
+  const size_t panel_bytes = args.b.panel_bytes();
+  const std::byte* data = args.b.data.raw() + static_cast<size_t>(panel) * panel_bytes;
+  const int64_t total = args.b.k_padded / 2;
+  const int64_t piece = strips.size() == 1 ? total : kStepsInCache;
+  for (int64_t begin = 0; begin < total; begin += piece) {
+    const Steps steps{begin, std::min(begin + piece, total)};
+    for (Strip& strip : strips) {
+      AddSteps(strip, steps, data, panel_bytes, pair);
+      if (steps.end == total) StoreStrip(args, strip, panel, pair);
+    }
+  }
+}
+
+// 16 rows from `row` of the left-hand matrix, and where `next` is given the 16 behind them.
+void PackStrips(const PanelGemmArgs& args, int64_t row, int64_t rows_end, std::byte* to,
+                std::byte* next) {
+  const BF16* data = reinterpret_cast<const BF16*>(args.a.data);
+  if (args.a.transposed) {
+    return PackPanelsAvx512(data, args.b.k, args.a.rows, row, to, next);
+  }
+  PackTransposedPanelAvx512(data, args.b.k, rows_end, row, to);
+  if (next != nullptr) {
+    PackTransposedPanelAvx512(data, args.b.k, rows_end, row + kStripRows, next);
+  }
+}
+
+}  // namespace
+
+void GemmBlockAvx512(const PanelGemmArgs& args, const GemmBlock& block, std::byte* scratch) {
+  std::array<Strip, kMaxBlockRows / kStripRows> all;
+  const std::span<Strip> strips(all.data(), (block.rows + kStripRows - 1) / kStripRows);
+  const int64_t strip_bytes = args.b.k_padded / 2 * kStepBytes, rows_end = block.row + block.rows;
+  for (size_t i = 0; i < strips.size(); ++i) {
+    Strip& strip = strips[i];
+    strip.row = block.row + static_cast<int64_t>(i) * kStripRows;
+    strip.rows = std::min(kStripRows, rows_end - strip.row);
+    std::byte* packed = scratch + static_cast<int64_t>(i) * strip_bytes;
+    strip.left = packed;
+    if (i % 2 == 0) {
+      PackStrips(args, strip.row, rows_end, packed,
+                 i + 1 < strips.size() ? packed + strip_bytes : nullptr);
+    }
+  }
+  const int64_t end = block.panel + block.panels;
+  for (int64_t panel = block.panel; panel < end; panel += 2) {
+    StripsByPair(args, strips, panel, panel + 1 < end);
+  }
+}
+
+}  // namespace cadre::ops
