@@ -1,3 +1,5 @@
+#include <malloc.h>
+
 #include <cstdio>
 #include <string>
 
@@ -15,10 +17,15 @@ int ExitCode(const absl::Status& status) {
   return status.code() == absl::StatusCode::kInvalidArgument ? 2 : 1;
 }
 
+// From this size on, what is freed goes back to the system at once. Left alone, malloc raises the
+// bound up to 32 MiB as it goes and keeps what lies under it.
+void ReturnLargeBlocks() { mallopt(M_MMAP_THRESHOLD, 1 << 20); }
+
 }  // namespace
 
 int main(int argc, char** argv) {
   cadre::cli::EnsurePassiveOpenMp(argv);
+  ReturnLargeBlocks();
   CLI::App app("Cadre trains and serves large language models and mixtures of experts.", "cadre");
   app.set_version_flag("--version", "cadre " CADRE_VERSION);
   app.require_subcommand(1);

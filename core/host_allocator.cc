@@ -41,32 +41,51 @@ std::shared_ptr<Storage> HostAllocator::Allocate(size_t bytes) {
     std::lock_guard lock(mutex_);
     usage_.live_bytes += rounded;
     usage_.peak_bytes = std::max(usage_.peak_bytes, usage_.live_bytes);
-    auto it = free_.find(rounded);
-    if (it != free_.end() && !it->second.empty()) {
-      data = it->second.back();
-      it->second.pop_back();
-    } else {
-      usage_.reserved_bytes += rounded;
-    }
+    data = Reuse(rounded);
+    if (data == nullptr) MakeRoom(rounded);
   }
   if (data == nullptr) data = SystemAllocate(rounded);
   return std::make_shared<Storage>(data, rounded, Device{}, &HostAllocator::Return, this);
+}
+
+std::byte* HostAllocator::Reuse(size_t bytes) {
+  const auto it = idle_.find(bytes);
+  if (it == idle_.end()) return nullptr;
+  std::byte* data = it->second.back().data;  // the newest: the likeliest to be in a cache
+  it->second.pop_back();
+  if (it->second.empty()) idle_.erase(it);
+  return data;
+}
+
+void HostAllocator::MakeRoom(size_t bytes) {
+  usage_.reserved_bytes += bytes;
+  const size_t most = usage_.peak_bytes + usage_.peak_bytes / kIdleShare;
+  while (usage_.reserved_bytes > most && ReleaseOldest()) {
+  }
+}
+
+bool HostAllocator::ReleaseOldest() {
+  if (idle_.empty()) return false;
+  const auto it = std::ranges::min_element(
+      idle_, {}, [](const auto& blocks) { return blocks.second.front().since; });
+  std::free(it->second.front().data);
+  usage_.reserved_bytes -= it->first;
+  it->second.pop_front();
+  if (it->second.empty()) idle_.erase(it);
+  return true;
 }
 
 void HostAllocator::Return(void* owner, std::byte* data, size_t bytes) {
   auto* self = static_cast<HostAllocator*>(owner);
   std::lock_guard lock(self->mutex_);
   self->usage_.live_bytes -= bytes;
-  self->free_[bytes].push_back(data);
+  self->idle_[bytes].push_back({data, self->returns_++});
 }
 
 void HostAllocator::Trim() {
   std::lock_guard lock(mutex_);
-  for (auto& [bytes, blocks] : free_) {
-    for (std::byte* block : blocks) std::free(block);
-    usage_.reserved_bytes -= bytes * blocks.size();
+  while (ReleaseOldest()) {
   }
-  free_.clear();
 }
 
 HostAllocator::Usage HostAllocator::usage() const {

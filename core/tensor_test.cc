@@ -65,6 +65,33 @@ TEST(HostAllocator, ReusesBlocksAndCounts) {
   EXPECT_EQ(allocator.usage().reserved_bytes, 1024u);
 }
 
+TEST(HostAllocator, IdleBlocksPayForNewOnes) {
+  constexpr size_t kMiB = size_t{1} << 20;
+  HostAllocator allocator;
+  auto kept = allocator.Allocate(32 * kMiB);
+  for (size_t i = 0; i < 64; ++i) {
+    // Sizes that no two passes share, as batches of other lengths have.
+    auto block = allocator.Allocate((64 + 8 * (i % 8)) * kMiB);
+    const HostAllocator::Usage usage = allocator.usage();
+    EXPECT_LE(usage.reserved_bytes, usage.peak_bytes + usage.peak_bytes / 16);
+  }
+  EXPECT_EQ(allocator.usage().peak_bytes, 152 * kMiB);
+  allocator.Trim();
+  EXPECT_EQ(allocator.usage().reserved_bytes, 32 * kMiB);
+}
+
+TEST(HostAllocator, TheBlockLongestUnusedGoesFirst) {
+  constexpr size_t kMiB = size_t{1} << 20;
+  HostAllocator allocator;
+  auto kept = allocator.Allocate(64 * kMiB);
+  for (const size_t mib : {3, 4, 3, 4}) (void)allocator.Allocate(mib * kMiB);
+  EXPECT_EQ(allocator.usage().reserved_bytes, 71 * kMiB);
+  (void)allocator.Allocate(8 * kMiB);  // at most 4.5 may be idle beside it
+  EXPECT_EQ(allocator.usage().reserved_bytes, 76 * kMiB);
+  auto four = allocator.Allocate(4 * kMiB);
+  EXPECT_EQ(allocator.usage().reserved_bytes, 76 * kMiB);
+}
+
 // Known answers of Random123's kat_vectors for philox4x32-10.
 TEST(Random, PhiloxKnownAnswers) {
   EXPECT_EQ(Philox({0, 0, 0, 0}, 0), (PhiloxBlock{0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8}));
