@@ -23,10 +23,16 @@ class Descriptor {
     if (fd_ >= 0) close(fd_);
   }
   int get() const { return fd_; }
+  int Release() { return std::exchange(fd_, -1); }
 
  private:
   int fd_;
 };
+
+// O_NONBLOCK: opening a named pipe must not wait for its writer.
+int OpenToRead(const std::string& path) {
+  return open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+}
 
 // Its size, or why it cannot be read as a file.
 absl::StatusOr<int64_t> RegularFileSize(int fd, const std::string& path) {
@@ -70,8 +76,7 @@ absl::Status ErrnoError(const std::string& path, const std::string& what, int er
 }
 
 absl::StatusOr<std::string> ReadFile(const std::string& path, int64_t max_bytes) {
-  // O_NONBLOCK: opening a named pipe must not wait for its writer.
-  const Descriptor file(open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
+  const Descriptor file(OpenToRead(path));
   if (file.get() < 0) return ErrnoError(path, "cannot open", errno);
   CADRE_ASSIGN_OR_RETURN(const int64_t size, RegularFileSize(file.get(), path));
   if (size > max_bytes) {
@@ -114,7 +119,7 @@ absl::Status WriteFileAtomic(const std::string& path, std::string_view bytes) {
 }
 
 absl::StatusOr<MappedFile> MappedFile::Open(const std::string& path) {
-  const Descriptor file(open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
+  const Descriptor file(OpenToRead(path));
   if (file.get() < 0) return ErrnoError(path, "cannot open", errno);
   CADRE_ASSIGN_OR_RETURN(const int64_t size, RegularFileSize(file.get(), path));
   MappedFile mapped;
@@ -138,6 +143,43 @@ MappedFile& MappedFile::operator=(MappedFile&& other) noexcept {
 
 MappedFile::~MappedFile() {
   if (data_ != nullptr) munmap(const_cast<std::byte*>(data_), size_);
+}
+
+absl::StatusOr<FileReader> FileReader::Open(const std::string& path) {
+  Descriptor file(OpenToRead(path));
+  if (file.get() < 0) return ErrnoError(path, "cannot open", errno);
+  FileReader reader;
+  CADRE_ASSIGN_OR_RETURN(reader.size_, RegularFileSize(file.get(), path));
+  reader.path_ = path;
+  reader.descriptor_ = file.Release();
+  return reader;
+}
+
+FileReader::FileReader(FileReader&& other) noexcept { *this = std::move(other); }
+
+FileReader& FileReader::operator=(FileReader&& other) noexcept {
+  std::swap(path_, other.path_);
+  std::swap(descriptor_, other.descriptor_);
+  std::swap(size_, other.size_);
+  return *this;
+}
+
+FileReader::~FileReader() {
+  if (descriptor_ >= 0) close(descriptor_);
+}
+
+absl::Status FileReader::ReadAt(int64_t offset, std::span<std::byte> bytes) const {
+  while (!bytes.empty()) {
+    const ssize_t n = pread(descriptor_, bytes.data(), bytes.size(), offset);
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) return ErrnoError(path_, "cannot read", errno);
+    if (n == 0) {
+      return DataLoss("{}: ends at byte {}; it had {} when it was opened", path_, offset, size_);
+    }
+    bytes = bytes.subspan(static_cast<size_t>(n));
+    offset += n;
+  }
+  return absl::OkStatus();
 }
 
 absl::StatusOr<AtomicFileWriter> AtomicFileWriter::Create(const std::string& path) {

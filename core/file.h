@@ -1,4 +1,5 @@
-// Files: whole reads with a bound, read-only mappings, and writes that are whole or absent.
+// Files: whole reads with a bound, read-only mappings, reads in pieces, and writes that are whole
+// or absent.
 //
 //   CADRE_ASSIGN_OR_RETURN(auto writer, AtomicFileWriter::Create(path));
 //   CADRE_RETURN_IF_ERROR(writer.Append(bytes));
@@ -49,6 +50,27 @@ class MappedFile {
   std::string path_;
   const std::byte* data_ = nullptr;
   size_t size_ = 0;
+};
+
+// A regular file read in pieces, where a mapping would keep every page once read in the process's
+// memory, or where the file may shrink: that is an error here, never a signal.
+class FileReader {
+ public:
+  static absl::StatusOr<FileReader> Open(const std::string& path);
+  FileReader(FileReader&& other) noexcept;
+  FileReader& operator=(FileReader&& other) noexcept;
+  ~FileReader();
+
+  const std::string& path() const { return path_; }
+  int64_t size() const { return size_; }  // when it was opened
+  // Fills `bytes` from `offset` on; kDataLoss where the file ends before. From any thread.
+  absl::Status ReadAt(int64_t offset, std::span<std::byte> bytes) const;
+
+ private:
+  FileReader() = default;
+  std::string path_;
+  int descriptor_ = -1;
+  int64_t size_ = 0;
 };
 
 // A new file beside `path` that takes its place on Commit; removed when destroyed before that.

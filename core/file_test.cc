@@ -6,6 +6,7 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
+#include <array>
 #include <csignal>
 #include <filesystem>
 #include <fstream>
@@ -114,6 +115,23 @@ TEST_F(File, AMappingSurvivesMovesAndReplacement) {
   EXPECT_EQ(static_cast<char>(moved.bytes()[0]), 'a');
   ASSERT_TRUE(WriteFileAtomic(path, "").ok());
   EXPECT_TRUE(MappedFile::Open(path)->bytes().empty());
+}
+
+TEST_F(File, PiecesAndAFileThatShrinks) {
+  const std::string path = folder_ + "/a";
+  ASSERT_TRUE(WriteFileAtomic(path, "0123456789").ok());
+  auto opened = FileReader::Open(path);
+  ASSERT_TRUE(opened.ok());
+  const FileReader file = *std::move(opened);
+  EXPECT_EQ(file.size(), 10);
+  std::array<std::byte, 4> piece;
+  ASSERT_TRUE(file.ReadAt(6, piece).ok());
+  EXPECT_EQ(static_cast<char>(piece[3]), '9');
+  fs::resize_file(path, 8);
+  const absl::Status status = file.ReadAt(6, piece);
+  EXPECT_EQ(status.code(), absl::StatusCode::kDataLoss);
+  EXPECT_EQ(Message(status), path + ": ends at byte 8; it had 10 when it was opened");
+  EXPECT_EQ(FileReader::Open(folder_).status().code(), absl::StatusCode::kInvalidArgument);
 }
 
 }  // namespace

@@ -147,13 +147,14 @@ int64_t TokenIndex::FirstSequence(int64_t document) const {
 
 absl::StatusOr<IndexedDataset> IndexedDataset::Open(const std::string& prefix) {
   CADRE_ASSIGN_OR_RETURN(MappedFile idx, MappedFile::Open(prefix + ".idx"));
-  CADRE_ASSIGN_OR_RETURN(MappedFile bin, MappedFile::Open(prefix + ".bin"));
-  CADRE_ASSIGN_OR_RETURN(const TokenIndex index,
-                         TokenIndex::Parse(idx.bytes(), bin.bytes().size(), idx.path()));
+  CADRE_ASSIGN_OR_RETURN(FileReader bin, FileReader::Open(prefix + ".bin"));
+  CADRE_ASSIGN_OR_RETURN(
+      const TokenIndex index,
+      TokenIndex::Parse(idx.bytes(), static_cast<uint64_t>(bin.size()), idx.path()));
   return IndexedDataset(std::move(bin), std::move(idx), index);
 }
 
-IndexedDataset::IndexedDataset(MappedFile bin, MappedFile idx, TokenIndex index)
+IndexedDataset::IndexedDataset(FileReader bin, MappedFile idx, TokenIndex index)
     : bin_(std::move(bin)), idx_(std::move(idx)), index_(index) {}
 
 int64_t IndexedDataset::DocumentLength(int64_t document) const {
@@ -188,11 +189,13 @@ absl::Status IndexedDataset::ReadDocument(int64_t document, int64_t offset,
 
 absl::Status IndexedDataset::ReadSequence(int64_t sequence, int64_t offset,
                                           std::span<int32_t> ids) const {
-  const std::byte* bytes = bin_.bytes().data() + index_.Pointer(sequence);
+  const auto width = static_cast<int64_t>(SizeOf(index_.type()));
+  std::vector<std::byte> bytes(ids.size() * static_cast<size_t>(width));
+  CADRE_RETURN_IF_ERROR(bin_.ReadAt(index_.Pointer(sequence) + offset * width, bytes));
   return VisitTokens(index_.type(), [&](auto zero) -> absl::Status {
     using T = decltype(zero);
     for (size_t i = 0; i < ids.size(); ++i) {
-      const T id = Load<T>(bytes, offset + static_cast<int64_t>(i));
+      const T id = Load<T>(bytes.data(), static_cast<int64_t>(i));
       if (!std::in_range<int32_t>(id) || id < T{0}) {
         return DataLoss("{}: sequence {}: token {} is {}, no id", bin_.path(), sequence,
                         offset + static_cast<int64_t>(i), static_cast<int64_t>(id));

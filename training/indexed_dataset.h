@@ -6,7 +6,8 @@
 //   CADRE_RETURN_IF_ERROR(data.ReadDocument(d, 0, ids));
 //
 // Files are taken as hostile: everything that Read relies on is checked by Open, each error naming
-// the file and the sequence or document. Reading maps the files, is const and safe from any thread.
+// the file and the sequence or document. The index is mapped, tokens are read as they are asked
+// for; reading is const and safe from any thread.
 //
 // .idx, little-endian: "MMIDIDX\0\0", u64 version 1, u8 element type, u64 sequences n, u64 document
 // entries m, int32 length[n] (tokens), int64 pointer[n] (bytes into .bin), int64 document[m] (first
@@ -75,9 +76,9 @@ class IndexedDataset {
   absl::Status ReadDocument(int64_t document, int64_t offset, std::span<int32_t> ids) const;
 
  private:
-  IndexedDataset(MappedFile bin, MappedFile idx, TokenIndex index);
+  IndexedDataset(FileReader bin, MappedFile idx, TokenIndex index);
   absl::Status ReadSequence(int64_t sequence, int64_t offset, std::span<int32_t> ids) const;
-  MappedFile bin_;
+  FileReader bin_;
   MappedFile idx_;
   TokenIndex index_;  // of idx_
 };
