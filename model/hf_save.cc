@@ -52,12 +52,16 @@ std::map<std::string, StoredTensor> Plan(const ParameterStore& store,
   return plan;
 }
 
+// A piece's elements in `dtype`, in the parameter's own order.
+Tensor Typed(Context& ctx, const Tensor& values, const Piece& piece, DType dtype) {
+  Tensor part = values.Reshape({values.numel()}).Narrow(piece.begin, SliceElements(*piece.source));
+  return ops::CastTensor(ctx, part, dtype);
+}
+
 // Appends a piece's elements in `dtype`, as stored.
 void AppendPiece(Context& ctx, const Tensor& values, const Piece& piece, DType dtype,
                  std::vector<std::byte>* bytes) {
-  int64_t count = SliceElements(*piece.source);
-  Tensor part = values.Reshape({values.numel()}).Narrow(piece.begin, count);
-  Tensor typed = ops::CastTensor(ctx, part, dtype);
+  Tensor typed = Typed(ctx, values, piece, dtype);
   size_t begin = bytes->size();
   bytes->resize(begin + typed.bytes());
   LogicalToStored(*piece.source, SizeOf(dtype), typed.raw(), bytes->data() + begin);
@@ -66,6 +70,11 @@ void AppendPiece(Context& ctx, const Tensor& values, const Piece& piece, DType d
 absl::Status WriteTensor(Context& ctx, const WeightsOf& weights, const StoredTensor& tensor,
                          SafetensorsFolderWriter* writer) {
   if (tensor.carried != nullptr) return writer->Write(tensor.entry.name, tensor.carried->bytes);
+  const Piece& first = tensor.pieces.front();
+  if (tensor.pieces.size() == 1 && first.source->layout == ParamSource::Layout::kPlain) {
+    Tensor typed = Typed(ctx, weights(first.param), first, *ToDType(tensor.entry.type));
+    return writer->Write(tensor.entry.name, {typed.raw(), typed.bytes()});
+  }
   std::vector<std::byte> bytes;
   for (const Piece& piece : tensor.pieces) {
     AppendPiece(ctx, weights(piece.param), piece, *ToDType(tensor.entry.type), &bytes);

@@ -155,4 +155,16 @@ int64_t SnapshotBytes(const config::OptimizerConfig& config, const ParameterStor
   return bytes + OptimizerStateBytes(config, store, compute);
 }
 
+int64_t WriteBufferBytes(const ParameterStore& store, DType compute) {
+  int64_t most = 0;
+  for (ParamId id = 0; id < store.size(); ++id) {
+    for (const ParamSource& source : store.spec(id).sources) {
+      const bool as_it_lies =
+          source.layout == ParamSource::Layout::kPlain && compute != DType::kBF16;
+      if (!as_it_lies) most = std::max(most, source.shape.numel());
+    }
+  }
+  return most * static_cast<int64_t>(SizeOf(compute));
+}
+
 }  // namespace cadre

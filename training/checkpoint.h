@@ -90,6 +90,8 @@ class CheckpointSaver {
 // Bytes of the snapshot that an async saver allocates; callable before the store is allocated.
 int64_t SnapshotBytes(const config::OptimizerConfig& config, const ParameterStore& store,
                       DType compute);
+// Bytes of the largest weight that is converted on its way into a checkpoint, one at a time.
+int64_t WriteBufferBytes(const ParameterStore& store, DType compute);
 
 // Fills the store and the optimizer from a checkpoint whose files VerifyFiles has accepted.
 // `model_config` must equal the manifest's; every parameter that the run changes must be there with

@@ -32,6 +32,11 @@ DocumentOrder::DocumentOrder(const DocumentSource& source, const RandomKey& key,
   }
 }
 
+int64_t DocumentOrder::Bytes(int64_t documents) {
+  return documents * static_cast<int64_t>(sizeof(uint32_t)) +
+         documents / kStride * static_cast<int64_t>(sizeof(int64_t));
+}
+
 DocumentOrder::Place DocumentOrder::Find(int64_t token) const {
   CADRE_CHECK(token >= 0 && token < tokens_, "token {} of {}", token, tokens_);
   auto above = std::upper_bound(starts_.begin(), starts_.end(), token);

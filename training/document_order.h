@@ -28,6 +28,8 @@ class DocumentOrder {
   int64_t size() const { return static_cast<int64_t>(documents_.size()); }
   int64_t document(int64_t position) const { return documents_[position]; }
   int64_t tokens() const { return tokens_; }
+  // Memory of an order of so many documents.
+  static int64_t Bytes(int64_t documents);
 
  private:
   const DocumentSource* source_;

@@ -1,8 +1,12 @@
 #include "training/memory_plan.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 
+#include "core/host_allocator.h"
 #include "core/status.h"
+#include "model/model_cost.h"
 #include "training/checkpoint.h"
 #include "training/optimizer.h"
 
@@ -49,15 +53,31 @@ double GiB(int64_t bytes) { return static_cast<double>(bytes) / (1 << 30); }
 std::string MemoryPlan::ToString() const {
   return fmt::format(
       "{:.2f} GiB planned: weights {:.2f}, gradients {:.2f}, optimizer {:.2f}, packed weights "
-      "{:.2f}, "
-      "checkpoint snapshot {:.2f}, activations {:.2f}, workspace {:.2f}",
+      "{:.2f}, checkpoint snapshot {:.2f}, activations {:.2f}, workspace {:.2f}, idle blocks "
+      "{:.2f}, data {:.2f}, program {:.2f}",
       GiB(total()), GiB(weights), GiB(gradients), GiB(optimizer), GiB(packed_weights),
-      GiB(snapshot), GiB(activations), GiB(workspace));
+      GiB(snapshot), GiB(activations), GiB(workspace), GiB(idle), GiB(data), GiB(program));
+}
+
+absl::Status CheckFits(const config::ModelConfig& model, DType compute) {
+  CADRE_ASSIGN_OR_RETURN(DecoderSpec spec, ResolveModelConfig(model));
+  const auto parameters = static_cast<double>(CountParameters(spec).total);
+  // bf16: weight, fp32 gradient, master and two moments; else all of one width.
+  const double each =
+      compute == DType::kBF16 ? 2 + 4 * 4 : 4.0 * static_cast<double>(SizeOf(compute));
+  const double memory =
+      static_cast<double>(sysconf(_SC_PHYS_PAGES)) * static_cast<double>(sysconf(_SC_PAGE_SIZE));
+  if (parameters * each <= memory) return absl::OkStatus();
+  return InvalidArgument(
+      "model: {:.3g} parameters x {} bytes of weights, gradients and optimizer state are "
+      "{:.1f} GiB, this machine has {:.1f}",
+      parameters, each, parameters * each / (1 << 30), memory / (1 << 30));
 }
 
 MemoryPlan PlanTraining(const config::TrainConfig& config, const DecoderSpec& spec,
-                        const ParameterStore& store, DType compute) {
-  MemoryPlan plan;
+                        const ParameterStore& store, DType compute,
+                        const MeasuredMemory& measured) {
+  MemoryPlan plan{.data = measured.data, .program = measured.program};
   const auto width = static_cast<int64_t>(SizeOf(compute));
   for (const ParamBucket& bucket : store.buckets()) {
     plan.weights += static_cast<int64_t>(bucket.weights.bytes());
@@ -65,8 +85,10 @@ MemoryPlan PlanTraining(const config::TrainConfig& config, const DecoderSpec& sp
       plan.gradients += static_cast<int64_t>(bucket.gradients.bytes());
   }
   plan.optimizer = OptimizerStateBytes(config.optimizer(), store, compute);
-  if (config.checkpoint().async())
+  if (config.checkpoint().async()) {
     plan.snapshot = SnapshotBytes(config.optimizer(), store, compute);
+    plan.workspace = WriteBufferBytes(store, compute);
+  }
   // The input embedding is looked up, not multiplied; f64 runs on plain weights.
   if (compute != DType::kF64) {
     const int64_t looked_up = spec.tied ? 0 : spec.vocab * spec.hidden * width;
@@ -83,7 +105,8 @@ MemoryPlan PlanTraining(const config::TrainConfig& config, const DecoderSpec& sp
   // The widest layer's gradients on their way down, and a chunk of logits with its gradient.
   const int64_t logit_rows =
       std::min(tokens, std::max<int64_t>(64, (int64_t{64} << 20) / (spec.vocab * 4)));
-  plan.workspace = tokens * widest / 2 * width + logit_rows * spec.vocab * (4 + width);
+  plan.workspace += tokens * widest / 2 * width + logit_rows * spec.vocab * (4 + width);
+  plan.idle = plan.tensors() / static_cast<int64_t>(HostAllocator::kIdleShare);
   return plan;
 }
 

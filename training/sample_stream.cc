@@ -41,7 +41,7 @@ const DocumentOrder& SampleStream::Order(Source& source, int64_t epoch) {
   for (auto& [cached, order] : source.orders) {
     if (cached == epoch) return order;
   }
-  if (source.orders.size() == 2) source.orders.pop_front();
+  if (source.orders.size() == kKeptOrders) source.orders.pop_front();
   return source.orders
       .emplace_back(epoch, DocumentOrder(*source.documents, source.key, epoch, options_.shuffle))
       .second;
@@ -131,6 +131,12 @@ int64_t SampleStream::epoch_tokens() const {
   int64_t tokens = 0;
   for (const Source& source : sources_) tokens += source.used ? source.tokens : 0;
   return tokens;
+}
+
+int64_t SampleStream::order_bytes() const {
+  int64_t bytes = 0;
+  for (const Source& source : sources_) bytes += DocumentOrder::Bytes(source.documents->size());
+  return bytes * static_cast<int64_t>(kKeptOrders);
 }
 
 int64_t SampleStream::epoch_rows() const {

@@ -72,14 +72,18 @@ class SampleStream {
   // Whole rows in one pass over every source that has a weight, at least 1: the samples that an
   // evaluation of the whole split takes.
   int64_t epoch_rows() const;
+  // Bytes of the document orders that reading will build and keep.
+  int64_t order_bytes() const;
 
  private:
+  static constexpr size_t kKeptOrders = 2;
   struct Source {
     std::shared_ptr<const DocumentSource> documents;
     RandomKey key;
     int64_t tokens;  // of an epoch
     bool used;
-    // The newest epochs' orders; rows of one source walk forward, and one row may touch two.
+    // The newest kKeptOrders epochs' orders; rows of one source walk forward, and one row may touch
+    // two.
     std::deque<std::pair<int64_t, DocumentOrder>> orders;
   };
   // Tokens of one document inside a row.

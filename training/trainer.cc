@@ -6,10 +6,10 @@
 #include <filesystem>
 
 #include <spdlog/spdlog.h>
-#include <unistd.h>
 
 #include "core/config.h"
 #include "core/file.h"
+#include "core/process_memory.h"
 #include "model/chat_template.h"
 #include "model/initialize.h"
 #include "model/model_cost.h"
@@ -79,22 +79,6 @@ absl::Status CheckSameData(const std::string& saved_yaml, const config::TrainCon
   return absl::OkStatus();
 }
 
-// Refuses what cannot fit before anything is allocated: weights, gradients and optimizer state.
-absl::Status CheckMemory(const config::ModelConfig& model, DType compute) {
-  CADRE_ASSIGN_OR_RETURN(DecoderSpec spec, ResolveModelConfig(model));
-  const auto parameters = static_cast<double>(CountParameters(spec).total);
-  // bf16: weight, fp32 gradient, master and two moments; else all of one width.
-  const double each =
-      compute == DType::kBF16 ? 2 + 4 * 4 : 4.0 * static_cast<double>(SizeOf(compute));
-  const double memory =
-      static_cast<double>(sysconf(_SC_PHYS_PAGES)) * static_cast<double>(sysconf(_SC_PAGE_SIZE));
-  if (parameters * each <= memory) return absl::OkStatus();
-  return InvalidArgument(
-      "model: {:.3g} parameters x {} bytes of weights, gradients and optimizer state are "
-      "{:.1f} GiB, this machine has {:.1f}",
-      parameters, each, parameters * each / (1 << 30), memory / (1 << 30));
-}
-
 }  // namespace
 
 Trainer::Trainer(const config::TrainConfig& config, const TrainerOptions& options)
@@ -117,11 +101,16 @@ absl::StatusOr<std::unique_ptr<Trainer>> Trainer::Create(const config::TrainConf
 }
 
 absl::Status Trainer::Open() {
+  measured_.program = ReadResidentMemory().now;
   std::error_code error;
   std::filesystem::create_directories(options_.output, error);
   if (error) return Unavailable("{}: cannot create: {}", options_.output, error.message());
   CADRE_RETURN_IF_ERROR(OpenModel());
+  const int64_t without_data = ReadResidentMemory().now;
   CADRE_RETURN_IF_ERROR(OpenData());
+  measured_.data =
+      std::max<int64_t>(0, ReadResidentMemory().now - without_data) + stream_->order_bytes();
+  if (validation_.has_value()) measured_.data += validation_->order_bytes();
   CADRE_RETURN_IF_ERROR(OpenState());
   CADRE_RETURN_IF_ERROR(Resume());
   CADRE_RETURN_IF_ERROR(WriteFileAtomic(options_.output + "/config.yaml", DumpYaml(config_)));
@@ -145,7 +134,7 @@ absl::Status Trainer::OpenModel() {
     if (config_.has_model_path()) {
       CADRE_ASSIGN_OR_RETURN(hf, LoadHfConfig(config_.model_path()));
     }
-    CADRE_RETURN_IF_ERROR(CheckMemory(hf.model, compute));
+    CADRE_RETURN_IF_ERROR(CheckFits(hf.model, compute));
     CADRE_ASSIGN_OR_RETURN(model_, CreateModel(ctx_, std::move(hf), options));
     ctx_.parameters = &model_->parameters();
     InitializeParameters(ctx_, config_.seed());
@@ -183,7 +172,7 @@ absl::Status Trainer::OpenState() {
       LrSchedule::Create(config_.lr_schedule(), config_.optimizer().lr(), config_.train_steps()));
   guard_.emplace(config_.bad_step());
   step_runner_.emplace(*model_, config_, config_.global_batch_size() / config_.micro_batch_size());
-  plan_ = PlanTraining(config_, model_->spec(), store, ComputeDType(config_.dtype()));
+  plan_ = PlanTraining(config_, model_->spec(), store, ComputeDType(config_.dtype()), measured_);
   CheckpointSaverOptions options{
       .root = options_.output + "/checkpoints",
       .keep_last = config_.checkpoint().keep_last(),
@@ -278,10 +267,18 @@ absl::Status Trainer::Run() {
     CADRE_RETURN_IF_ERROR(MaybeSave(true));
   }
   if (progress_.has_value()) progress_->Finish();
-  options_.log->info("peak memory {:.2f} GiB of {:.2f} planned",
-                     static_cast<double>(peak_bytes()) / (1 << 30),
-                     static_cast<double>(plan_.total()) / (1 << 30));
-  return saver_->Wait();
+  const absl::Status saved = saver_->Wait();
+  ReportMemory();
+  return saved;
+}
+
+void Trainer::ReportMemory() const {
+  const auto peak = static_cast<double>(ReadResidentMemory().peak);
+  const auto planned = static_cast<double>(plan_.total());
+  constexpr double kGiB = 1 << 30;
+  options_.log->info("peak memory {:.2f} GiB resident, {:.2f} planned ({:.0f}%); {:.2f} in tensors",
+                     peak / kGiB, planned / kGiB, 100 * peak / planned,
+                     static_cast<double>(peak_bytes()) / kGiB);
 }
 
 absl::StatusOr<Trainer::StepReport> Trainer::Step() {
@@ -339,14 +336,17 @@ absl::Status Trainer::Judge(const StepBatches& batches, StepReport* report) {
 void Trainer::Report(const StepReport& report) {
   const double rate = static_cast<double>(report.tokens) / report.seconds;
   const double mfu = rate * flops_per_token_ / peak_flops_;
-  std::vector<Metric> metrics = {{"loss", report.losses.cross_entropy},
-                                 {"lr", report.lr},
-                                 {"grad_norm", report.gradient_norm},
-                                 {"tokens_per_second", rate},
-                                 {"mfu", mfu},
-                                 {"tokens", static_cast<double>(tokens_)},
-                                 {"step_seconds", report.seconds},
-                                 {"applied", report.applied ? 1.0 : 0.0}};
+  std::vector<Metric> metrics = {
+      {"loss", report.losses.cross_entropy},
+      {"lr", report.lr},
+      {"grad_norm", report.gradient_norm},
+      {"tokens_per_second", rate},
+      {"mfu", mfu},
+      {"tokens", static_cast<double>(tokens_)},
+      {"step_seconds", report.seconds},
+      {"applied", report.applied ? 1.0 : 0.0},
+      {"peak_resident_bytes", static_cast<double>(ReadResidentMemory().peak)},
+      {"planned_bytes", static_cast<double>(plan_.total())}};
   if (report.losses.z_loss != 0) metrics.push_back({"z_loss", report.losses.z_loss});
   if (const double load = step_runner_->ExpertLoadMaxOverMean(); load > 0) {
     metrics.push_back({"router_loss", report.losses.router});

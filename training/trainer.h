@@ -63,7 +63,7 @@ class Trainer {
 
   int64_t step() const { return step_; }
   const MemoryPlan& plan() const { return plan_; }
-  // The most that was allocated at once.
+  // The most that was alive in tensors at once.
   size_t peak_bytes() const { return allocator_.usage().peak_bytes; }
 
  private:
@@ -84,6 +84,7 @@ class Trainer {
   absl::Status StartAnew(const std::string& root);
   absl::Status OpenMetrics();
   void PrintPlan() const;
+  void ReportMemory() const;
 
   absl::StatusOr<StepReport> Step();
   absl::Status Judge(const StepBatches& batches, StepReport* report);
@@ -110,6 +111,7 @@ class Trainer {
   std::optional<JsonlWriter> metrics_;
   std::optional<TensorBoardWriter> tensorboard_;
   std::optional<Progress> progress_;
+  MeasuredMemory measured_;
   MemoryPlan plan_;
   double peak_flops_ = 0;
   double flops_per_token_ = 0;

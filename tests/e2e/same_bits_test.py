@@ -50,8 +50,8 @@ model: {model_type: deepseek_v3, hidden_size: 64, intermediate_size: 96, num_hid
 moe: {balance_loss_coef: 0.01, router_z_loss_coef: 1e-3, router_bias_update_rate: 0.01}
 """
 STEPS = 30
-# Of a line in metrics.jsonl, what a clock has no part in.
-TIMED = {"tokens_per_second", "mfu", "step_seconds", "time"}
+# Of a line in metrics.jsonl, what differs from run to run.
+MEASURED = {"tokens_per_second", "mfu", "step_seconds", "peak_resident_bytes", "planned_bytes"}
 
 
 def write_corpus(prefix, documents=300, vocabulary=256):
@@ -103,7 +103,7 @@ def metrics(folder):
 
 
 def untimed(line):
-    return {key: value for key, value in line.items() if key not in TIMED}
+    return {key: value for key, value in line.items() if key not in MEASURED}
 
 
 class Run:
