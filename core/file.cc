@@ -105,6 +105,15 @@ absl::Status WriteAll(int descriptor, const std::string& path, std::string_view 
   return absl::OkStatus();
 }
 
+absl::Status AppendWhole(int descriptor, const std::string& path, std::string_view bytes) {
+  const off_t before = lseek(descriptor, 0, SEEK_END);
+  if (before < 0) return ErrnoError(path, "cannot seek", errno);
+  const absl::Status written = WriteAll(descriptor, path, bytes);
+  if (written.ok()) return written;
+  if (ftruncate(descriptor, before) != 0) return ErrnoError(path, "cannot cut", errno);
+  return written;
+}
+
 absl::Status SyncFolder(const std::string& folder) {
   const Descriptor file(open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
   if (file.get() < 0) return ErrnoError(folder, "cannot open", errno);

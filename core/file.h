@@ -99,4 +99,8 @@ class AtomicFileWriter {
 // All of `bytes` to an open descriptor, restarted after signals and short writes.
 absl::Status WriteAll(int descriptor, const std::string& path, std::string_view bytes);
 
+// All of `bytes` at the end of an open file, or nothing: what a failed write (a full disk) left of
+// them is cut off again. One process at a time appends.
+absl::Status AppendWhole(int descriptor, const std::string& path, std::string_view bytes);
+
 }  // namespace cadre

@@ -5,8 +5,8 @@
 //   CADRE_RETURN_IF_ERROR(jsonl.Write(step, {{"loss", loss}, {"lr", lr}}));
 //
 // Each Write hands whole records to the system before it returns, so that another process (or a
-// crash of this one) sees only whole ones. One thread at a time uses a writer. Errors name the
-// file.
+// crash of this one) sees only whole ones; a record that a full disk cut short is taken back. One
+// thread at a time uses a writer. Errors name the file.
 #pragma once
 
 #include <cstdint>

@@ -66,7 +66,7 @@ absl::Status JsonlWriter::Write(int64_t step, std::span<const Metric> metrics) {
     line += fmt::format(",{}:", nlohmann::json(metric.name).dump());
     line += std::isfinite(metric.value) ? fmt::format("{}", metric.value) : "null";
   }
-  return WriteAll(descriptor_, path_, line + "}\n");
+  return AppendWhole(descriptor_, path_, line + "}\n");
 }
 
 }  // namespace cadre

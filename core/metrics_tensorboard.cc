@@ -99,7 +99,7 @@ absl::Status TensorBoardWriter::Write(int64_t step, std::span<const Metric> metr
     value->set_tag(std::string(metric.name));
     value->set_simple_value(static_cast<float>(metric.value));
   }
-  return WriteAll(descriptor_, path_, Record(event.SerializeAsString()));
+  return AppendWhole(descriptor_, path_, Record(event.SerializeAsString()));
 }
 
 }  // namespace cadre

@@ -2,9 +2,11 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include <cmath>
+#include <csignal>
 #include <cstring>
 #include <filesystem>
 #include <limits>
@@ -55,6 +57,33 @@ TEST_F(Metrics, ValuesKeepTheirDigitsAndTheirOrder) {
   EXPECT_EQ(*ReadFile(path_),
             "{\"step\":7,\"z\":0.30000000000000004,\"a \\\"b\\\"\":-3,\"n\":null,\"i\":null,"
             "\"e\":1e-300}\n");
+}
+
+// A file size limit stands in for a disk that fills up, and has room again later.
+TEST_F(Metrics, ALineThatAFullDiskCutIsTakenBack) {
+  auto jsonl = JsonlWriter::Open(path_, std::nullopt);
+  auto events = TensorBoardWriter::Create(folder_, "test");
+  ASSERT_TRUE(jsonl.ok() && events.ok());
+  const Metric metrics[] = {{"loss", 0.5}};
+  ASSERT_TRUE(jsonl->Write(1, metrics).ok());
+  ASSERT_TRUE(events->Write(1, metrics).ok());
+  const std::string recorded = *ReadFile(events->path());
+  std::signal(SIGXFSZ, SIG_IGN);
+  rlimit before;
+  getrlimit(RLIMIT_FSIZE, &before);
+  rlimit small = before;
+  small.rlim_cur = Line(1).size() + 10;
+  setrlimit(RLIMIT_FSIZE, &small);
+  const absl::Status line = jsonl->Write(2, metrics);
+  small.rlim_cur = recorded.size() + 10;
+  setrlimit(RLIMIT_FSIZE, &small);
+  const absl::Status event = events->Write(2, metrics);
+  setrlimit(RLIMIT_FSIZE, &before);
+  EXPECT_EQ(line.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(event.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(*ReadFile(events->path()), recorded);
+  ASSERT_TRUE(jsonl->Write(3, metrics).ok());
+  EXPECT_EQ(*ReadFile(path_), Line(1) + Line(3));
 }
 
 TEST_F(Metrics, AResumeCutsBackToItsStep) {
