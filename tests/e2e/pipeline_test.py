@@ -79,11 +79,29 @@ class Model(unittest.TestCase):
             lse = peak + math.log(sum(math.exp(v - peak) for v in row))
             self.assertAlmostEqual(score["logprobs"][t], row[score["ids"][t]] - lse, delta=1e-5)
 
-    def test_eval_agrees_with_itself(self):
-        result = cadre_json("eval", "--model", model, "--data", shop.corpus)
-        self.assertAlmostEqual(result["perplexity"], math.exp(result["loss"]), delta=1e-3 * result["perplexity"])
-        self.assertLess(result["loss"], math.log(512) - 1)
-        self.assertGreater(result["bits_per_byte"], 0)
+    def test_eval_is_the_mean_of_what_score_says(self):
+        texts = ["the sea gave a stone. every river broke seven lamps. my brother took the word.",
+                 "the wind followed caf\u00e9s \U0001f642 and a king", "a stone"]
+        data = shop.folder / "eval.jsonl"
+        data.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
+        window = 8
+        nll, tokens, size = 0.0, 0, 0
+        for text in texts:
+            ids = cadre("tokenizer", "encode", "--tokenizer", model, stdin=text).stdout.split()
+            first = cadre("tokenizer", "decode", "--tokenizer", model, stdin=ids[0]).stdout
+            size += len(text.encode()) - len(first.encode())
+            for begin in range(0, len(ids) - 1, window):
+                row = ids[begin:begin + window + 1]
+                nll -= sum(cadre_json("score", "--model", model, "--ids", ",".join(row))["logprobs"][1:])
+                tokens += len(row) - 1
+        self.assertGreater(tokens, 2 * window)
+        result = cadre_json("eval", "--model", model, "--data", data, "--seq-len", window)
+        self.assertAlmostEqual(result["loss"], nll / tokens, delta=1e-6)
+        self.assertAlmostEqual(result["perplexity"], math.exp(nll / tokens), delta=1e-6 * result["perplexity"])
+        self.assertAlmostEqual(result["bits_per_byte"], nll / math.log(2) / size, delta=1e-6)
+
+    def test_eval_sees_what_training_learnt(self):
+        self.assertLess(cadre_json("eval", "--model", model, "--data", shop.corpus)["loss"], math.log(512) - 1)
 
     def test_generate_is_the_training_forward(self):
         answer = cadre_json("generate", "--model", model, "--prompt", "the sea", "--max-tokens", 24,
