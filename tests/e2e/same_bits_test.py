@@ -3,28 +3,24 @@
 are killed or stopped at random steps, resumed, and compared with an undisturbed run, every loss and
 every byte of weights and optimizer state.
 
-    python3 tests/e2e/same_bits_test.py --cadre build/release/cadre [--all] [--seed N]
+    python3 tests/e2e/same_bits_test.py [--cadre build/release/cadre] [--all] [--seed N] [unittest flags, test names]
 """
 
 import argparse
 import ctypes
 import json
 import os
-import pathlib
 import random
 import select
 import signal
-import struct
-import subprocess
 import sys
-import tempfile
 import time
 import unittest
 
-OPTIONS = argparse.Namespace()
+import e2e
 
 RUN = """
-data: {seq_len: 64, sources: [{path: CORPUS}], validation_fraction: 0.1}
+data: {seq_len: 64, sources: [{path: TOKENS}], validation_fraction: 0.1}
 optimizer: {lr: 2e-3}
 lr_schedule: {warmup_steps: 4}
 dropout: 0.1
@@ -38,11 +34,11 @@ log: {tensorboard: false}
 """
 DENSE = """
 model: {model_type: llama, hidden_size: 64, intermediate_size: 160, num_hidden_layers: 2,
-  num_attention_heads: 4, num_key_value_heads: 2, vocab_size: 256}
+  num_attention_heads: 4, num_key_value_heads: 2, vocab_size: 512}
 """
 MIXTURE = """
 model: {model_type: deepseek_v3, hidden_size: 64, intermediate_size: 96, num_hidden_layers: 3,
-  num_attention_heads: 4, num_key_value_heads: 4, vocab_size: 256, q_lora_rank: 24,
+  num_attention_heads: 4, num_key_value_heads: 4, vocab_size: 512, q_lora_rank: 24,
   kv_lora_rank: 16, qk_nope_head_dim: 16, qk_rope_head_dim: 16, v_head_dim: 16,
   n_routed_experts: 8, num_experts_per_tok: 2, moe_intermediate_size: 32, n_shared_experts: 1,
   first_k_dense_replace: 1, n_group: 2, topk_group: 1, norm_topk_prob: true,
@@ -54,22 +50,10 @@ STEPS = 30
 MEASURED = {"tokens_per_second", "mfu", "step_seconds", "peak_resident_bytes", "planned_bytes"}
 
 
-def write_corpus(prefix, documents=300, vocabulary=256):
-    """PREFIX.bin and .idx as Megatron stores them: chains in which a token has few successors."""
-    rng = random.Random(1)
-    lengths, tokens = [], []
-    for _ in range(documents):
-        token, length = rng.randrange(vocabulary), rng.randrange(20, 200)
-        lengths.append(length)
-        for _ in range(length):
-            tokens.append(token)
-            token = (7 * token + 3 + rng.randrange(3)) % vocabulary
-    pathlib.Path(f"{prefix}.bin").write_bytes(struct.pack(f"<{len(tokens)}H", *tokens))
-    starts = [2 * sum(lengths[:i]) for i in range(documents)]
-    index = b"MMIDIDX\0\0" + struct.pack("<QBQQ", 1, 8, documents, documents + 1)
-    index += struct.pack(f"<{documents}i", *lengths) + struct.pack(f"<{documents}q", *starts)
-    index += struct.pack(f"<{documents + 1}q", *range(documents + 1))
-    pathlib.Path(f"{prefix}.idx").write_bytes(index)
+def setUpModule():
+    global shop
+    shop = e2e.Workshop()
+    print(f"seed {seed}", file=sys.stderr)
 
 
 class Changes:
@@ -95,73 +79,50 @@ class Changes:
         os.close(self.fd)
 
 
-def metrics(folder):
-    """Whole lines only."""
-    file = folder / "metrics.jsonl"
-    text = file.read_text() if file.exists() else ""
-    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
-
-
-def untimed(line):
+def repeatable(line):
     return {key: value for key, value in line.items() if key not in MEASURED}
 
 
 class Run:
     """One output folder, trained in one or more processes."""
 
-    def __init__(self, root, name, config, *flags):
-        self.folder = root / name
+    def __init__(self, name, config, *flags):
+        self.folder = shop.folder / name
         self.folder.mkdir()
-        self.config = root / f"{name}.yaml"
-        self.config.write_text(RUN.replace("CORPUS", str(root / "corpus")) + config)
-        self.flags = flags
-
-    def start(self):
-        command = [OPTIONS.cadre, "train", "-c", self.config, "--output", self.folder, "--quiet"]
-        return subprocess.Popen(
-            [str(c) for c in (*command, *self.flags)],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        path = shop.folder / f"{name}.yaml"
+        path.write_text(RUN.replace("TOKENS", str(shop.tokens)) + config, encoding="utf-8")
+        self.arguments = ("train", "-c", path, "--output", self.folder, "--quiet", *flags)
 
     def finish(self):
-        process = self.start()
-        _, errors = process.communicate()
-        if process.returncode != 0:
-            raise AssertionError(f"{self.folder}: exit {process.returncode}\n{errors}")
-        return errors
+        """What it logged."""
+        return e2e.cadre(*self.arguments).stderr
 
     def interrupt(self, step, delay, sign):
         """Sends a signal `delay` seconds after `step` was reported; returns the exit code."""
         changes = Changes(self.folder)
         # Until a resumed process cuts the file it holds steps of the one before.
-        stale = metrics(self.folder)
-        process = self.start()
-        try:
+        stale = e2e.metrics(self.folder)
+        with e2e.running(*self.arguments) as process:
             while process.poll() is None:
-                lines = metrics(self.folder)
+                lines = e2e.metrics(self.folder)
                 if lines and lines != stale and lines[-1]["step"] >= step:
                     time.sleep(delay)  # where in the next step it hits, not a wait for anything
                     break
                 changes.wait(process)
-            process.send_signal(sign)
-            process.communicate()
-            return process.returncode
-        finally:
             changes.close()
-            if process.poll() is None:
-                process.kill()
+            process.send_signal(sign)
+            return process.wait(e2e.TIMEOUT)
 
     def lines(self):
-        return [untimed(line) for line in metrics(self.folder)]
+        return [repeatable(line) for line in e2e.metrics(self.folder)]
 
     def state(self):
-        """Bytes of every tensor file of the last checkpoint."""
+        """Bytes of every tensor file of the last checkpoint, and its weight version."""
         last = self.folder / "checkpoints" / f"step-{STEPS:06d}"
         files = {str(f.relative_to(last)): f.read_bytes() for f in last.rglob("*.safetensors")}
         if len(files) < 2:
             raise AssertionError(f"{last} holds only {sorted(files)}")
+        files["weight version"] = json.loads((last / "manifest.json").read_text())["weight_version"]
         return files
 
     def checkpoints(self):
@@ -169,22 +130,14 @@ class Run:
         return sorted(int(f.name[5:]) for f in found if f.name[5:].isdigit())
 
 
-class Resume(unittest.TestCase):
+class SameBits(unittest.TestCase):
     maxDiff = None
 
-    @classmethod
-    def setUpClass(cls):
-        cls.temporary = tempfile.TemporaryDirectory()
-        cls.addClassCleanup(cls.temporary.cleanup)
-        cls.root = pathlib.Path(cls.temporary.name)
-        write_corpus(cls.root / "corpus")
-        cls.undisturbed = {}
-        cls.rng = random.Random(OPTIONS.seed)
-        print(f"seed {OPTIONS.seed}", file=sys.stderr)
+    undisturbed = {}
 
     def reference(self, config):
         if config not in self.undisturbed:
-            run = Run(self.root, f"reference-{len(self.undisturbed)}", config, "--threads", "1")
+            run = Run(f"reference-{len(self.undisturbed)}", config, "--threads", "1")
             run.finish()
             self.assertEqual([line["step"] for line in run.lines()], list(range(1, STEPS + 1)))
             self.undisturbed[config] = run
@@ -200,10 +153,10 @@ class Resume(unittest.TestCase):
     def killed(self, name, config, kills):
         """One run, killed at `kills` rising steps."""
         reference = self.reference(config)
-        pace = metrics(reference.folder)[-1]["step_seconds"]
-        run = Run(self.root, name, config, "--threads", "2")
-        for step in sorted(self.rng.sample(range(1, STEPS), kills)):
-            delay = self.rng.uniform(0, 1.5 * pace)
+        pace = e2e.metrics(reference.folder)[-1]["step_seconds"]
+        run = Run(name, config, "--threads", "2")
+        for step in sorted(rng.sample(range(1, STEPS), kills)):
+            delay = rng.uniform(0, 1.5 * pace)
             code = run.interrupt(step, delay, signal.SIGKILL)
             self.assertIn(code, (-signal.SIGKILL, 0), f"killed at step {step}")
         run.finish()
@@ -212,7 +165,7 @@ class Resume(unittest.TestCase):
     def test_threads(self):
         for name, config in (("dense", DENSE), ("mixture", MIXTURE)):
             with self.subTest(name):
-                run = Run(self.root, f"threads-{name}", config, "--threads", "2")
+                run = Run(f"threads-{name}", config, "--threads", "2")
                 run.finish()
                 self.assert_same(run, self.reference(config))
 
@@ -220,21 +173,21 @@ class Resume(unittest.TestCase):
         runs = []
         for threads in ("1", "2"):
             flags = ("--threads", threads, "--dtype", "f32")
-            runs.append(Run(self.root, f"f32-{threads}", MIXTURE, *flags))
+            runs.append(Run(f"f32-{threads}", MIXTURE, *flags))
             runs[-1].finish()
         self.assert_same(runs[1], runs[0])
 
     def test_killed(self):
-        for repeat in range(5 if OPTIONS.all else 1):
+        for repeat in range(5 if e2e.Options.long else 1):
             for name, config in (("dense", DENSE), ("mixture", MIXTURE)):
                 with self.subTest(name, repeat=repeat):
                     self.killed(f"killed-{name}-{repeat}", config, 2)
 
     def test_stopped(self):
-        for repeat in range(5 if OPTIONS.all else 1):
+        for repeat in range(5 if e2e.Options.long else 1):
             with self.subTest(repeat=repeat):
-                run = Run(self.root, f"stopped-{repeat}", MIXTURE, "--threads", "2")
-                step = self.rng.randrange(1, STEPS - 5)
+                run = Run(f"stopped-{repeat}", MIXTURE, "--threads", "2")
+                step = rng.randrange(1, STEPS - 5)
                 self.assertEqual(run.interrupt(step, 0, signal.SIGTERM), 0)
                 reached = run.lines()[-1]["step"]
                 self.assertGreaterEqual(reached, step)
@@ -244,9 +197,17 @@ class Resume(unittest.TestCase):
                     self.assertIn(f"at step {reached}", errors)
                 self.assert_same(run, self.reference(MIXTURE))
 
+    def test_a_torn_newest_checkpoint_is_passed_over(self):
+        run = Run("torn", MIXTURE, "--threads", "2")
+        self.assertEqual(run.interrupt(17, 0, signal.SIGTERM), 0)
+        weights = max(e2e.last_checkpoint(run.folder).rglob("*.safetensors"), key=lambda p: p.stat().st_size)
+        weights.write_bytes(weights.read_bytes()[:-100])
+        self.assertIn("passed over", run.finish())
+        self.assert_same(run, self.reference(MIXTURE))
+
     def test_another_seed_differs(self):
         """The comparison can fail."""
-        run = Run(self.root, "seed", DENSE, "--set", "data.seed=99")
+        run = Run("seed", DENSE, "--set", "data.seed=99")
         run.finish()
         reference = self.reference(DENSE)
         self.assertNotEqual(run.lines()[0]["loss"], reference.lines()[0]["loss"])
@@ -254,10 +215,35 @@ class Resume(unittest.TestCase):
             self.assert_same(run, reference)
 
 
+SHORT = ("lr_schedule.warmup_steps=1", "eval.interval=0")
+
+
+class Restart(unittest.TestCase):
+    """Starts in a used folder that are no resume."""
+
+    def test_another_order_of_the_data_is_refused(self):
+        run = shop.train("other-data", "train_steps=2", *SHORT)
+        last = e2e.last_checkpoint(run)
+        before = e2e.metrics(run), (last / "manifest.json").read_bytes()
+        for override in ("data.seed=99", "seed=99", "data.shuffle=false"):
+            with self.subTest(override=override):
+                line = e2e.refused(*shop.train_arguments(run, "train_steps=4", *SHORT, override), code=2)
+                self.assertIn(override.split("=")[0], line)
+        self.assertEqual((e2e.metrics(run), (last / "manifest.json").read_bytes()), before)
+        e2e.cadre("checkpoint", "verify", last)
+
+    def test_a_fresh_start_sets_old_checkpoints_aside(self):
+        run = shop.train("anew", "train_steps=4", *SHORT)
+        e2e.cadre(*shop.train_arguments(run, "train_steps=2", *SHORT), "--resume", "never")
+        self.assertEqual(e2e.last_checkpoint(run).name, "step-000002")
+        shop.train("anew", "train_steps=3", *SHORT)
+        self.assertEqual([line["step"] for line in e2e.metrics(run)], [1, 2, 3])
+
+
 if __name__ == "__main__":
+    rest = e2e.parse()
     parser = argparse.ArgumentParser()
-    parser.add_argument("--cadre", required=True)
-    parser.add_argument("--all", action="store_true", help="20 kills instead of 4")
     parser.add_argument("--seed", type=int, default=1)
-    OPTIONS, rest = parser.parse_known_args(namespace=OPTIONS)
-    unittest.main(argv=[sys.argv[0], *rest])
+    flags, rest = parser.parse_known_args(rest)
+    seed, rng = flags.seed, random.Random(flags.seed)
+    unittest.main(argv=rest)
