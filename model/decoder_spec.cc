@@ -60,6 +60,28 @@ absl::Status CheckBasics(const ModelConfig& c) {
   return absl::OkStatus();
 }
 
+// Far outside what any model trains with; inside, an f32 neither overflows nor becomes zero.
+constexpr double kLeastLimit = 1e-6, kMostLimit = 1e6;
+
+absl::Status CheckReal(const char* field, double value, double low, double high) {
+  if (value >= low && value <= high) return absl::OkStatus();  // NaN is neither
+  return InvalidArgument("{}: {} (allowed: {} to {})", field, value, low, high);
+}
+
+absl::Status CheckLimits(const ModelConfig& c, const Architecture& arch) {
+  if (arch.clip_qkv && c.has_clip_qkv()) {
+    CADRE_RETURN_IF_ERROR(CheckReal("clip_qkv", c.clip_qkv(), kLeastLimit, kMostLimit));
+  }
+  if (arch.activation == MlpActivation::kClampedSwiGlu && c.has_swiglu_limit()) {
+    CADRE_RETURN_IF_ERROR(CheckReal("swiglu_limit", c.swiglu_limit(), kLeastLimit, kMostLimit));
+  }
+  if (arch.moe == MoeRule::kAfterDense && c.has_routed_scaling_factor()) {
+    CADRE_RETURN_IF_ERROR(
+        CheckReal("routed_scaling_factor", c.routed_scaling_factor(), kLeastLimit, kMostLimit));
+  }
+  return absl::OkStatus();
+}
+
 // Which layers are mixtures, and what lies beyond the layers.
 absl::Status CheckLayerRules(const ModelConfig& c, const Architecture& arch) {
   if (arch.moe == MoeRule::kSparseStep && c.has_decoder_sparse_step()) {
@@ -337,6 +359,7 @@ absl::StatusOr<DecoderSpec> ResolveModelConfig(const ModelConfig& c) {
   CADRE_RETURN_IF_ERROR(CheckBasics(c));
   CADRE_RETURN_IF_ERROR(CheckWindows(c, *arch));
   CADRE_RETURN_IF_ERROR(CheckLayerRules(c, *arch));
+  CADRE_RETURN_IF_ERROR(CheckLimits(c, *arch));
   DecoderSpec spec{
       .model_type = c.model_type(),
       .vocab = c.vocab_size(),

@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <limits>
+
 #include "proto/model_config.pb.h"
 
 namespace cadre {
@@ -39,6 +41,16 @@ TEST(DecoderSpec, EveryFamilyResolves) {
     EXPECT_EQ(spec->layers.size(), 4u);
     EXPECT_EQ(spec->layers[3].is_moe, row.moe != MoeRule::kNone) << row.model_type;
   }
+}
+
+constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
+
+config::RopeScaling* Yarn(ModelConfig& c) {
+  config::RopeScaling* scaling = c.mutable_rope_scaling();
+  scaling->set_rope_type("yarn");
+  scaling->set_factor(4);
+  scaling->set_original_max_position_embeddings(128);
+  return scaling;
 }
 
 struct BadCase {
@@ -126,6 +138,30 @@ const BadCase kBad[] = {
      },
      "rope_scaling.factor:"},
     {"mistral", [](ModelConfig& c) { c.set_sliding_window(0); }, "sliding_window: 0"},
+    // Numbers that scale or clamp.
+    {"olmoe", [](ModelConfig& c) { c.set_clip_qkv(0); }, "clip_qkv: 0 (allowed: 1e-06 to 1000000"},
+    {"olmoe", [](ModelConfig& c) { c.set_clip_qkv(-8); }, "clip_qkv: -8"},
+    {"olmoe", [](ModelConfig& c) { c.set_clip_qkv(kNaN); }, "clip_qkv: nan"},
+    {"olmoe", [](ModelConfig& c) { c.set_clip_qkv(1e-300); }, "clip_qkv: 1e-300"},
+    {"gpt_oss", [](ModelConfig& c) { c.set_swiglu_limit(0); }, "swiglu_limit: 0 (allowed: 1e-06"},
+    {"gpt_oss", [](ModelConfig& c) { c.set_swiglu_limit(-7); }, "swiglu_limit: -7"},
+    {"gpt_oss", [](ModelConfig& c) { c.set_swiglu_limit(kNaN); }, "swiglu_limit: nan"},
+    {"gpt_oss", [](ModelConfig& c) { c.set_swiglu_limit(1e300); }, "swiglu_limit: 1e+300"},
+    {"deepseek_v3", [](ModelConfig& c) { c.set_routed_scaling_factor(kNaN); },
+     "routed_scaling_factor: nan"},
+    {"deepseek_v3", [](ModelConfig& c) { c.set_routed_scaling_factor(-2.5); },
+     "routed_scaling_factor: -2.5"},
+    {"llama", [](ModelConfig& c) { Yarn(c)->set_attention_factor(0); },
+     "rope_scaling.attention_factor: 0 (allowed: above 0 to 1000"},
+    {"llama", [](ModelConfig& c) { Yarn(c)->set_attention_factor(-1); },
+     "rope_scaling.attention_factor: -1"},
+    {"llama", [](ModelConfig& c) { Yarn(c)->set_attention_factor(kNaN); },
+     "rope_scaling.attention_factor: nan"},
+    {"llama", [](ModelConfig& c) { Yarn(c)->set_attention_factor(1e6); },
+     "rope_scaling.attention_factor: 1000000"},
+    {"deepseek_v3", [](ModelConfig& c) { Yarn(c)->set_mscale(kNaN); }, "rope_scaling.mscale: nan"},
+    {"deepseek_v3", [](ModelConfig& c) { Yarn(c)->set_mscale_all_dim(-1); },
+     "rope_scaling.mscale_all_dim: -1 (allowed: 0 to 1000"},
     {"qwen3_moe",
      [](ModelConfig& c) {
        c.set_num_hidden_layers(4096);

@@ -20,6 +20,22 @@ absl::Status CheckPositive(const char* field, double value) {
   return InvalidArgument("rope_scaling.{}: {} (allowed: above 0)", field, value);
 }
 
+// Published models have 0 to 2. Zero says that there is none, where `zero` allows it.
+absl::Status CheckTemperature(const char* field, double value, bool zero) {
+  constexpr double kMost = 1000.0;
+  if ((zero ? value >= 0.0 : value > 0.0) && value <= kMost) return absl::OkStatus();
+  return InvalidArgument("rope_scaling.{}: {} (allowed: {} to {})", field, value,
+                         zero ? "0" : "above 0", kMost);
+}
+
+absl::Status CheckTemperatures(const RopeScaling& s) {
+  if (s.has_attention_factor()) {
+    CADRE_RETURN_IF_ERROR(CheckTemperature("attention_factor", s.attention_factor(), false));
+  }
+  CADRE_RETURN_IF_ERROR(CheckTemperature("mscale", s.mscale(), true));
+  return CheckTemperature("mscale_all_dim", s.mscale_all_dim(), true);
+}
+
 double FactorOf(const ModelConfig& c) {
   const RopeScaling& s = c.rope_scaling();
   if (s.has_factor() || !s.has_original_max_position_embeddings()) {
@@ -86,6 +102,7 @@ absl::StatusOr<ops::RopeParams> ResolveRope(const ModelConfig& c, const Architec
   }
   std::string type = TypeOf(c.rope_scaling());
   if (type == "default") return rope;
+  CADRE_RETURN_IF_ERROR(CheckTemperatures(c.rope_scaling()));
   rope.factor = FactorOf(c);
   CADRE_RETURN_IF_ERROR(CheckPositive("factor", rope.factor));
   if (type == "linear") {
