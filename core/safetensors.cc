@@ -150,6 +150,10 @@ absl::StatusOr<SafetensorsWriter> SafetensorsWriter::Create(const std::string& p
                                                             std::vector<SafetensorsEntry> entries,
                                                             const SafetensorsMetadata& metadata) {
   CADRE_RETURN_IF_ERROR(CheckMetadata(path, metadata));
+  if (entries.size() >= kMaxSafetensorsEntries) {
+    return InvalidArgument("{}: {} tensors in one file; at most {} are allowed", path,
+                           entries.size(), kMaxSafetensorsEntries - 1);
+  }
   std::unordered_set<std::string_view> names = {"__metadata__"};
   uint64_t at = 0;
   for (SafetensorsEntry& entry : entries) {

@@ -5,10 +5,10 @@
 //   for (const SafetensorsEntry& entry : file.tensors()) Use(entry.name, file.Bytes(entry));
 //
 // A file is taken as hostile. Open refuses, before it allocates for the tensors: under 8 bytes, N
-// over 100 MB or past the end, no `{`, not strict UTF-8 JSON of the known form, unknown keys, keys
-// twice, metadata that are no strings, unknown dtypes, more than 64 dimensions, a shape whose bytes
-// overflow or differ from end - begin, ranges that overlap, leave holes or run past the end. Each
-// is kInvalidArgument with the file and the tensor's name.
+// over 100 MB or past the end, more than kMaxSafetensorsEntries, no `{`, not strict UTF-8 JSON of
+// the known form, unknown keys, keys twice, metadata that are no strings, unknown dtypes, more than
+// 64 dimensions, a shape whose bytes overflow or differ from end - begin, ranges that overlap,
+// leave holes or run past the end. Each is kInvalidArgument with the file and the tensor's name.
 //
 // Reading is const and safe from any thread; a writer belongs to one thread at a time.
 #pragma once
@@ -66,6 +66,10 @@ struct SafetensorsEntry {
 // The shape's bytes; none where that overflows or a dimension is negative.
 std::optional<uint64_t> ByteSize(const SafetensorsEntry& entry);
 
+// Tensors of one file, its metadata counted as one more: far above any published shard. More belong
+// into further shards.
+inline constexpr size_t kMaxSafetensorsEntries = size_t{1} << 18;
+
 using SafetensorsMetadata = std::map<std::string, std::string>;
 
 struct SafetensorsHeader {
@@ -104,7 +108,7 @@ class SafetensorsFile {
 //   CADRE_RETURN_IF_ERROR(writer.Finish());
 class SafetensorsWriter {
  public:
-  // kInvalidArgument where names repeat, are no UTF-8 or a shape overflows.
+  // kInvalidArgument where names repeat, are no UTF-8, are too many or a shape overflows.
   static absl::StatusOr<SafetensorsWriter> Create(const std::string& path,
                                                   std::vector<SafetensorsEntry> entries,
                                                   const SafetensorsMetadata& metadata);

@@ -120,7 +120,10 @@ absl::StatusOr<SafetensorsFolderWriter> SafetensorsFolderWriter::Create(
   for (SafetensorsEntry& entry : entries) {
     const std::optional<uint64_t> size = ByteSize(entry);
     if (!size) return InvalidArgument("{}: tensor \"{}\": its shape overflows", folder, entry.name);
-    if (!writer.shards_.back().empty() && bytes + *size > static_cast<uint64_t>(max_shard_bytes)) {
+    const std::vector<SafetensorsEntry>& shard = writer.shards_.back();
+    const bool full = bytes + *size > static_cast<uint64_t>(max_shard_bytes) ||
+                      shard.size() + 1 == kMaxSafetensorsEntries;
+    if (!shard.empty() && full) {
       writer.shards_.emplace_back();
       bytes = 0;
     }

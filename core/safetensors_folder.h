@@ -43,7 +43,8 @@ class SafetensorsFolder {
 
 // Streams tensors, in the given order, into one file or as many shards as `max_shard_bytes` asks
 // for (a tensor above it gets a shard of its own). The index comes last; each file appears whole.
-// Files of an earlier, differently split save are not removed: write into a fresh folder.
+// A shard ends at kMaxSafetensorsEntries, too. Files of an earlier, differently split save are not
+// removed: write into a fresh folder.
 class SafetensorsFolderWriter {
  public:
   static absl::StatusOr<SafetensorsFolderWriter> Create(const std::string& folder,

@@ -27,6 +27,19 @@ void AppendUtf8(uint32_t c, std::string* text) {
   for (int i = tail - 1; i >= 0; --i) *text += static_cast<char>(0x80 | (c >> (6 * i) & 0x3f));
 }
 
+// The header's entries, tensors and metadata: each is one object inside the outermost. Costs a pass
+// over the bytes and no memory, where parsing a million entries first would take seconds.
+size_t CountEntries(std::string_view json) {
+  size_t objects = 0;
+  bool quoted = false;
+  for (size_t i = 0; i < json.size(); ++i) {
+    if (json[i] == '"') quoted = !quoted;
+    if (quoted && json[i] == '\\') ++i;
+    objects += !quoted && json[i] == '{' ? 1 : 0;
+  }
+  return objects - 1;
+}
+
 class HeaderParser {
  public:
   HeaderParser(std::string_view json, uint64_t data_size, const std::string& path)
@@ -291,6 +304,10 @@ absl::StatusOr<SafetensorsHeader> ParseSafetensorsHeader(std::span<const std::by
   const std::string_view json(reinterpret_cast<const char*>(file.data()) + 8, length);
   if (!json.starts_with('{')) {
     return InvalidArgument("{}: the header does not start with '{{'", path);
+  }
+  if (const size_t entries = CountEntries(json); entries > kMaxSafetensorsEntries) {
+    return InvalidArgument("{}: {} entries in the header; at most {} are allowed", path, entries,
+                           kMaxSafetensorsEntries);
   }
   SafetensorsHeader header;
   header.data_offset = 8 + length;

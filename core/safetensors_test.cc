@@ -81,6 +81,15 @@ TEST(Safetensors, RefusesAHugeHeaderWithoutReadingIt) {
   EXPECT_THAT(Message(file.status()), HasSubstr("at most 100000000 are allowed"));
 }
 
+TEST(Safetensors, RefusesTooManyTensorsBeforeItReadsThem) {
+  std::string json = "{";
+  for (size_t i = 0; i <= kMaxSafetensorsEntries; ++i) json += "\"\\\"\":{},";
+  json.back() = '}';
+  EXPECT_THAT(ErrorOf(FileOf(json, 0)), HasSubstr("262145 entries in the header; at most 262144"));
+  const std::string braces(kMaxSafetensorsEntries + 1, '{');
+  EXPECT_TRUE(Parse(FileOf("{\"__metadata__\":{\"k\":\"\\\"" + braces + "\"}}", 0)).ok());
+}
+
 struct BadTensor {
   std::string tensor;
   std::string message;
@@ -252,6 +261,20 @@ TEST_F(SafetensorsFiles, TheWriterRefusesNamesThatNoReaderWouldTake) {
   EXPECT_FALSE(SafetensorsWriter::Create(path, {{"a", StoredType::kF32, {-1}}}, {}).ok());
   EXPECT_FALSE(SafetensorsWriter::Create(path, {}, {{"k", "\xff"}}).ok());
   EXPECT_TRUE(fs::is_empty(folder_));
+}
+
+TEST_F(SafetensorsFiles, TheWriterSplitsWhatNoReaderWouldTake) {
+  std::vector<SafetensorsEntry> entries(kMaxSafetensorsEntries + 1);
+  for (size_t i = 0; i < entries.size(); ++i) {
+    entries[i] = {.name = fmt::format("t{}", i), .type = StoredType::kU8, .shape = {0}};
+  }
+  EXPECT_THAT(Message(SafetensorsWriter::Create(folder_ + "/many", entries, {}).status()),
+              HasSubstr("262145 tensors in one file; at most 262143"));
+  auto writer = SafetensorsFolderWriter::Create(folder_, entries, {}, 1 << 20);
+  ASSERT_TRUE(writer.ok()) << Message(writer.status());
+  for (const SafetensorsEntry& entry : entries) ASSERT_TRUE(writer->Write(entry.name, {}).ok());
+  ASSERT_TRUE(writer->Finish().ok());
+  EXPECT_EQ(writer->names().size(), 3u);  // two shards and the index
 }
 
 TEST_F(SafetensorsFiles, FoldersRoundTripWholeAndInShards) {
