@@ -7,6 +7,7 @@
 #include <boost/asio/use_awaitable.hpp>
 #include <cerrno>
 #include <chrono>
+#include <utility>
 
 #include "serving/http_connection.h"
 
@@ -51,18 +52,30 @@ HttpConnection::Task<void> HttpConnection::WaitForNews() {
 }
 
 void HttpConnection::WatchClient() {
-  client_gone_ = false;
-  uint64_t round = ++watch_round_;
-  socket_.async_wait(Socket::wait_read, [self = shared_from_this(), round](error_code error) {
-    if (error || round != self->watch_round_) return;
-    char byte;
-    ssize_t size = ::recv(self->socket_.native_handle(), &byte, 1, MSG_PEEK | MSG_DONTWAIT);
-    // Readable with data is the next request, sent early: it waits its turn.
-    bool closed = size == 0 || (size < 0 && errno != EAGAIN && errno != EWOULDBLOCK);
-    if (!closed) return;
-    self->client_gone_ = true;
-    self->WakeUp();
+  client_gone_ = probe_due_ = false;
+  ++watch_round_;
+  Watch(Socket::wait_read);
+}
+
+void HttpConnection::Watch(Socket::wait_type event) {
+  socket_.async_wait(event, [self = shared_from_this(), event, round = watch_round_](auto error) {
+    if (!error && round == self->watch_round_) self->ClientStirred(event);
   });
+}
+
+// The end of the client's input does not say that it left: it may only have no more to send. The
+// next bytes written tell, for a peer that has closed its socket answers them with a reset. So
+// where nothing is to be written soon, a probe is.
+void HttpConnection::ClientStirred(Socket::wait_type event) {
+  char byte;
+  ssize_t size = ::recv(socket_.native_handle(), &byte, 1, MSG_PEEK | MSG_DONTWAIT);
+  const bool empty = size < 0 && (errno == EAGAIN || errno == EWOULDBLOCK);
+  // HTTP/1.0 has no probe; its clients, proxies mostly, end their input when they leave.
+  client_gone_ =
+      event == Socket::wait_error || (size < 0 && !empty) || (size == 0 && version_ < 11);
+  if (!client_gone_) Watch(empty ? Socket::wait_read : Socket::wait_error);
+  probe_due_ = !client_gone_ && size == 0;  // else it has sent its next request, which waits
+  if (client_gone_ || probe_due_) WakeUp();
 }
 
 ApiError HttpConnection::TimedOut() const {
@@ -112,6 +125,11 @@ HttpConnection::Task<bool> HttpConnection::SendWhole(Answer* answer) {
   while (true) {
     for (ChoiceDelta& delta : answer->inbox->Take()) writer.Collect(std::move(delta));
     if (writer.done() || !writer.error().ok() || client_gone_ || request_expired_) break;
+    if (std::exchange(probe_due_, false)) {
+      // An interim answer, which every HTTP/1.1 client must be able to skip.
+      bool written = co_await Write("HTTP/1.1 100 Continue\r\n\r\n");
+      if (!written) co_return false;
+    }
     co_await WaitForNews();
   }
   if (client_gone_) co_return false;
@@ -152,6 +170,7 @@ HttpConnection::Task<bool> HttpConnection::SendStream(Answer* answer) {
     } else {
       last = false;
     }
+    if (std::exchange(probe_due_, false) && events.empty()) events = ":\n\n";  // a comment
     if (!events.empty()) open = co_await WriteEvents(events, last);
     if (last) co_return open&& keep_alive_;
     if (open) co_await WaitForNews();

@@ -70,6 +70,8 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
   Task<bool> WriteEvents(std::string_view events, bool last);
   Task<void> WaitForNews();
   void WatchClient();
+  void Watch(Socket::wait_type event);
+  void ClientStirred(Socket::wait_type event);
   void WakeUp();
   std::function<void()> Waker();
   ApiError TimedOut() const;
@@ -84,6 +86,7 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
   bool expired_ = false;
   bool woken_ = false;
   bool client_gone_ = false;
+  bool probe_due_ = false;  // the client's input has ended
   bool request_expired_ = false;
   // Of the request being answered.
   bool keep_alive_ = false;

@@ -93,6 +93,41 @@ TEST_F(HttpServerTest, ADisconnectCancels) {
   EXPECT_EQ(Complete().status, 200);
 }
 
+TEST_F(HttpServerTest, AClientThatOnlyEndsItsInputGetsItsAnswer) {
+  for (bool stream : {false, true}) {
+    engine_.Pause(true);
+    Client client(server_->port());
+    client.Send(PostText("/v1/completions",
+                         fmt::format(R"({{"prompt":"a","max_tokens":100,"stream":{}}})", stream)));
+    engine_.WaitUntilRunning(1);
+    client.EndInput();
+    // The server has seen it once it asks whether somebody still reads.
+    if (!stream) {
+      EXPECT_EQ(client.ReadUntil("\r\n\r\n"), "HTTP/1.1 100 Continue\r\n\r\n");
+      engine_.Pause(false);
+      EXPECT_EQ(ReadReply(&client).json()["choices"][0]["text"], kReply);
+    } else {
+      EXPECT_NE(client.ReadUntil("3\r\n:\n\n\r\n").find("HTTP/1.1 200 OK"), std::string::npos);
+      engine_.Pause(false);
+      EXPECT_NE(client.ReadUntil("[DONE]").find("\"finish_reason\":\"stop\""), std::string::npos);
+      client.ReadUntil("\r\n0\r\n\r\n");
+    }
+    EXPECT_TRUE(client.AtEnd());
+  }
+  EXPECT_EQ(engine_.num_cancelled(), 0u);
+}
+
+TEST_F(HttpServerTest, TheEndOfInputEndsAnHttp10Request) {
+  engine_.Pause(true);
+  Client client(server_->port());
+  client.Send("POST /v1/completions HTTP/1.0\r\nContent-Length: 14\r\n\r\n{\"prompt\":\"a\"}");
+  engine_.WaitUntilRunning(1);
+  client.EndInput();
+  engine_.WaitUntilRunning(0);
+  EXPECT_EQ(engine_.num_cancelled(), 1u);
+  engine_.Pause(false);
+}
+
 TEST_F(HttpServerTest, FullQueueIs429AndEngineErrorsAreTold) {
   engine_.LimitQueue(1);
   Reply reply = Complete({{"n", 2}, {"stream", true}});

@@ -88,6 +88,7 @@ class Client {
       bytes.remove_prefix(static_cast<size_t>(sent));
     }
   }
+  void EndInput() { ::shutdown(socket_, SHUT_WR); }
   // Until `mark` has come; what came up to it.
   std::string ReadUntil(std::string_view mark) {
     while (buffer_.find(mark) == std::string::npos && Fill()) {
