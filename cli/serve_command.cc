@@ -83,15 +83,17 @@ EngineOptions ToEngineOptions(const config::ServeConfig& config, const Compute& 
 
 absl::StatusOr<HttpServerOptions> ToHttpOptions(const config::ServeConfig& config,
                                                 const Engine& engine) {
-  HttpServerOptions options{.host = config.host(),
-                            .port = static_cast<uint16_t>(config.port()),
-                            .api_keys = {config.api_key().begin(), config.api_key().end()},
-                            .max_connections = config.max_connections(),
-                            .max_request_bytes = static_cast<size_t>(config.max_request_bytes()),
-                            .read_timeout_s = config.read_timeout_s(),
-                            .keep_alive_timeout_s = config.keep_alive_timeout_s(),
-                            .request_timeout_s = config.request_timeout_s(),
-                            .front_threads = config.front_threads()};
+  HttpServerOptions options{
+      .host = config.host(),
+      .port = static_cast<uint16_t>(config.port()),
+      .api_keys = {config.api_key().begin(), config.api_key().end()},
+      .max_connections = config.max_connections(),
+      .max_request_bytes = static_cast<size_t>(config.max_request_bytes()),
+      .max_total_request_bytes = static_cast<size_t>(config.max_total_request_bytes()),
+      .read_timeout_s = config.read_timeout_s(),
+      .keep_alive_timeout_s = config.keep_alive_timeout_s(),
+      .request_timeout_s = config.request_timeout_s(),
+      .front_threads = config.front_threads()};
   options.service.seed = config.seed();
   options.service.served_model_names = {config.served_model_name().begin(),
                                         config.served_model_name().end()};

@@ -20,7 +20,10 @@ namespace {
 constexpr auto kTuple = asio::as_tuple(asio::use_awaitable);
 
 struct PrepareJob {
+  PrepareJob(std::string text, BodyShare counted)
+      : body(std::move(text)), share(std::move(counted)) {}
   std::string body;
+  BodyShare share;
   PreparedRequest prepared;
   std::optional<ApiError> error;
   std::atomic<bool> done{false};
@@ -83,7 +86,7 @@ ApiError HttpConnection::TimedOut() const {
           "timeout"};
 }
 
-HttpConnection::Task<bool> HttpConnection::Generate(const Request& request, bool chat) {
+HttpConnection::Task<bool> HttpConnection::Generate(std::string body, bool chat) {
   if (shared_->draining) {
     ApiError error{503, "the server is draining", "", "unavailable"};
     co_return co_await RespondError(std::move(error));
@@ -93,11 +96,12 @@ HttpConnection::Task<bool> HttpConnection::Generate(const Request& request, bool
   news_.expires_after(std::chrono::duration_cast<std::chrono::steady_clock::duration>(limit));
   woken_ = false;
   request_expired_ = false;
-  auto job = std::make_shared<PrepareJob>();
-  job->body = request.body();
+  auto job = std::make_shared<PrepareJob>(std::move(body), std::move(body_share_));
   OpenAiService* service = shared_->service;
   bool posted = shared_->pool->TryPost([job, service, chat, wake = Waker()] {
     job->error = service->Prepare(chat, job->body, &job->prepared);
+    std::string().swap(job->body);
+    job->share.Release();
     job->done = true;
     wake();
   });

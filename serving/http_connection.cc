@@ -3,7 +3,6 @@
 #include <boost/asio/as_tuple.hpp>
 #include <boost/asio/use_awaitable.hpp>
 #include <boost/asio/write.hpp>
-#include <boost/beast/http/parser.hpp>
 #include <boost/beast/http/read.hpp>
 #include <chrono>
 
@@ -34,11 +33,24 @@ void HttpShared::End() {
   if (--in_flight == 0) idle.notify_all();
 }
 
+bool BodyShare::GrowTo(size_t bytes) {
+  const size_t more = bytes - bytes_;
+  if (shared_->body_bytes.fetch_add(more) + more > shared_->options.max_total_request_bytes) {
+    shared_->body_bytes.fetch_sub(more);
+    return false;
+  }
+  bytes_ = bytes;
+  return true;
+}
+
+void BodyShare::Release() { shared_->body_bytes.fetch_sub(std::exchange(bytes_, 0)); }
+
 HttpConnection::HttpConnection(Socket socket, HttpShared* shared)
     : socket_(std::move(socket)),
       shared_(shared),
       deadline_(socket_.get_executor()),
-      news_(socket_.get_executor()) {
+      news_(socket_.get_executor()),
+      body_share_(shared) {
   shared_->connections.fetch_add(1);
 }
 
@@ -69,11 +81,38 @@ HttpConnection::Task<void> HttpConnection::Run() {
   while (open) {
     Request request;
     open = co_await ReadRequest(&request);
-    if (open) open = co_await Handle(request);
+    if (open) open = co_await Handle(&request);
+    body_share_.Release();
   }
   StopDeadline();
   socket_.shutdown(Socket::shutdown_both, ignored);
   socket_.close(ignored);
+}
+
+// Header and body. not_enough_memory: the bodies of all requests are too much together.
+HttpConnection::Task<error_code> HttpConnection::ReadMessage(Parser* parser) {
+  StartDeadline(shared_->options.read_timeout_s);
+  auto [header_error, header_size] =
+      co_await http::async_read_header(socket_, buffer_, *parser, kTuple);
+  error_code error = header_error;
+  if (!error && parser->get()[http::field::expect] == "100-continue") {
+    bool written = co_await Write("HTTP/1.1 100 Continue\r\n\r\n");
+    if (!written) error = asio::error::broken_pipe;
+  }
+  if (!error) StartDeadline(shared_->options.read_timeout_s);
+  parser->eager(true);
+  // Counted as it comes: who only announces a large body takes no room from the others.
+  while (!error && !parser->is_done()) {
+    auto [body_error, size] = co_await http::async_read_some(socket_, buffer_, *parser, kTuple);
+    error = body_error;
+    if (!error && !body_share_.GrowTo(parser->get().body().size())) {
+      std::string().swap(parser->get().body());
+      body_share_.Release();
+      error = make_error_code(boost::system::errc::not_enough_memory);
+    }
+  }
+  StopDeadline();
+  co_return error;
 }
 
 // False: the connection is to be closed; the client has been told why where that makes sense.
@@ -91,24 +130,18 @@ HttpConnection::Task<bool> HttpConnection::ReadRequest(Request* request) {
   http::request_parser<http::string_body> parser;
   parser.header_limit(kMaxHeaderBytes);
   parser.body_limit(options.max_request_bytes);
-  StartDeadline(options.read_timeout_s);
-  auto [error, size] = co_await http::async_read_header(socket_, buffer_, parser, kTuple);
-  if (!error && parser.get()[http::field::expect] == "100-continue") {
-    bool written = co_await Write("HTTP/1.1 100 Continue\r\n\r\n");
-    if (!written) co_return false;
-  }
-  if (!error) {
-    StartDeadline(options.read_timeout_s);
-    auto [body_error, body_size] = co_await http::async_read(socket_, buffer_, parser, kTuple);
-    error = body_error;
-  }
-  StopDeadline();
+  error_code error = co_await ReadMessage(&parser);
   version_ = 11;
   keep_alive_ = false;
   if (expired_) co_return co_await RefuseRead(408, "the request did not arrive in time");
   if (error == http::error::body_limit) {
     co_return co_await RefuseRead(
         413, fmt::format("the body is larger than {} bytes", options.max_request_bytes));
+  }
+  if (error == boost::system::errc::not_enough_memory) {
+    co_return co_await RefuseRead(
+        503, fmt::format("the bodies of the requests under way are over {} bytes together",
+                         options.max_total_request_bytes));
   }
   if (error == http::error::header_limit) {
     co_return co_await RefuseRead(431, "the header is larger than 16 KiB");
@@ -175,7 +208,8 @@ HttpConnection::Task<bool> HttpConnection::RespondError(ApiError error) {
   co_return co_await Respond(error.status, std::move(body), "application/json");
 }
 
-HttpConnection::Task<bool> HttpConnection::Handle(const Request& request) {
+HttpConnection::Task<bool> HttpConnection::Handle(Request* message) {
+  const Request& request = *message;
   auto view = [](auto text) { return std::string_view(text.data(), text.size()); };
   RouteMatch route = FindRoute(view(request.method_string()), view(request.target()));
   route_ = route.label;
@@ -216,7 +250,7 @@ HttpConnection::Task<bool> HttpConnection::Handle(const Request& request) {
       break;
   }
   shared_->Begin();
-  bool open = co_await Generate(request, route.endpoint == Endpoint::kChat);
+  bool open = co_await Generate(std::move(message->body()), route.endpoint == Endpoint::kChat);
   shared_->End();
   co_return open;
 }

@@ -8,12 +8,14 @@
 #include <boost/asio/steady_timer.hpp>
 #include <boost/beast/core/flat_buffer.hpp>
 #include <boost/beast/http/message.hpp>
+#include <boost/beast/http/parser.hpp>
 #include <boost/beast/http/string_body.hpp>
 #include <condition_variable>
 #include <memory>
 #include <mutex>
 #include <string>
 #include <string_view>
+#include <utility>
 
 #include "serving/front_pool.h"
 #include "serving/http_server.h"
@@ -29,6 +31,7 @@ struct HttpShared {
   FrontPool* pool = nullptr;
   std::atomic<bool> draining{false};
   std::atomic<int> connections{0};
+  std::atomic<size_t> body_bytes{0};  // of all the requests that are read or prepared
   std::mutex mutex;
   std::condition_variable idle;
   int in_flight = 0;  // completion requests being answered
@@ -37,11 +40,29 @@ struct HttpShared {
   void End();
 };
 
+// What one request's body counts in the sum that the server bounds. Any thread, one at a time.
+class BodyShare {
+ public:
+  explicit BodyShare(HttpShared* shared) : shared_(shared) {}
+  BodyShare(BodyShare&& other) noexcept
+      : shared_(other.shared_), bytes_(std::exchange(other.bytes_, 0)) {}
+  ~BodyShare() { Release(); }
+
+  // False, and as before, where the sum would pass its bound.
+  bool GrowTo(size_t bytes);
+  void Release();
+
+ private:
+  HttpShared* shared_;
+  size_t bytes_ = 0;
+};
+
 // Runs on the executor of its socket, a strand.
 class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
  public:
   using Socket = boost::asio::ip::tcp::socket;
   using Request = boost::beast::http::request<boost::beast::http::string_body>;
+  using Parser = boost::beast::http::request_parser<boost::beast::http::string_body>;
   template <typename T>
   using Task = boost::asio::awaitable<T>;
 
@@ -54,7 +75,8 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
  private:
   // http_connection.cc: reading, deadlines, plain answers.
   Task<bool> ReadRequest(Request* request);
-  Task<bool> Handle(const Request& request);
+  Task<boost::system::error_code> ReadMessage(Parser* parser);
+  Task<bool> Handle(Request* request);
   Task<bool> Respond(int status, std::string body, std::string_view content_type);
   Task<bool> RespondError(ApiError error);
   Task<bool> RefuseRead(int status, std::string message);
@@ -64,7 +86,7 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
   void StopDeadline();
 
   // http_answer.cc: completions.
-  Task<bool> Generate(const Request& request, bool chat);
+  Task<bool> Generate(std::string body, bool chat);
   Task<bool> SendWhole(Answer* answer);
   Task<bool> SendStream(Answer* answer);
   Task<bool> WriteEvents(std::string_view events, bool last);
@@ -89,6 +111,7 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
   bool probe_due_ = false;  // the client's input has ended
   bool request_expired_ = false;
   // Of the request being answered.
+  BodyShare body_share_;
   bool keep_alive_ = false;
   unsigned version_ = 11;
   std::string_view route_ = "other";

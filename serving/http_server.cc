@@ -97,6 +97,10 @@ absl::StatusOr<std::unique_ptr<HttpServer>> HttpServer::Start(HttpServerOptions 
   if (options.service.served_model_names.empty()) {
     return InvalidArgument("served_model_name: at least one name is needed");
   }
+  if (options.max_total_request_bytes < options.max_request_bytes) {
+    return InvalidArgument("max_total_request_bytes: {}, at least max_request_bytes, {}, is needed",
+                           options.max_total_request_bytes, options.max_request_bytes);
+  }
   auto impl = std::make_unique<Impl>();
   impl->shared.options = std::move(options);
   const HttpServerOptions& kept = impl->shared.options;

@@ -27,6 +27,8 @@ struct HttpServerOptions {
   std::vector<std::string> api_keys;
   int max_connections = 1024;
   size_t max_request_bytes = size_t{16} << 20;
+  // Of all bodies that are being read or wait to become tokens; what comes over it is 503.
+  size_t max_total_request_bytes = size_t{256} << 20;
   // Seconds. A client has read_timeout_s for the header and again for the body, may be silent for
   // keep_alive_timeout_s between requests, and must take what is sent within write_timeout_s. A
   // request may run for request_timeout_s in all (0: no bound).
@@ -42,7 +44,8 @@ struct HttpServerOptions {
 
 class HttpServer {
  public:
-  // Binds and serves. kUnavailable: the address cannot be bound, and why.
+  // Binds and serves. kUnavailable: the address cannot be bound, and why. kInvalidArgument: no
+  // name, no address, or a bound on all bodies below that on one.
   static absl::StatusOr<std::unique_ptr<HttpServer>> Start(HttpServerOptions options,
                                                            const ServingDeps& deps);
   ~HttpServer();

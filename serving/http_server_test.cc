@@ -63,6 +63,40 @@ TEST_F(HttpServerTest, BoundsBodiesAndTime) {
   EXPECT_EQ(Get("/health").status, 200);
 }
 
+TEST_F(HttpServerTest, BoundsTheSumOfAllBodies) {
+  HttpServerOptions options;
+  options.max_request_bytes = 1000;
+  options.max_total_request_bytes = 999;
+  EXPECT_EQ(HttpServer::Start(options, {tokenizer_.get(), chat_.get(), &engine_}).status().code(),
+            absl::StatusCode::kInvalidArgument);
+  options.max_total_request_bytes = 1500;
+  Start(options);
+  std::string body = R"({"prompt":"a","max_tokens":100})";
+  body.resize(900, ' ');
+  const std::string request = PostText("/v1/completions", body);
+  Client slow(server_->port());
+  slow.Send(std::string_view(request).substr(0, request.size() - 100));
+  Reply reply;
+  do {  // until the server has read what the slow one has sent so far
+    reply = Raw(request);
+  } while (reply.status == 200);
+  EXPECT_EQ(reply.status, 503);
+  EXPECT_NE(reply.head.find("Retry-After"), std::string::npos);
+  EXPECT_EQ(reply.json()["error"]["type"], "service_unavailable_error");
+  // Once they are tokens they count no more: four of them run together.
+  engine_.Pause(true);
+  slow.Send(std::string_view(request).substr(request.size() - 100));
+  engine_.WaitUntilRunning(1);
+  std::vector<std::unique_ptr<Client>> others;
+  for (size_t running = 2; running < 5; ++running) {
+    others.push_back(std::make_unique<Client>(server_->port()));
+    others.back()->Send(request);
+    engine_.WaitUntilRunning(running);
+  }
+  engine_.Pause(false);
+  EXPECT_EQ(ReadReply(&slow).json()["choices"][0]["text"], kReply);
+}
+
 TEST_F(HttpServerTest, KeepsConnectionsAlive) {
   Client client(server_->port());
   for (int i = 0; i < 3; ++i) {
