@@ -87,6 +87,8 @@ absl::StatusOr<HttpServerOptions> ToHttpOptions(const config::ServeConfig& confi
       .host = config.host(),
       .port = static_cast<uint16_t>(config.port()),
       .api_keys = {config.api_key().begin(), config.api_key().end()},
+      .cors_allowed_origins = {config.cors_allowed_origin().begin(),
+                               config.cors_allowed_origin().end()},
       .max_connections = config.max_connections(),
       .max_request_bytes = static_cast<size_t>(config.max_request_bytes()),
       .max_total_request_bytes = static_cast<size_t>(config.max_total_request_bytes()),

@@ -155,8 +155,9 @@ HttpConnection::Task<bool> HttpConnection::SendStream(Answer* answer) {
   shared_->service->metrics().HttpResponse(route_, 200);
   std::string head = fmt::format(
       "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nCache-Control: no-cache\r\n"
-      "Connection: {}\r\n{}\r\n",
-      keep_alive_ ? "keep-alive" : "close", version_ < 11 ? "" : "Transfer-Encoding: chunked\r\n");
+      "Connection: {}\r\n{}{}\r\n",
+      keep_alive_ ? "keep-alive" : "close", version_ < 11 ? "" : "Transfer-Encoding: chunked\r\n",
+      cors_);
   bool open = co_await Write(head);
   while (open && !client_gone_) {
     std::string events;

@@ -21,6 +21,8 @@ std::chrono::steady_clock::duration Seconds(double seconds) {
       std::chrono::duration<double>(seconds));
 }
 
+std::string_view View(boost::beast::string_view text) { return {text.data(), text.size()}; }
+
 }  // namespace
 
 void HttpShared::Begin() {
@@ -119,6 +121,7 @@ HttpConnection::Task<error_code> HttpConnection::ReadMessage(Parser* parser) {
 HttpConnection::Task<bool> HttpConnection::ReadRequest(Request* request) {
   const HttpServerOptions& options = shared_->options;
   route_ = "other";
+  cors_.clear();
   if (buffer_.size() == 0) {
     StartDeadline(options.keep_alive_timeout_s);
     auto space = buffer_.prepare(4096);
@@ -131,6 +134,7 @@ HttpConnection::Task<bool> HttpConnection::ReadRequest(Request* request) {
   parser.header_limit(kMaxHeaderBytes);
   parser.body_limit(options.max_request_bytes);
   error_code error = co_await ReadMessage(&parser);
+  cors_ = CorsHeaders(options.cors_allowed_origins, View(parser.get()[http::field::origin]));
   version_ = 11;
   keep_alive_ = false;
   if (expired_) co_return co_await RefuseRead(408, "the request did not arrive in time");
@@ -195,12 +199,26 @@ HttpConnection::Task<bool> HttpConnection::Respond(int status, std::string body,
   shared_->service->metrics().HttpResponse(route_, status);
   std::string_view reason = http::obsolete_reason(static_cast<http::status>(status));
   std::string message = fmt::format(
-      "HTTP/1.1 {} {}\r\nContent-Type: {}\r\nContent-Length: {}\r\nConnection: {}\r\n{}\r\n",
+      "HTTP/1.1 {} {}\r\nContent-Type: {}\r\nContent-Length: {}\r\nConnection: {}\r\n{}{}\r\n",
       status, reason, content_type, body.size(), keep_alive_ ? "keep-alive" : "close",
-      status == 429 || status == 503 ? "Retry-After: 1\r\n" : "");
+      status == 429 || status == 503 ? "Retry-After: 1\r\n" : "", cors_);
   message += body;
   bool written = co_await Write(message);
   co_return written&& keep_alive_;
+}
+
+// What a browser asks before a page of another origin may send its request; it brings no key.
+HttpConnection::Task<bool> HttpConnection::AnswerPreflight(const Request& request,
+                                                           const RouteMatch& route) {
+  if (!cors_.empty()) {
+    const std::string_view wanted = View(request[http::field::access_control_request_headers]);
+    cors_ += fmt::format(
+        "Access-Control-Allow-Methods: GET, POST\r\nAccess-Control-Allow-Headers: {}\r\n"
+        "Access-Control-Max-Age: 600\r\n",
+        wanted.empty() ? "*" : wanted);
+  }
+  cors_ += fmt::format("Allow: {}, OPTIONS\r\n", route.allowed_method);
+  co_return co_await Respond(200, "", "text/plain");
 }
 
 HttpConnection::Task<bool> HttpConnection::RespondError(ApiError error) {
@@ -210,16 +228,18 @@ HttpConnection::Task<bool> HttpConnection::RespondError(ApiError error) {
 
 HttpConnection::Task<bool> HttpConnection::Handle(Request* message) {
   const Request& request = *message;
-  auto view = [](auto text) { return std::string_view(text.data(), text.size()); };
-  RouteMatch route = FindRoute(view(request.method_string()), view(request.target()));
+  RouteMatch route = FindRoute(View(request.method_string()), View(request.target()));
   route_ = route.label;
+  if (route.status == 405 && request.method() == http::verb::options) {
+    co_return co_await AnswerPreflight(request, route);
+  }
   ApiError error{route.status, "", "", ""};
   if (route.status == 404) error.message = "there is no such path";
   if (route.status == 405) error.message = fmt::format("use {} here", route.allowed_method);
   bool known = route.status == 200 &&
                (route.is_public ||
-                KeyAccepted(shared_->options.api_keys, view(request[http::field::authorization]),
-                            view(request["X-Api-Key"])));
+                KeyAccepted(shared_->options.api_keys, View(request[http::field::authorization]),
+                            View(request["X-Api-Key"])));
   if (route.status == 200 && !known) {
     error = {401, "a valid API key is needed", "", "invalid_api_key"};
   }

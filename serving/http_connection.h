@@ -77,6 +77,7 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
   Task<bool> ReadRequest(Request* request);
   Task<boost::system::error_code> ReadMessage(Parser* parser);
   Task<bool> Handle(Request* request);
+  Task<bool> AnswerPreflight(const Request& request, const RouteMatch& route);
   Task<bool> Respond(int status, std::string body, std::string_view content_type);
   Task<bool> RespondError(ApiError error);
   Task<bool> RefuseRead(int status, std::string message);
@@ -115,6 +116,7 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
   bool keep_alive_ = false;
   unsigned version_ = 11;
   std::string_view route_ = "other";
+  std::string cors_;  // header lines for pages of other origins
 };
 
 }  // namespace cadre

@@ -25,6 +25,7 @@ struct HttpServerOptions {
   std::string host = "127.0.0.1";  // an address, not a name
   uint16_t port = 0;               // 0: a free one, see port()
   std::vector<std::string> api_keys;
+  std::vector<std::string> cors_allowed_origins;  // empty: any, without credentials
   int max_connections = 1024;
   size_t max_request_bytes = size_t{16} << 20;
   // Of all bodies that are being read or wait to become tokens; what comes over it is 503.

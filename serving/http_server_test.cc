@@ -194,6 +194,46 @@ TEST_F(HttpServerTest, KeysGuardEveryRouteButHealth) {
   EXPECT_EQ(Complete().status, 401);
 }
 
+TEST_F(HttpServerTest, PagesOfOtherOriginsMayCallIt) {
+  constexpr char kOrigin[] = "Origin: https://a.example\r\n";
+  auto preflight = [&](const std::string& path) {
+    return Raw("OPTIONS " + path + " HTTP/1.1\r\n" + kOrigin +
+               "Access-Control-Request-Method: POST\r\n"
+               "Access-Control-Request-Headers: authorization,content-type\r\n\r\n");
+  };
+  HttpServerOptions options;
+  options.api_keys = {"secret"};  // preflights bring none
+  Start(options);
+  Reply reply = preflight("/v1/chat/completions");
+  EXPECT_EQ(reply.status, 200);
+  EXPECT_EQ(reply.body, "");
+  for (const char* line : {"Access-Control-Allow-Origin: https://a.example\r\n", "Vary: Origin\r\n",
+                           "Access-Control-Allow-Methods: GET, POST\r\n",
+                           "Access-Control-Allow-Headers: authorization,content-type\r\n"}) {
+    EXPECT_NE(reply.head.find(line), std::string::npos) << line << reply.head;
+  }
+  EXPECT_EQ(reply.head.find("Credentials"), std::string::npos);
+  EXPECT_EQ(preflight("/nothing").status, 404);
+  reply = Get("/v1/models", kOrigin);
+  EXPECT_EQ(reply.status, 401);
+  EXPECT_NE(reply.head.find("Allow-Origin: https://a.example\r\n"), std::string::npos);
+  EXPECT_EQ(Get("/health").head.find("Access-Control"), std::string::npos);
+
+  options.api_keys.clear();
+  options.cors_allowed_origins = {"https://a.example"};
+  Start(options);
+  EXPECT_NE(preflight("/v1/completions").head.find("Credentials: true"), std::string::npos);
+  EXPECT_EQ(Get("/health", "Origin: https://b.example\r\n").head.find("Access-Control"),
+            std::string::npos);
+  Client client(server_->port());
+  const std::string stream = PostText("/v1/completions", R"({"prompt":"a","stream":true})");
+  client.Send(fmt::format("{}\r\n{}{}", stream.substr(0, stream.find("\r\n")), kOrigin,
+                          stream.substr(stream.find("\r\n") + 2)));
+  reply = ReadReply(&client);
+  EXPECT_NE(reply.head.find("Allow-Origin: https://a.example\r\n"), std::string::npos);
+  EXPECT_EQ(Events(reply).back(), "[DONE]");
+}
+
 TEST_F(HttpServerTest, DrainsAndStops) {
   engine_.Pause(true);
   Client client(server_->port());

@@ -1,5 +1,9 @@
 #include "serving/router.h"
 
+#include <fmt/core.h>
+
+#include <algorithm>
+
 namespace cadre {
 
 RouteMatch FindRoute(std::string_view method, std::string_view target) {
@@ -23,6 +27,13 @@ RouteMatch FindRoute(std::string_view method, std::string_view target) {
     return {found ? 200 : 405, route.endpoint, route.is_public, route.method, route.path};
   }
   return {.label = "other"};
+}
+
+std::string CorsHeaders(const std::vector<std::string>& allowed, std::string_view origin) {
+  const bool listed = std::find(allowed.begin(), allowed.end(), origin) != allowed.end();
+  if (origin.empty() || (!listed && !allowed.empty())) return "";
+  return fmt::format("Access-Control-Allow-Origin: {}\r\nVary: Origin\r\n{}", origin,
+                     listed ? "Access-Control-Allow-Credentials: true\r\n" : "");
 }
 
 bool KeyAccepted(const std::vector<std::string>& keys, std::string_view authorization,

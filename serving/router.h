@@ -22,6 +22,11 @@ struct RouteMatch {
 // decoded or normalized.
 RouteMatch FindRoute(std::string_view method, std::string_view target);
 
+// The header lines that let a browser's page of `origin` (the request's Origin, or empty) read the
+// answer. Any origin may without `allowed`, but then without credentials: there are no cookies
+// here, and a proxy that has some must list who may use them.
+std::string CorsHeaders(const std::vector<std::string>& allowed, std::string_view origin);
+
 // Whether `authorization` ("Bearer KEY") or `api_key` (X-Api-Key) holds one of the keys; true
 // without keys. Takes the same time wherever a wrong key differs.
 bool KeyAccepted(const std::vector<std::string>& keys, std::string_view authorization,
