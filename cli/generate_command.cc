@@ -136,7 +136,7 @@ absl::Status RunGenerate(const GenerateFlags& flags) {
                        : flags.prompt_ids);
   request.sampling.logprobs = 0;
   if (!flags.ignore_eos) {
-    CADRE_ASSIGN_OR_RETURN(SamplingDefaults defaults, LoadSamplingDefaults(flags.model));
+    CADRE_ASSIGN_OR_RETURN(SamplingDefaults defaults, AsData(LoadSamplingDefaults(flags.model)));
     request.sampling.stop_token_ids = EndTokenIds(defaults, tokenizer.get());
   }
   CADRE_ASSIGN_OR_RETURN(std::unique_ptr<Engine> engine,

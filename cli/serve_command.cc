@@ -81,8 +81,7 @@ EngineOptions ToEngineOptions(const config::ServeConfig& config, const Compute& 
           .trace = trace};
 }
 
-absl::StatusOr<HttpServerOptions> ToHttpOptions(const config::ServeConfig& config,
-                                                const Engine& engine) {
+absl::StatusOr<HttpServerOptions> ToHttpOptions(const config::ServeConfig& config) {
   HttpServerOptions options{
       .host = config.host(),
       .port = static_cast<uint16_t>(config.port()),
@@ -100,10 +99,11 @@ absl::StatusOr<HttpServerOptions> ToHttpOptions(const config::ServeConfig& confi
   options.service.served_model_names = {config.served_model_name().begin(),
                                         config.served_model_name().end()};
   if (options.service.served_model_names.empty()) {
-    const std::filesystem::path folder = std::filesystem::weakly_canonical(config.model());
-    options.service.served_model_names = {folder.filename().string()};
+    // With a slash at its end, a path's last name is empty.
+    const std::filesystem::path folder = std::filesystem::weakly_canonical(config.model()) / "";
+    options.service.served_model_names = {folder.parent_path().filename().string()};
   }
-  CADRE_ASSIGN_OR_RETURN(options.service.defaults, LoadSamplingDefaults(config.model()));
+  CADRE_ASSIGN_OR_RETURN(options.service.defaults, AsData(LoadSamplingDefaults(config.model())));
   return options;
 }
 
@@ -112,8 +112,8 @@ absl::StatusOr<std::unique_ptr<ChatTemplate>> OptionalTemplate(const std::string
                                                                const std::string& file,
                                                                spdlog::logger& log) {
   auto chat = ChatTemplate::Load(folder, file);
-  if (chat.ok() || !file.empty()) return chat;
-  if (chat.status().code() != absl::StatusCode::kNotFound) return chat.status();
+  const bool none = chat.status().code() == absl::StatusCode::kNotFound && file.empty();
+  if (!none) return AsData(std::move(chat));
   log.info("{}: no chat template, /v1/chat/completions is off", folder);
   return std::unique_ptr<ChatTemplate>();
 }
@@ -137,7 +137,7 @@ absl::Status RunServe(const ServeFlags& flags) {
                          AsData(LoadModel(ctx, config.model(), {.dtype = compute.dtype})));
   CADRE_ASSIGN_OR_RETURN(std::unique_ptr<Engine> engine,
                          Engine::Create(*model, ToEngineOptions(config, compute, trace.get())));
-  CADRE_ASSIGN_OR_RETURN(HttpServerOptions http, ToHttpOptions(config, *engine));
+  CADRE_ASSIGN_OR_RETURN(HttpServerOptions http, ToHttpOptions(config));
   CADRE_ASSIGN_OR_RETURN(
       std::unique_ptr<HttpServer> server,
       HttpServer::Start(std::move(http), {tokenizer.get(), chat.get(), engine.get()}));

@@ -29,6 +29,17 @@ std::vector<ops::KvLayout> Layouts(const Model& model, DType dtype, int block_si
   return layouts;
 }
 
+absl::Status CheckMemory(const EngineOptions& options, int64_t blocks, int64_t block_bytes) {
+  const int64_t available = AvailableMemory();
+  if (blocks <= available / block_bytes) return absl::OkStatus();
+  if (options.kv_cache_memory_bytes > 0) {
+    return InvalidArgument("kv_cache_memory_bytes: {}, {} bytes of memory are available",
+                           options.kv_cache_memory_bytes, available);
+  }
+  return ResourceExhausted("the KV cache takes {} bytes, {} bytes of memory are available",
+                           blocks * block_bytes, available);
+}
+
 }  // namespace
 
 ops::KvLayout KvLayoutOf(const AttentionSpec& spec, DType dtype, int block_size) {
@@ -69,10 +80,7 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(Model& model, const Engin
     return InvalidArgument("kv_cache_memory_bytes: {}, one block of {} tokens takes {}", budget,
                            options.block_size, block_bytes);
   }
-  if (const int64_t available = AvailableMemory(); blocks > available / block_bytes) {
-    return InvalidArgument("kv_cache_memory_bytes: {}, {} bytes of memory are available", budget,
-                           available);
-  }
+  CADRE_RETURN_IF_ERROR(CheckMemory(options, blocks, block_bytes));
   engine->pool_ = std::make_unique<KvBlockPool>(engine->allocator_, std::move(layouts), blocks);
   engine->scheduler_ = std::make_unique<Scheduler>(
       SchedulerOptions{.max_num_seqs = options.max_num_seqs,

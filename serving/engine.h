@@ -43,7 +43,8 @@ struct EngineOptions {
 
 class Engine : public EngineClient {
  public:
-  // Starts the thread. kInvalidArgument where the options do not fit the model.
+  // Starts the thread. kInvalidArgument where the options do not fit the model, kResourceExhausted
+  // where a KV cache of the default size does not fit the memory that is free.
   static absl::StatusOr<std::unique_ptr<Engine>> Create(Model& model, const EngineOptions& options);
   ~Engine() override;
 

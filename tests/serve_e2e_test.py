@@ -69,10 +69,10 @@ def setUpModule():
 class Server:
     """A running `cadre serve`, ready, on a port of its own choice."""
 
-    def __init__(self, flags):
+    def __init__(self, flags, model):
         self.log = tempfile.TemporaryFile()
         self.process = subprocess.Popen(
-            [Options.cadre, "serve", "--model", str(Options.model), "--port", "0", *flags],
+            [Options.cadre, "serve", "--model", str(model or Options.model), "--port", "0", *flags],
             cwd=ROOT, stdout=self.log, stderr=subprocess.STDOUT)  # fmt: skip
         self.port = 0
 
@@ -118,8 +118,8 @@ class Server:
 
 
 @contextlib.contextmanager
-def serving(*flags):
-    server = Server(flags)
+def serving(*flags, model=None):
+    server = Server(flags, model)
     try:
         server.wait_until_ready()
         yield server
@@ -275,12 +275,12 @@ class Ends(unittest.TestCase):
 
 
 class Refusals(unittest.TestCase):
-    def refused(self, codes, *flags, model=None):
-        """The one line that a server says which cannot start."""
+    def refused(self, code, *flags, model=None):
+        """The one line that a server says which cannot start: 2 for usage and config, 1 for the rest."""
         if "--port" not in flags:
             flags = ("--port", 0, *flags)
         done = cadre("serve", "--model", model or Options.model, *flags)
-        self.assertIn(done.returncode, codes, done.stderr)
+        self.assertEqual(done.returncode, code, done.stderr)
         lines = done.stderr.strip().splitlines()
         self.assertEqual([line.startswith("error: ") for line in lines], [True], done.stderr)
         return lines[0]
@@ -292,7 +292,7 @@ class Refusals(unittest.TestCase):
     def test_a_taken_port(self):
         with socket.create_server(("127.0.0.1", 0)) as taken:
             port = str(taken.getsockname()[1])
-            self.assertIn(f"127.0.0.1:{port}", self.refused((1,), "--port", port))
+            self.assertIn(f"127.0.0.1:{port}", self.refused(1, "--port", port))
 
     def test_missing_and_torn_weights(self):
         folder = self.copy()
@@ -300,21 +300,36 @@ class Refusals(unittest.TestCase):
         data = weights.read_bytes()
         for size in (0, 7, len(data) // 2, len(data) - 1):
             weights.write_bytes(data[:size])
-            self.assertIn("model.safetensors", self.refused((1, 2), model=folder))
+            self.assertIn("model.safetensors", self.refused(1, model=folder))
         weights.unlink()
-        self.assertIn(str(folder), self.refused((1, 2), model=folder))
-        self.assertIn("nowhere", self.refused((1, 2), model=Options.folder / "nowhere"))
+        self.assertIn(str(folder), self.refused(1, model=folder))
+        self.assertIn("nowhere", self.refused(1, model=Options.folder / "nowhere"))
 
     def test_configs_that_fit_no_model(self):
         for key, value in (("model_type", "rwkv9"), ("num_key_value_heads", 3), ("vocab_size", 100)):
             folder = self.copy()
             config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
             (folder / "config.json").write_text(json.dumps({**config, key: value}), encoding="utf-8")
-            self.assertTrue(self.refused((1, 2), model=folder))
+            self.assertTrue(self.refused(1, model=folder))
+
+    def test_other_torn_files_of_the_folder(self):
+        for name in ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"):
+            folder = self.copy()
+            (folder / name).write_text('{"temperature": "hot", "chat_template": "{% if %}"', encoding="utf-8")
+            self.assertIn(name, self.refused(1, model=folder))
+        for name, key, value in (("tokenizer_config.json", "chat_template", "{% if %}"),
+                                 ("generation_config.json", "temperature", "hot")):  # fmt: skip
+            folder = self.copy()
+            (folder / name).write_text(json.dumps({key: value}), encoding="utf-8")
+            self.assertIn(key, self.refused(1, model=folder))
+
+    def test_a_name_for_a_folder_that_ends_in_a_slash(self):
+        with serving(model=f"{Options.model}/") as server:
+            self.assertEqual(json.loads(server.get("/v1/models")[1])["data"][0]["id"], Options.model.name)
 
     def test_templates_and_compute_of_the_configuration(self):
-        self.assertIn("none.jinja", self.refused((1, 2), "--set", "chat_template=none.jinja"))
-        self.assertIn("cuda", self.refused((1, 2), "--set", "device=cuda"))
+        self.assertIn("none.jinja", self.refused(1, "--set", "chat_template=none.jinja"))
+        self.assertIn("cuda", self.refused(1, "--set", "device=cuda"))
         template = Options.folder / "loud.jinja"
         template.write_text("{% for m in messages %}{{ m.content | upper }}{% endfor %}", encoding="utf-8")
         body = {"prompt": [5, 6, 7], "max_tokens": 1, "logprobs": 0, "temperature": 0}
@@ -330,18 +345,19 @@ class Refusals(unittest.TestCase):
         self.assertNotEqual(*found)
 
     def test_wrong_usage(self):
-        self.assertIn("--port", self.refused((2,), "--port", "x"))
-        self.assertIn("int4", self.refused((2,), "--dtype", "int4"))
+        self.assertIn("--port", self.refused(2, "--port", "x"))
+        self.assertIn("int4", self.refused(2, "--dtype", "int4"))
         for flags in (("--temperature", "nan"), ("--temperature", "-1"), ("--top-p", "0"), ("--min-p", "2"),
                       ("--top-k", "-3"), ("--max-tokens", "0"), ("--prompt-ids", "1")):  # fmt: skip
             done = cadre("generate", "--model", Options.model, "--prompt", "a", *flags)
             self.assertEqual(done.returncode, 2)
             self.assertRegex(done.stderr, rf"\Aerror: [^\n]*{flags[0]}[^\n]*\n\Z")
-        self.assertIn("70000", self.refused((2,), "--set", "port=70000"))
-        self.assertIn("max_model_len", self.refused((2,), "--set", f"max_model_len={CONTEXT + 1}"))
-        self.assertIn("block_size", self.refused((2,), "--set", "block_size=10"))
-        self.assertIn("max_num_sequences", self.refused((2,), "--set", "max_num_sequences=1"))
-        self.assertIn("localhorst", self.refused((2,), "--host", "localhorst"))
+        self.assertIn("70000", self.refused(2, "--set", "port=70000"))
+        self.assertIn("max_request_bytes", self.refused(2, "--set", "max_total_request_bytes=1024"))
+        self.assertIn("max_model_len", self.refused(2, "--set", f"max_model_len={CONTEXT + 1}"))
+        self.assertIn("block_size", self.refused(2, "--set", "block_size=10"))
+        self.assertIn("max_num_sequences", self.refused(2, "--set", "max_num_sequences=1"))
+        self.assertIn("localhorst", self.refused(2, "--host", "localhorst"))
 
 
 if __name__ == "__main__":
