@@ -16,7 +16,7 @@ exports the model, serves it and asks it a question over HTTP.
   --config FILE  training config (default: deploy/configs/quickstart_moe.yaml)
   --output DIR   where everything goes (default: runs/quickstart); kept, and reused on a rerun
   --prompt TEXT  what the model is asked to continue
-  --port N       port of the server (default: 8000); 0 takes a free one
+  --port N       port of the server; 0 takes a free one (default: 8000, a free one where it is taken)
   --help         this text
 END
 }
@@ -26,7 +26,7 @@ wrong_usage() {
   exit 2
 }
 
-data="" steps="" output=runs/quickstart prompt="Ge1:3 And God said," port=8000
+data="" steps="" output=runs/quickstart prompt="Ge1:3 And God said," port=""
 config=deploy/configs/quickstart_moe.yaml
 while (($#)); do
   case $1 in
@@ -40,7 +40,7 @@ while (($#)); do
   esac
 done
 [[ -z $steps || $steps =~ ^[1-9][0-9]{0,8}$ ]] || wrong_usage "--steps $steps: a whole number from 1 is needed"
-[[ $port =~ ^[0-9]{1,5}$ && $port -le 65535 ]] || wrong_usage "--port $port: 0 to 65535 is allowed"
+[[ -z $port || ($port =~ ^[0-9]{1,5}$ && $port -le 65535) ]] || wrong_usage "--port $port: 0 to 65535 is allowed"
 [[ -z $data || -r $data ]] || wrong_usage "--data $data: cannot be read"
 [[ -r $config ]] || wrong_usage "--config $config: cannot be read"
 [[ -n $output ]] || wrong_usage "--output needs a folder"
@@ -141,26 +141,34 @@ export_model() {
   mark "$model" "$model_key"
 }
 
-# Waits for /ready for at most a minute, and gives up as soon as the server is gone.
-start_server() {
+# launch_server PORT: waits until its own log says where it serves, for another server may answer on
+# PORT, and then for /ready; at most a minute. Fails as soon as the server is gone.
+launch_server() {
   local log=$log_dir/serve.log deadline=$((SECONDS + 60))
-  "$cadre" serve --model "$model" --port "$port" >"$log" 2>&1 &
+  "$cadre" serve --model "$model" --port "$1" >"$log" 2>&1 &
   server_pid=$!
-  while true; do
-    if [[ $port -eq 0 ]]; then
-      port=$(grep -oE '127\.0\.0\.1:[0-9]+' "$log" | head -n 1 | cut -d: -f2 || true)
-      port=${port:-0}
-    fi
-    url=http://127.0.0.1:$port
+  url=""
+  until [[ -n $url ]] && curl -fsS -o /dev/null --max-time 2 "$url/ready" 2>/dev/null; do
     if ! kill -0 "$server_pid" 2>/dev/null; then
       server_pid=""
-      tail -n 25 "$log" >&2
-      die "cadre serve ended before it was ready; its output is in $log"
+      return 1
     fi
-    if [[ $port -ne 0 ]] && curl -fsS -o /dev/null --max-time 2 "$url/ready" 2>/dev/null; then return; fi
-    ((SECONDS < deadline)) || { tail -n 25 "$log" >&2; die "$url/ready: no 200 within 60 s"; }
+    ((SECONDS < deadline)) || { tail -n 25 "$log" >&2; die "$1: no server is ready on that port within 60 s"; }
     sleep 0.1
+    url=$(sed -nE 's|.* serving .* at (http://[0-9.]+:[0-9]+),.*|\1|p' "$log")
   done
+}
+
+start_server() {
+  local log=$log_dir/serve.log
+  if launch_server "${port:-8000}"; then return; fi
+  if [[ -z $port ]] && grep -q 'cannot listen on' "$log"; then
+    say "      port 8000 is taken; serving on a free one"
+    if launch_server 0; then return; fi
+  fi
+  local reason
+  reason=$(sed -n 's/^error: //p' "$log" | tail -n 1)
+  die "cadre serve: ${reason:-it ended before it was ready}; its output is in $log"
 }
 
 ask() {
