@@ -10,7 +10,8 @@ Usage: ./test.sh [--all] [--help]
 
 Installs what is missing, builds the presets release, asan and fuzz, and runs:
   release  every unit test, golden test and end-to-end test
-  asan     core, model and training (the parsers of files and text) under ASan and UBSan
+  asan     core, model and training (the parsers of files and text) and serving (what strangers
+           send) under ASan and UBSan
   fuzz     each libFuzzer target for a few seconds from a fixed seed; skipped where clang is
            absent (tools/install_deps.sh --fuzz installs it)
 
@@ -63,18 +64,20 @@ release() {
     run_ctest test_release release
 }
 
-# Parsers take what strangers wrote, so they are tested in the mode that sees every stray byte.
+# Parsers and servers take what strangers wrote, so they are tested in the mode that sees every stray
+# byte.
 asan() {
   if ((all)); then
     build_preset asan && ASAN_OPTIONS=detect_stack_use_after_return=1 run_ctest test_asan asan -LE e2e
   else
-    build_preset asan cadre_core_test cadre_model_test cadre_training_test &&
-      run_ctest test_asan asan -R '^(core|model|training)$'
+    build_preset asan cadre_core_test cadre_model_test cadre_training_test cadre_serving_test &&
+      run_ctest test_asan asan -R '^(core|model|training|serving)$'
   fi
 }
 
 tsan() {
-  export OMP_NUM_THREADS=1 TSAN_OPTIONS="suppressions=$PWD/tests/tsan.supp halt_on_error=1"
+  # The code asks for its threads by number, which only the limit overrides.
+  export OMP_THREAD_LIMIT=1 TSAN_OPTIONS="suppressions=$PWD/tests/tsan.supp halt_on_error=1"
   build_preset tsan && run_ctest test_tsan tsan -LE e2e
 }
 
@@ -96,7 +99,7 @@ fuzz() {
 say "==> installing what is missing"
 tools/install_deps.sh
 stage "release: build, unit, golden and end-to-end tests" release
-stage "asan: parsers under ASan and UBSan" asan
+stage "asan: parsers and the server under ASan and UBSan" asan
 if command -v clang++ >/dev/null; then
   stage "fuzz: short runs from a fixed seed" fuzz
 else

@@ -186,6 +186,10 @@ TEST(Config, OverrideErrorsNameTheOverride) {
 }
 
 TEST(Config, MapsTakeNamesAsKeys) {
+#ifdef __SANITIZE_THREAD__
+  GTEST_SKIP() << "protobuf's headers lay map fields out otherwise under ThreadSanitizer than its "
+                  "uninstrumented library does";
+#endif
   google::protobuf::Struct message;
   ASSERT_TRUE(
       ParseYaml("fields: {a: {number_value: 1}, b.c: {string_value: null}}", "m", &message).ok());
