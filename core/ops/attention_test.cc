@@ -64,7 +64,8 @@ void CheckLong(const Case& c, double scale = 0.125) {
   HostAllocator allocator;
   const OpRun want = RunOp(op_case, DType::kF64, 1, allocator);
   for (DType dtype : {DType::kF32, DType::kBF16, DType::kF16}) {
-    const double tolerance = dtype == DType::kF32 ? 2e-5 : dtype == DType::kF16 ? 2e-3 : 2e-2;
+    // Highway truncates to f16 where the machine has no conversion (SSE2).
+    const double tolerance = dtype == DType::kF32 ? 2e-5 : dtype == DType::kF16 ? 4e-3 : 2e-2;
     const OpRun one = RunOp(op_case, dtype, 1, allocator);
     const OpRun two = RunOp(op_case, dtype, 2, allocator);
     EXPECT_LE(RelativeError(one.output, want.output), tolerance) << Name(dtype);
