@@ -236,7 +236,7 @@ class Ends(unittest.TestCase):
         return connection, response
 
     def test_sigterm_finishes_what_runs_and_takes_nothing_new(self):
-        with serving() as server:
+        with serving("--set", f"drain_timeout_s={TIMEOUT}") as server:
             connection, response = self.begin(server)
             server.process.send_signal(signal.SIGTERM)
             status = 200
