@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
 """The real `cadre serve` on a tiny model that is trained here. Standard library only.
 
-    python3 tests/serve_e2e_test.py [--cadre build/release/cadre] [--all] [unittest flags, test names]
+    python3 tests/e2e/serve_test.py [--cadre build/release/cadre] [--all] [unittest flags, test names]
 """
 
-import argparse
 import concurrent.futures
 import contextlib
+import functools
 import http.client
 import json
 import pathlib
@@ -20,50 +20,19 @@ import sys
 import tempfile
 import unittest
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
+import e2e
+from e2e import ROOT, TIMEOUT, Options
+
 CLIENTS = ROOT / "tests/client"
-TIMEOUT = 300  # seconds; a bound against hanging, not a measure
 CONTEXT = 1024
-MODEL = {"model_type": "qwen3_moe", "vocab_size": 512, "hidden_size": 64, "intermediate_size": 128,
-         "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
-         "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32,
-         "norm_topk_prob": True, "max_position_embeddings": CONTEXT, "tie_word_embeddings": True}  # fmt: skip
-
-
-class Options:
-    cadre = ROOT / "build/release/cadre"
-    requests = 24
-    model = folder = None
-
-
-def cadre(*arguments):
-    return subprocess.run([Options.cadre, *map(str, arguments)], capture_output=True, text=True,
-                          timeout=TIMEOUT, cwd=ROOT, check=False)  # fmt: skip
-
-
-def must(*arguments):
-    done = cadre(*arguments)
-    if done.returncode:
-        raise AssertionError(f"cadre {' '.join(map(str, arguments))}: {done.returncode}\n{done.stderr}")
+cadre = functools.partial(e2e.cadre, code=None)
 
 
 def setUpModule():
-    folder = Options.folder = pathlib.Path(tempfile.mkdtemp(prefix="cadre-serve-e2e-"))
-    unittest.addModuleCleanup(shutil.rmtree, folder)
-    rng = random.Random(5)
-    words = ("the sea", "a king", "every river", "gave", "carried", "seven lamps", "an open door")
-    text = "\n\n".join(" ".join(rng.choices(words, k=60)) + "." for _ in range(200))
-    (folder / "text.txt").write_text(text, encoding="utf-8")
-    tokenizer = ROOT / "tests/data/tokenizer"
-    must("data", "build", "--tokenizer", tokenizer, "--input", folder / "text.txt",
-         "--output", folder / "tokens")  # fmt: skip
-    config = {"model": MODEL, "tokenizer": str(tokenizer), "train_steps": 20, "global_batch_size": 4,
-              "micro_batch_size": 4, "optimizer": {"lr": 3e-3}, "lr_schedule": {"warmup_steps": 4},
-              "data": {"seq_len": 128, "sources": [{"path": str(folder / "tokens")}]}}  # fmt: skip
-    (folder / "train.yaml").write_text(json.dumps(config), encoding="utf-8")
-    must("train", "-c", folder / "train.yaml", "--output", folder / "run", "--quiet")
-    Options.model = folder / "model"
-    must("checkpoint", "convert", folder / "run/checkpoints", "--to", Options.model)
+    shop = e2e.Workshop()
+    run = shop.train("run", f"model.max_position_embeddings={CONTEXT}", "train_steps=20", "eval.interval=0")
+    Options.folder, Options.model = shop.folder, shop.model(run, "model")
+    Options.requests = 500 if Options.long else 24
 
 
 class Server:
@@ -361,10 +330,4 @@ class Refusals(unittest.TestCase):
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--cadre", type=pathlib.Path, default=Options.cadre, help="the program")
-    parser.add_argument("--all", action="store_true", help="500 requests instead of 24")
-    args, rest = parser.parse_known_args()
-    Options.cadre = args.cadre.resolve()
-    Options.requests = 500 if args.all else 24
-    unittest.main(argv=[sys.argv[0], *rest])
+    unittest.main(argv=e2e.parse())
