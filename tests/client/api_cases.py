@@ -231,7 +231,8 @@ class Streams(Case):
                     self.assertEqual(joined(chunks), text_of(expected))
                     reasons = [c["choices"][0]["finish_reason"] for c in chunks if c["choices"]]
                     self.assertEqual([r for r in reasons if r], [expected["finish_reason"]])
-                    self.assertGreater(len(chunks), 4, "48 tokens came in a few chunks")
+                    if len(text_of(expected)) > 16:  # special tokens, 48 of them perhaps, have none
+                        self.assertGreater(len(chunks), 4, "48 tokens came in a few chunks")
 
     def test_no_character_is_split(self):
         for seed in range(6):
