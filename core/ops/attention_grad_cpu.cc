@@ -4,7 +4,7 @@
 #include <limits>
 #include <vector>
 
-#include "core/ops/attention_kernels.h"
+#include "core/ops/attention_work.h"
 #include "core/parallel_for.h"
 
 #undef HWY_TARGET_INCLUDE
@@ -14,57 +14,6 @@
 
 #include "core/ops/exp2-inl.h"
 #include "core/ops/simd-inl.h"
-
-#ifndef CADRE_CORE_OPS_ATTENTION_GRAD_CPU_ONCE
-#define CADRE_CORE_OPS_ATTENTION_GRAD_CPU_ONCE
-namespace cadre::ops {
-
-// Rows of a block of queries and keys of a tile.
-constexpr int64_t kGradTile = kAttentionGradTile;
-
-// What one thread works in. d is dh and e is dv, both rounded up to 32; N the sequence's tokens
-// rounded up to a tile. A operands are row-major, B operands as AttentionGemm says.
-struct AttentionGradWork {
-  std::byte *k, *v, *kt;            // A: [N, d], [N, e]; per tile [d, tile]
-  float *dk, *dv;                   // [N, d], [N, e]
-  std::byte *q_panels, *do_panels;  // B: [d, tile], [e, tile]
-  std::byte *q_rows, *do_rows;      // B: [tile, d], [tile, e]
-  float *scores, *dp;               // [keys, rows]
-  std::byte *p, *ds;                // A: [keys, rows]
-  std::byte* ds_rows;               // B: [keys, rows]
-  float* dqt;                       // [d, rows]
-  float *lse, *delta;               // [rows]
-  int32_t* positions;               // [rows]
-
-  static AttentionGradWork At(std::byte* base, int64_t n, int64_t d, int64_t e, size_t* bytes) {
-    constexpr int64_t kR = kGradTile;
-    AttentionScratch s(base);
-    AttentionGradWork w;
-    w.k = s.Take<std::byte>(n * d * 4);
-    w.v = s.Take<std::byte>(n * e * 4);
-    w.kt = s.Take<std::byte>(n * d * 4);
-    w.dk = s.Take<float>(n * d);
-    w.dv = s.Take<float>(n * e);
-    w.q_panels = s.Take<std::byte>(kR * d * 4);
-    w.q_rows = s.Take<std::byte>(kR * d * 4);
-    w.do_panels = s.Take<std::byte>(kR * e * 4);
-    w.do_rows = s.Take<std::byte>(kR * e * 4);
-    w.scores = s.Take<float>(kR * kR);
-    w.dp = s.Take<float>(kR * kR);
-    w.p = s.Take<std::byte>(kR * kR * 4);
-    w.ds = s.Take<std::byte>(kR * kR * 4);
-    w.ds_rows = s.Take<std::byte>(kR * kR * 4);
-    w.dqt = s.Take<float>(kR * d);
-    w.lse = s.Take<float>(kR);
-    w.delta = s.Take<float>(kR);
-    w.positions = s.Take<int32_t>(kR);
-    if (bytes != nullptr) *bytes = static_cast<size_t>(s.end() - base);
-    return w;
-  }
-};
-
-}  // namespace cadre::ops
-#endif
 
 HWY_BEFORE_NAMESPACE();
 namespace cadre::ops::HWY_NAMESPACE {

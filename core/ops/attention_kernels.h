@@ -87,20 +87,4 @@ void AttentionStoreTransposedBf16(const float* from, int64_t stride, float scale
 // For tensors of `dtype`; `kernel` is for bf16.
 AttentionBackend AttentionBackendFor(DType dtype, Bf16Kernel kernel);
 
-// 64-byte aligned parts of one buffer.
-class AttentionScratch {
- public:
-  explicit AttentionScratch(std::byte* base) : at_(base) {}
-  template <typename T>
-  T* Take(int64_t count) {
-    std::byte* here = at_;
-    at_ += (static_cast<size_t>(count) * sizeof(T) + 63) / 64 * 64;
-    return reinterpret_cast<T*>(here);
-  }
-  const std::byte* end() const { return at_; }
-
- private:
-  std::byte* at_;
-};
-
 }  // namespace cadre::ops
