@@ -52,25 +52,52 @@ namespace {
   }
 }
 
-// 16 sums into one row of c, at most `width` of them.
-[[maybe_unused]] void StoreRow(const PanelGemmArgs& args, const float* sums, int64_t row,
-                               int64_t column, int64_t width) {
-  const __mmask16 mask = static_cast<__mmask16>((1u << width) - 1);
+// The bits of n <= 32 lanes from `lane`, 16 at a time.
+[[maybe_unused]] __mmask16 LaneMask(int64_t n, int64_t lane) {
+  return static_cast<__mmask16>(ColumnMask(n) >> lane);
+}
+
+// 16 sums of one row of c from `column`: bias and what c holds added; `mask` tells which are c's.
+[[maybe_unused]] __m512 Finished(const PanelGemmArgs& args, const float* sums, int64_t at,
+                                 int64_t column, __mmask16 mask) {
   __m512 value = _mm512_load_ps(sums);
   if (args.bias.defined()) {
     const __m256i bits = _mm256_maskz_loadu_epi16(mask, args.bias.data<BF16>() + column);
     value = _mm512_add_ps(value,
                           _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16)));
   }
-  const int64_t at = row * args.b.n + column;
-  if (args.c.dtype() == DType::kF32) {
-    float* c = args.c.data<float>() + at;
-    if (args.accumulate) value = _mm512_add_ps(value, _mm512_maskz_loadu_ps(mask, c));
-    return _mm512_mask_storeu_ps(c, mask, value);
+  if (args.accumulate) {
+    value = _mm512_add_ps(value, _mm512_maskz_loadu_ps(mask, args.c.data<float>() + at));
   }
-  const __m256bh rounded = _mm512_cvtneps_pbh(value);
-  _mm256_mask_storeu_epi16(args.c.data<BF16>() + at, mask,
-                           reinterpret_cast<const __m256i&>(rounded));
+  return value;
+}
+
+// Sums of a pair of panels (the second may be null) into `width` columns of one row of c.
+[[maybe_unused]] void StoreRow(const PanelGemmArgs& args, const float* first, const float* second,
+                               int64_t row, int64_t column, int64_t width) {
+  const int64_t at = row * args.b.n + column;
+  const __mmask16 low = LaneMask(width, 0), high = LaneMask(width, 16);
+  const __m512 left = Finished(args, first, at, column, low);
+  const __m512 right =
+      second == nullptr ? _mm512_setzero_ps() : Finished(args, second, at + 16, column + 16, high);
+  if (args.c.dtype() == DType::kF32) {
+    _mm512_mask_storeu_ps(args.c.data<float>() + at, low, left);
+    if (high != 0) _mm512_mask_storeu_ps(args.c.data<float>() + at + 16, high, right);
+    return;
+  }
+  _mm512_mask_storeu_epi16(args.c.data<BF16>() + at, ColumnMask(width),
+                           reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(right, left)));
+}
+
+// Asks for `rows` rows of c, `width` columns each, before they are written.
+[[maybe_unused]] void PrefetchRows(const PanelGemmArgs& args, int64_t row, int64_t rows,
+                                   int64_t column, int64_t width) {
+  const int64_t size = static_cast<int64_t>(SizeOf(args.c.dtype()));
+  std::byte* c = args.c.raw() + (row * args.b.n + column) * size;
+  for (int64_t r = 0; r < rows; ++r, c += args.b.n * size) {
+    __builtin_prefetch(c, 1);
+    __builtin_prefetch(c + width * size - 1, 1);
+  }
 }
 
 }  // namespace

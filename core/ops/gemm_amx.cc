@@ -74,12 +74,6 @@ void Sum(const std::byte* left, Steps steps, const std::byte* panel0, const std:
   if constexpr (kBlocks == 2 && kPanels == 2) _tile_stored(3, sums[3], 64);
 }
 
-void StoreBlock(const PanelGemmArgs& args, const float* sums, int64_t row, int64_t rows,
-                int64_t panel) {
-  const int64_t column = panel * kPanelColumns, width = std::min(kPanelColumns, args.b.n - column);
-  for (int64_t r = 0; r < rows; ++r) StoreRow(args, sums + r * 16, row + r, column, width);
-}
-
 // One strip of at most 32 rows of a block, with its sums of one pair of panels.
 struct Strip {
   const std::byte* left;
@@ -110,10 +104,12 @@ void AddSteps(Strip& strip, Steps steps, const std::byte* panel0, const std::byt
 }
 
 void StoreStrip(const PanelGemmArgs& args, const Strip& strip, int64_t panel, bool pair) {
-  for (int64_t b = 0; b * kTileRows < strip.rows; ++b) {
-    const int64_t rows = std::min(kTileRows, strip.rows - b * kTileRows);
-    StoreBlock(args, strip.sums[2 * b], strip.row + b * kTileRows, rows, panel);
-    if (pair) StoreBlock(args, strip.sums[2 * b + 1], strip.row + b * kTileRows, rows, panel + 1);
+  const int64_t column = panel * kPanelColumns;
+  const int64_t width = std::min((pair ? 2 : 1) * kPanelColumns, args.b.n - column);
+  for (int64_t r = 0; r < strip.rows; ++r) {
+    const float(*sums)[256] = strip.sums + r / kTileRows * 2;
+    const int64_t at = r % kTileRows * kPanelColumns;
+    StoreRow(args, sums[0] + at, pair ? sums[1] + at : nullptr, strip.row + r, column, width);
   }
 }
 

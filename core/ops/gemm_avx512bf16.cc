@@ -18,6 +18,12 @@ constexpr int64_t kHalfRows = 8;
 constexpr int64_t kStepBytes = 64;  // two of k by 16 rows or columns
 constexpr int64_t kStepsInCache = 128;
 
+// Equal pieces of at most kStepsInCache.
+int64_t PieceOf(int64_t total) {
+  const int64_t pieces = (total + kStepsInCache - 1) / kStepsInCache;
+  return (total + pieces - 1) / pieces;
+}
+
 struct Strip {
   const std::byte* left;  // [k / 2][16 rows][2]
   int64_t row, rows;
@@ -79,13 +85,10 @@ void AddSteps(Strip& strip, Steps steps, const std::byte* panel, size_t panel_by
   }
 }
 
-void StoreStrip(const PanelGemmArgs& args, const Strip& strip, int64_t panel, bool pair) {
+void StoreStrip(const PanelGemmArgs& args, const Strip& strip, int64_t column, int64_t width) {
   for (int64_t r = 0; r < strip.rows; ++r) {
-    for (int64_t p = 0; p < (pair ? 2 : 1); ++p) {
-      const int64_t column = (panel + p) * kPanelColumns;
-      StoreRow(args, strip.sums[r][p], strip.row + r, column,
-               std::min(kPanelColumns, args.b.n - column));
-    }
+    const float* second = width > kPanelColumns ? strip.sums[r][1] : nullptr;
+    StoreRow(args, strip.sums[r][0], second, strip.row + r, column, width);
   }
 }
 
@@ -93,13 +96,16 @@ void StoreStrip(const PanelGemmArgs& args, const Strip& strip, int64_t panel, bo
 void StripsByPair(const PanelGemmArgs& args, std::span<Strip> strips, int64_t panel, bool pair) {
   const size_t panel_bytes = args.b.panel_bytes();
   const std::byte* data = args.b.data.raw() + static_cast<size_t>(panel) * panel_bytes;
+  const int64_t column = panel * kPanelColumns;
+  const int64_t width = std::min((pair ? 2 : 1) * kPanelColumns, args.b.n - column);
   const int64_t total = args.b.k_padded / 2;
-  const int64_t piece = strips.size() == 1 ? total : kStepsInCache;
+  const int64_t piece = strips.size() == 1 ? total : PieceOf(total);
   for (int64_t begin = 0; begin < total; begin += piece) {
     const Steps steps{begin, std::min(begin + piece, total)};
     for (Strip& strip : strips) {
+      if (steps.end == total) PrefetchRows(args, strip.row, strip.rows, column, width);
       AddSteps(strip, steps, data, panel_bytes, pair);
-      if (steps.end == total) StoreStrip(args, strip, panel, pair);
+      if (steps.end == total) StoreStrip(args, strip, column, width);
     }
   }
 }

@@ -6,6 +6,7 @@ namespace cadre::ops {
 namespace {
 
 constexpr int64_t kTileBytes = 1024;  // 16 rows x 32 of k
+constexpr int64_t kRowsAhead = 16;
 
 // Rows k and k + 1 of x [K, n], 32 columns from `column`, as 16 dwords for the first 16 columns and
 // 16 for the others; rows from K on are zero.
@@ -30,6 +31,9 @@ void PackPanelsAvx512(const BF16* x, int64_t k, int64_t n, int64_t column, std::
   const __mmask32 mask = ColumnMask(n - column);
   for (int64_t i = 0; i < (k + 31) / 32 * 32; i += 2) {
     __m512i low, high;
+    // A row's piece is a line or two: too short for the hardware to see what comes.
+    __builtin_prefetch(x + (i + kRowsAhead) * n + column);
+    __builtin_prefetch(x + (i + kRowsAhead + 1) * n + column);
     PairOfRows(x, k, n, i, column, mask, &low, &high);
     _mm512_storeu_si512(to + i / 2 * 64, low);
     if (next != nullptr) _mm512_storeu_si512(next + i / 2 * 64, high);
