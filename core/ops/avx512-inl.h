@@ -52,41 +52,73 @@ namespace {
   }
 }
 
-// The bits of n <= 32 lanes from `lane`, 16 at a time.
-[[maybe_unused]] __mmask16 LaneMask(int64_t n, int64_t lane) {
-  return static_cast<__mmask16>(ColumnMask(n) >> lane);
+// How finished sums go to c.
+enum class StoreKind : uint8_t { kRounded, kFloat, kAdded };
+
+[[maybe_unused]] StoreKind StoreKindOf(const PanelGemmArgs& args) {
+  if (args.c.dtype() == DType::kBF16) return StoreKind::kRounded;
+  return args.accumulate ? StoreKind::kAdded : StoreKind::kFloat;
 }
 
-// 16 sums of one row of c from `column`: bias and what c holds added; `mask` tells which are c's.
-[[maybe_unused]] __m512 Finished(const PanelGemmArgs& args, const float* sums, int64_t at,
-                                 int64_t column, __mmask16 mask) {
-  __m512 value = _mm512_load_ps(sums);
-  if (args.bias.defined()) {
-    const __m256i bits = _mm256_maskz_loadu_epi16(mask, args.bias.data<BF16>() + column);
-    value = _mm512_add_ps(value,
-                          _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16)));
-  }
-  if (args.accumulate) {
-    value = _mm512_add_ps(value, _mm512_maskz_loadu_ps(mask, args.c.data<float>() + at));
-  }
-  return value;
+inline __m512 LoadBf16(const BF16* from, __mmask16 mask) {
+  const __m256i bits = _mm256_maskz_loadu_epi16(mask, from);
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
 }
 
-// Sums of a pair of panels (the second may be null) into `width` columns of one row of c.
-[[maybe_unused]] void StoreRow(const PanelGemmArgs& args, const float* first, const float* second,
-                               int64_t row, int64_t column, int64_t width) {
-  const int64_t at = row * args.b.n + column;
-  const __mmask16 low = LaneMask(width, 0), high = LaneMask(width, 16);
-  const __m512 left = Finished(args, first, at, column, low);
-  const __m512 right =
-      second == nullptr ? _mm512_setzero_ps() : Finished(args, second, at + 16, column + 16, high);
-  if (args.c.dtype() == DType::kF32) {
-    _mm512_mask_storeu_ps(args.c.data<float>() + at, low, left);
-    if (high != 0) _mm512_mask_storeu_ps(args.c.data<float>() + at + 16, high, right);
+// Sums of a pair of panels into `width` columns of one row of c, to which `to` points; bias (or
+// null) begins at the same column.
+template <StoreKind kKind>
+inline void StoreRow(const float* first, const float* second, const BF16* bias, int64_t width,
+                     std::byte* to) {
+  const __mmask32 mask = ColumnMask(width);
+  const __mmask16 low = static_cast<__mmask16>(mask), high = static_cast<__mmask16>(mask >> 16);
+  __m512 left = _mm512_load_ps(first), right = _mm512_load_ps(second);
+  if (bias != nullptr) {
+    left = _mm512_add_ps(left, LoadBf16(bias, low));
+    right = _mm512_add_ps(right, LoadBf16(bias + kPanelColumns, high));
+  }
+  if constexpr (kKind == StoreKind::kRounded) {
+    _mm512_mask_storeu_epi16(to, mask, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(right, left)));
     return;
   }
-  _mm512_mask_storeu_epi16(args.c.data<BF16>() + at, ColumnMask(width),
-                           reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(right, left)));
+  float* c = reinterpret_cast<float*>(to);
+  if constexpr (kKind == StoreKind::kAdded) {
+    left = _mm512_add_ps(left, _mm512_maskz_loadu_ps(low, c));
+    right = _mm512_add_ps(right, _mm512_maskz_loadu_ps(high, c + kPanelColumns));
+  }
+  _mm512_mask_storeu_ps(c, low, left);
+  _mm512_mask_storeu_ps(c + kPanelColumns, high, right);
+}
+
+// The sums of some rows: those of the next row lie row_stride on. Both pointers are readable for 16
+// columns wherever `width` ends.
+struct StripSums {
+  const float *first, *second;
+  int64_t row_stride;
+  int64_t row, rows;  // of c
+};
+
+template <StoreKind kKind>
+void StoreRowsAs(const PanelGemmArgs& args, const StripSums& sums, int64_t column, int64_t width) {
+  const int64_t size = kKind == StoreKind::kRounded ? 2 : 4;
+  std::byte* to = args.c.raw() + (sums.row * args.b.n + column) * size;
+  const BF16* bias = args.bias.defined() ? args.bias.data<BF16>() + column : nullptr;
+  for (int64_t r = 0; r < sums.rows; ++r, to += args.b.n * size) {
+    const int64_t at = r * sums.row_stride;
+    StoreRow<kKind>(sums.first + at, sums.second + at, bias, width, to);
+  }
+}
+
+[[maybe_unused]] void StoreRows(const PanelGemmArgs& args, const StripSums& sums, int64_t column,
+                                int64_t width) {
+  switch (StoreKindOf(args)) {
+    case StoreKind::kRounded:
+      return StoreRowsAs<StoreKind::kRounded>(args, sums, column, width);
+    case StoreKind::kFloat:
+      return StoreRowsAs<StoreKind::kFloat>(args, sums, column, width);
+    case StoreKind::kAdded:
+      return StoreRowsAs<StoreKind::kAdded>(args, sums, column, width);
+  }
 }
 
 // Asks for `rows` rows of c, `width` columns each, before they are written.

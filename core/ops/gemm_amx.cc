@@ -106,10 +106,15 @@ void AddSteps(Strip& strip, Steps steps, const std::byte* panel0, const std::byt
 void StoreStrip(const PanelGemmArgs& args, const Strip& strip, int64_t panel, bool pair) {
   const int64_t column = panel * kPanelColumns;
   const int64_t width = std::min((pair ? 2 : 1) * kPanelColumns, args.b.n - column);
-  for (int64_t r = 0; r < strip.rows; ++r) {
+  for (int64_t r = 0; r < strip.rows; r += kTileRows) {
     const float(*sums)[256] = strip.sums + r / kTileRows * 2;
-    const int64_t at = r % kTileRows * kPanelColumns;
-    StoreRow(args, sums[0] + at, pair ? sums[1] + at : nullptr, strip.row + r, column, width);
+    StoreRows(args,
+              {.first = sums[0],
+               .second = sums[1],
+               .row_stride = kPanelColumns,
+               .row = strip.row + r,
+               .rows = std::min(kTileRows, strip.rows - r)},
+              column, width);
   }
 }
 

@@ -85,13 +85,6 @@ void AddSteps(Strip& strip, Steps steps, const std::byte* panel, size_t panel_by
   }
 }
 
-void StoreStrip(const PanelGemmArgs& args, const Strip& strip, int64_t column, int64_t width) {
-  for (int64_t r = 0; r < strip.rows; ++r) {
-    const float* second = width > kPanelColumns ? strip.sums[r][1] : nullptr;
-    StoreRow(args, strip.sums[r][0], second, strip.row + r, column, width);
-  }
-}
-
 // All strips of the block meet one pair of panels.
 void StripsByPair(const PanelGemmArgs& args, std::span<Strip> strips, int64_t panel, bool pair) {
   const size_t panel_bytes = args.b.panel_bytes();
@@ -105,7 +98,14 @@ void StripsByPair(const PanelGemmArgs& args, std::span<Strip> strips, int64_t pa
     for (Strip& strip : strips) {
       if (steps.end == total) PrefetchRows(args, strip.row, strip.rows, column, width);
       AddSteps(strip, steps, data, panel_bytes, pair);
-      if (steps.end == total) StoreStrip(args, strip, column, width);
+      if (steps.end < total) continue;
+      StoreRows(args,
+                {.first = strip.sums[0][0],
+                 .second = strip.sums[0][1],
+                 .row_stride = 2 * kPanelColumns,
+                 .row = strip.row,
+                 .rows = strip.rows},
+                column, width);
     }
   }
 }
