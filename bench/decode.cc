@@ -1,6 +1,6 @@
 // Batch-1 bf16 decode against the memory's read bandwidth, and a prefill of 512 tokens against the
 // GEMM peak, both ceilings measured in the same run:
-//   OMP_WAIT_POLICY=passive build/release/bench_decode [tokens]
+//   OMP_WAIT_POLICY=passive GOMP_SPINCOUNT=300 build/release/bench_decode [tokens]
 // Runs the decoder over paged blocks as the engine does, without its queue. A decoded token reads
 // every weight that multiplies once, and the keys and values before it.
 #include <algorithm>

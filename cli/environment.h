@@ -3,9 +3,13 @@
 
 namespace cadre::cli {
 
-// libgomp reads OMP_WAIT_POLICY when it is loaded, and its default spins: up to 9 times slower
-// where ranks share cores. Where the variable is not set, sets it to "passive" and executes this
-// program again with the same arguments; returns where it is set already, or where that fails.
-void EnsurePassiveOpenMp(char** argv);
+// How long OpenMP's threads look for work before they sleep. libgomp's default spins until it
+// finds some, up to 9 times slower where ranks share cores; never spinning ("passive") wakes a
+// sleeping thread some sixty times for each decoded token, a fifth of the token's time on two
+// cores. So: passive, after a few microseconds. libgomp reads OMP_WAIT_POLICY and GOMP_SPINCOUNT
+// when it is loaded, so where one of them is missing, sets it and executes this program again with
+// the same arguments; returns where both are set, where the policy is another one, or where that
+// fails.
+void EnsureOpenMpWaits(char** argv);
 
 }  // namespace cadre::cli

@@ -24,7 +24,7 @@ void ReturnLargeBlocks() { mallopt(M_MMAP_THRESHOLD, 1 << 20); }
 }  // namespace
 
 int main(int argc, char** argv) {
-  cadre::cli::EnsurePassiveOpenMp(argv);
+  cadre::cli::EnsureOpenMpWaits(argv);
   ReturnLargeBlocks();
   CLI::App app("Cadre trains and serves large language models and mixtures of experts.", "cadre");
   app.set_version_flag("--version", "cadre " CADRE_VERSION);

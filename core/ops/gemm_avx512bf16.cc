@@ -24,8 +24,14 @@ int64_t PieceOf(int64_t total) {
   return (total + pieces - 1) / pieces;
 }
 
+// [k / 2][16 rows][2], or one row as it lies.
+struct Left {
+  const std::byte* data;
+  int64_t step;  // bytes from one pair of k to the next
+};
+
 struct Strip {
-  const std::byte* left;  // [k / 2][16 rows][2]
+  Left left;
   int64_t row, rows;
   alignas(64) float sums[kStripRows][2][kPanelColumns];
 };
@@ -37,7 +43,7 @@ struct Steps {
 // Adds the products of some steps to the sums of kRows rows x kPanels panels; the first steps start
 // from zero.
 template <int kRows, int kPanels>
-void Sum(const std::byte* left, Steps steps, const std::byte* panel, size_t panel_bytes,
+void Sum(const Left& left, Steps steps, const std::byte* panel, size_t panel_bytes,
          float (*sums)[2][kPanelColumns]) {
   __m512 acc[kRows][kPanels];
 #pragma GCC unroll 8
@@ -47,7 +53,8 @@ void Sum(const std::byte* left, Steps steps, const std::byte* panel, size_t pane
       acc[r][p] = steps.begin == 0 ? _mm512_setzero_ps() : _mm512_load_ps(sums[r][p]);
     }
   }
-  for (int64_t s = steps.begin; s < steps.end; ++s) {
+  const std::byte* pairs = left.data + steps.begin * left.step;
+  for (int64_t s = steps.begin; s < steps.end; ++s, pairs += left.step) {
     __m512bh right[kPanels];
 #pragma GCC unroll 2
     for (int p = 0; p < kPanels; ++p) {
@@ -55,7 +62,7 @@ void Sum(const std::byte* left, Steps steps, const std::byte* panel, size_t pane
     }
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
-      const __m512bh pair = BroadcastPair(left + s * kStepBytes + r * 4);
+      const __m512bh pair = BroadcastPair(pairs + r * 4);
 #pragma GCC unroll 2
       for (int p = 0; p < kPanels; ++p) acc[r][p] = _mm512_dpbf16_ps(acc[r][p], pair, right[p]);
     }
@@ -67,7 +74,7 @@ void Sum(const std::byte* left, Steps steps, const std::byte* panel, size_t pane
   }
 }
 
-using SumFunction = void (*)(const std::byte*, Steps, const std::byte*, size_t,
+using SumFunction = void (*)(const Left&, Steps, const std::byte*, size_t,
                              float (*)[2][kPanelColumns]);
 
 SumFunction SumOf(int64_t rows, bool pair) {
@@ -81,7 +88,8 @@ SumFunction SumOf(int64_t rows, bool pair) {
 void AddSteps(Strip& strip, Steps steps, const std::byte* panel, size_t panel_bytes, bool pair) {
   for (int64_t half = 0; half < strip.rows; half += kHalfRows) {
     const SumFunction sum = SumOf(std::min(kHalfRows, strip.rows - half), pair);
-    sum(strip.left + half * 4, steps, panel, panel_bytes, strip.sums + half);
+    sum({strip.left.data + half * 4, strip.left.step}, steps, panel, panel_bytes,
+        strip.sums + half);
   }
 }
 
@@ -133,11 +141,15 @@ void GemmBlockAvx512(const PanelGemmArgs& args, const GemmBlock& block, std::byt
     Strip& strip = strips[i];
     strip.row = block.row + static_cast<int64_t>(i) * kStripRows;
     strip.rows = std::min(kStripRows, rows_end - strip.row);
-    std::byte* packed = scratch + static_cast<int64_t>(i) * strip_bytes;
-    strip.left = packed;
-    if (i % 2 == 0) {
-      PackStrips(args, strip.row, rows_end, packed,
-                 i + 1 < strips.size() ? packed + strip_bytes : nullptr);
+    strip.left = {scratch + static_cast<int64_t>(i) * strip_bytes, kStepBytes};
+  }
+  if (block.rows == 1 && !args.a.transposed && args.b.k == args.b.k_padded) {
+    strips[0].left = {args.a.data + block.row * args.b.k * 2, 4};
+  } else {
+    for (size_t i = 0; i < strips.size(); i += 2) {
+      std::byte* to = scratch + static_cast<int64_t>(i) * strip_bytes;
+      std::byte* next = i + 1 < strips.size() ? to + strip_bytes : nullptr;
+      PackStrips(args, strips[i].row, rows_end, to, next);
     }
   }
   const int64_t end = block.panel + block.panels;
