@@ -1,6 +1,7 @@
 // Model FLOP utilization of a training step against the GEMM peak of the same run, in bf16 on two
 // threads: 16,384 tokens a step in sequences of 1,024, vocabulary 32k.
-//   OMP_WAIT_POLICY=passive GOMP_SPINCOUNT=300 build/release/bench_train_step [dense|moe] [steps] [trace.json]
+//   OMP_WAIT_POLICY=passive GOMP_SPINCOUNT=300
+//     build/release/bench_train_step [dense|moe] [steps] [trace.json]
 // Prints one JSON document; tokens_per_second and mfu are medians over the steps.
 #include <algorithm>
 #include <cstdio>

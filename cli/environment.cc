@@ -1,9 +1,9 @@
 #include "cli/environment.h"
 
+#include <strings.h>
 #include <unistd.h>
 
 #include <cstdlib>
-#include <string_view>
 
 namespace cadre::cli {
 namespace {
@@ -14,10 +14,9 @@ constexpr char kPolicy[] = "OMP_WAIT_POLICY", kSpins[] = "GOMP_SPINCOUNT";
 
 void EnsureOpenMpWaits(char** argv) {
   const char* policy = std::getenv(kPolicy);
-  if (policy != nullptr && std::string_view(policy) != "passive") return;
+  if (policy != nullptr && strcasecmp(policy, "passive") != 0) return;
   if (policy != nullptr && std::getenv(kSpins) != nullptr) return;
-  setenv(kPolicy, "passive", 1);
-  setenv(kSpins, "300", 0);
+  if (setenv(kPolicy, "passive", 1) != 0 || setenv(kSpins, "300", 0) != 0) return;
   execv("/proc/self/exe", argv);
 }
 

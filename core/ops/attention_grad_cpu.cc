@@ -36,7 +36,7 @@ class Backward {
         dv_(args.v.dim(2)),
         d_((dk_ + 31) / 32 * 32),
         e_((dv_ + 31) / 32 * 32),
-        scale_(static_cast<float>(args.scale) * 1.44269504088896341f) {}
+        scale_(static_cast<float>(args.scale) * kLog2E) {}
 
   void Run(int64_t sequence, int64_t kv_head, const AttentionGradWork& w) const {
     const int64_t begin = args_.offsets[sequence], n = args_.offsets[sequence + 1] - begin;
@@ -313,7 +313,7 @@ void SinkGrad(Context& ctx, const AttentionSinkGradArgs& args) {
   const T *out = args.out.data<T>(), *dout = args.dout.data<T>();
   ParallelFor(ctx, heads, 1, [&](int64_t begin, int64_t end) {
     for (int64_t h = begin; h < end; ++h) {
-      const float sink = static_cast<float>(args.sinks.data<T>()[h]) * 1.44269504088896341f;
+      const float sink = static_cast<float>(args.sinks.data<T>()[h]) * kLog2E;
       double sum = 0;
       for (int64_t t = 0; t < tokens; ++t) {
         const int64_t row = t * heads + h;

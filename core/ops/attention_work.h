@@ -83,7 +83,6 @@ struct AttentionPartial {
   }
 };
 
-// The backward pass.
 // Rows of a block of queries and keys of a tile.
 inline constexpr int64_t kGradTile = kAttentionGradTile;
 

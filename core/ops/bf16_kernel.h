@@ -1,5 +1,6 @@
 // Which instructions compute products of bf16. The machine alone decides, so that training and
-// serving on one machine agree bit for bit; the choices differ from each other in rounding.
+// serving on one machine agree bit for bit; the choices differ from each other in rounding, and in
+// whether denormals count as zero.
 #pragma once
 
 #include <cstdint>

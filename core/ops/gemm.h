@@ -1,7 +1,8 @@
 // Matrix products on tensors, without a gradient.
 //
-// Order of arithmetic: every element of C is one sum over k in ascending order, kept in fp32 from
-// the first term to the last and rounded once. So a row of C has the same bits at any number of
+// Order of arithmetic: every element of C is one sum over k in an order that k alone decides (pairs
+// ascending, within a pair, or AMX's 32, as the instruction adds them), kept in fp32 from the first
+// term to the last and rounded once. So a row of C has the same bits at any number of
 // rows, any thread count, and with weights packed ahead or at the call. The libraries at hand do
 // not promise this: oneDNN 2.6 changes its blocking over k with the number of rows and threads (10
 // different results for one row at N = 2,048, K = 2,048), and its kernel below 256 outputs. Which

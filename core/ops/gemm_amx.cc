@@ -1,8 +1,8 @@
-// bf16 products on AMX tiles. Only this file's functions may run AMX instructions; they are called
-// where MachineBf16Kernel() is kAmx.
+// bf16 products on AMX tiles, where MachineBf16Kernel() is kAmx.
 
 #include <algorithm>
-#include <cstring>
+#include <array>
+#include <span>
 
 #include "core/ops/avx512-inl.h"
 #include "core/ops/gemm_kernels.h"
@@ -31,6 +31,8 @@ void Configure(int64_t rows) {
     bool lower = tile == 2 || tile == 3 || tile == 5;
     config.rows[tile] = static_cast<uint8_t>(tile >= 6 ? kTileRows : lower ? bottom : top);
   }
+  // GCC 12's intrinsic tells the compiler of the first 8 bytes only.
+  asm volatile("" : : "m"(config));
   _tile_loadconfig(&config);
 }
 
@@ -85,8 +87,7 @@ struct Strip {
 void PackStrip(const std::byte* rows, int64_t count, int64_t k, std::byte* to) {
   const int64_t row_bytes = k * 2;
   for (int64_t begin = 0; begin < row_bytes; begin += 64, to += kStepBytes) {
-    const int64_t left = (row_bytes - begin) / 2;
-    const __mmask32 mask = left >= 32 ? 0xffffffffu : (1u << left) - 1;
+    const __mmask32 mask = ColumnMask((row_bytes - begin) / 2);
     for (int64_t r = 0; r < kStripRows; ++r) {
       const __m512i line = r < count ? _mm512_maskz_loadu_epi16(mask, rows + r * row_bytes + begin)
                                      : _mm512_setzero_si512();

@@ -6,6 +6,7 @@
 // pass by; the sums wait in memory between the pieces.
 #include <algorithm>
 #include <array>
+#include <span>
 
 #include "core/ops/avx512-inl.h"
 #include "core/ops/gemm_kernels.h"

@@ -25,11 +25,12 @@ void PackPanelPlain(const Tensor& b, bool transposed, int64_t column, const Pane
 }
 
 // Panels `index` and, where there is one, `index` + 1.
-void PackPanelPair(const Tensor& b, bool transposed, int64_t index, const Panels& panels) {
+void PackPanelPair(const Tensor& b, bool transposed, int64_t index, const Panels& panels,
+                   Bf16Kernel kernel) {
   std::byte* to = panels.data.raw() + static_cast<size_t>(index) * panels.panel_bytes();
   std::byte* next = index + 1 < panels.count() ? to + panels.panel_bytes() : nullptr;
   const int64_t column = index * kPanelColumns;
-  if (panels.dtype == DType::kBF16 && MachineBf16Kernel() != Bf16Kernel::kSimd) {
+  if (panels.dtype == DType::kBF16 && kernel != Bf16Kernel::kSimd) {
     const BF16* data = b.data<BF16>();
     if (!transposed) return PackPanelsAvx512(data, panels.k, panels.n, column, to, next);
     PackTransposedPanelAvx512(data, panels.k, panels.n, column, to);
@@ -60,7 +61,7 @@ GemmBlock BlockShape(int64_t rows, int64_t panels) {
 
 }  // namespace
 
-void PackPanels(Context& ctx, const Tensor& b, bool transposed, Panels& panels) {
+void PackPanels(Context& ctx, const Tensor& b, bool transposed, Panels& panels, Bf16Kernel kernel) {
   CADRE_CHECK(b.dtype() == DType::kF32 || b.dtype() == DType::kBF16, "gemm of dtype {}",
               static_cast<int>(b.dtype()));
   panels.k = b.dim(transposed ? 1 : 0);
@@ -73,7 +74,7 @@ void PackPanels(Context& ctx, const Tensor& b, bool transposed, Panels& panels) 
     panels.data = ctx.Empty({bytes}, DType::kU8);
   }
   ParallelFor(ctx, (panels.count() + 1) / 2, 2, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) PackPanelPair(b, transposed, 2 * i, panels);
+    for (int64_t i = begin; i < end; ++i) PackPanelPair(b, transposed, 2 * i, panels, kernel);
   });
 }
 
@@ -84,12 +85,16 @@ void PanelGemm(Context& ctx, const PanelGemmArgs& args) {
   const int64_t across = (args.b.count() + shape.panels - 1) / shape.panels;
   const int64_t block_bytes =
       (shape.rows + 31) / 32 * 32 * args.b.k_padded * static_cast<int64_t>(SizeOf(args.b.dtype));
-  Tensor scratch = ctx.Empty({block_bytes * ctx.threads}, DType::kU8);
+  Tensor scratch;
+  if (kernel != Bf16Kernel::kSimd || args.a.transposed) {
+    scratch = ctx.Empty({block_bytes * ctx.threads}, DType::kU8);
+  }
   ParallelUnits(ctx, down * across, [&](int64_t unit) {
     GemmBlock block{.row = unit % down * shape.rows, .panel = unit / down * shape.panels};
     block.rows = std::min(shape.rows, args.a.rows - block.row);
     block.panels = std::min(shape.panels, args.b.count() - block.panel);
-    std::byte* left = scratch.raw() + omp_get_thread_num() * block_bytes;
+    std::byte* left =
+        scratch.defined() ? scratch.raw() + omp_get_thread_num() * block_bytes : nullptr;
     switch (kernel) {
       case Bf16Kernel::kSimd:
         return GemmBlockSimd(args, block, left);

@@ -5,8 +5,8 @@
 //   bf16: [N / 16][K / 2][16 columns][2]    K rounded up to 32, N to 16, with zeros
 //   f32:  [N / 16][K][16 columns]
 //
-// The left-hand matrix is read as it lies; each kernel packs a block of it into scratch of its own
-// form before the panels pass by.
+// The left-hand matrix is read as it lies; a kernel that wants another form packs a block of it
+// into scratch before the panels pass by.
 #pragma once
 
 #include <cstdint>
@@ -31,8 +31,9 @@ struct Panels {
 };
 
 // b is [K, N], or [N, K] with `transposed`; f32 or bf16. Fills `panels`, reusing its storage where
-// the shape is the same.
-void PackPanels(Context& ctx, const Tensor& b, bool transposed, Panels& panels);
+// the shape is the same. The bytes are the same for every `kernel`; AVX-512 packs faster.
+void PackPanels(Context& ctx, const Tensor& b, bool transposed, Panels& panels,
+                Bf16Kernel kernel = MachineBf16Kernel());
 
 // The left-hand matrix of a product with panels: [rows, k], or [k, rows] with `transposed` (weight
 // gradients sum over the rows of two activations).

@@ -76,7 +76,7 @@ class GemmBf16 : public GemmTest, public ::testing::WithParamInterface<Bf16Kerne
   Tensor OnKernel(const Tensor& a, const Tensor& b, bool transpose_a) {
     const int64_t m = a.dim(transpose_a ? 1 : 0);
     Panels panels;
-    PackPanels(ctx_, b, false, panels);
+    PackPanels(ctx_, b, false, panels, GetParam());
     Tensor c = ctx_.Zeros({m, b.dim(1)}, DType::kF32);
     for (int repeat = 0; repeat < 2; ++repeat) {
       PanelGemm(ctx_, {.a = {a.raw(), m, transpose_a},
@@ -109,6 +109,47 @@ TEST_P(GemmBf16, AgreesWithDoublePrecision) {
         }
       }
     }
+  }
+}
+
+// The one-forward contract on each kernel, into bf16 with a bias, at ragged edges of n and k.
+TEST_P(GemmBf16, ARowHasTheSameBitsInAnyCompany) {
+  for (auto [n, k] : {std::pair<int64_t, int64_t>{33, 99}, {80, 256}, {47, 600}, {16, 1024}}) {
+    constexpr int64_t kRows = 300;
+    Tensor a = Random({kRows, k}, DType::kBF16, 1), w = Random({n, k}, DType::kBF16, 2);
+    Tensor bias = Random({n}, DType::kBF16, 3);
+    Panels panels;
+    PackPanels(ctx_, w, true, panels, GetParam());
+    auto product = [&](int64_t begin, int64_t rows) {
+      Tensor c = ctx_.Empty({rows, n}, DType::kBF16), part = a.Narrow(begin, rows);
+      PanelGemm(ctx_,
+                {.a = {part.raw(), rows}, .b = panels, .c = c, .bias = bias, .kernel = GetParam()});
+      return c;
+    };
+    const Tensor whole = product(0, kRows);
+    for (int64_t rows : {1, 2, 7, 8, 17, 129}) {
+      for (int64_t begin : {int64_t{0}, kRows - rows}) {
+        EXPECT_TRUE(SameBits(product(begin, rows), whole.Narrow(begin, rows)))
+            << rows << " rows from " << begin << ", n " << n << ", k " << k;
+      }
+    }
+    const Tensor want = Product(1,
+                                {.a = CastTensor(ctx_, a, DType::kF64),
+                                 .b = CastTensor(ctx_, w, DType::kF64),
+                                 .transpose_b = true,
+                                 .bias = CastTensor(ctx_, bias, DType::kF64)},
+                                {kRows, n}, DType::kF64);
+    EXPECT_LT(RelativeError(whole, want), 4e-3);
+  }
+}
+
+TEST_P(GemmBf16, EveryPackingGivesTheSameBytes) {
+  for (bool transposed : {false, true}) {
+    Tensor b = Random({47, 99}, DType::kBF16, 1);
+    Panels plain, packed;
+    PackPanels(ctx_, b, transposed, plain, Bf16Kernel::kSimd);
+    PackPanels(ctx_, b, transposed, packed, GetParam());
+    EXPECT_TRUE(SameBits(plain.data, packed.data)) << transposed;
   }
 }
 
