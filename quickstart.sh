@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # From a fresh Debian 12 machine to a mixture of experts of your own that answers over HTTP.
 set -euo pipefail
+caller=$PWD
 cd "$(dirname "${BASH_SOURCE[0]}")"
 source tools/common.sh
 
@@ -33,7 +34,10 @@ while (($#)); do
     --help | -h) usage; exit 0 ;;
     --data | --steps | --config | --output | --prompt | --port)
       (($# >= 2)) || wrong_usage "$1 needs a value"
-      printf -v "${1#--}" '%s' "$2"
+      value=$2
+      # Paths are the caller's.
+      if [[ $1 == --@(data|config|output) && -n $2 && $2 != /* && $caller != "$PWD" ]]; then value=$caller/$2; fi
+      printf -v "${1#--}" '%s' "$value"
       shift 2
       ;;
     *) wrong_usage "unknown option $1" ;;
@@ -41,7 +45,7 @@ while (($#)); do
 done
 [[ -z $steps || $steps =~ ^[1-9][0-9]{0,8}$ ]] || wrong_usage "--steps $steps: a whole number from 1 is needed"
 [[ -z $port || ($port =~ ^[0-9]{1,5}$ && $port -le 65535) ]] || wrong_usage "--port $port: 0 to 65535 is allowed"
-[[ -z $data || -r $data ]] || wrong_usage "--data $data: cannot be read"
+[[ -z $data || (-r $data && ! -d $data) ]] || wrong_usage "--data $data: a file that can be read is needed"
 [[ -r $config ]] || wrong_usage "--config $config: cannot be read"
 [[ -n $output ]] || wrong_usage "--output needs a folder"
 
@@ -52,7 +56,7 @@ cleanup() {
   server_pid=""
 }
 trap cleanup EXIT
-trap 'exit 130' INT
+trap 'say "stopped; the same command goes on from here"; exit 130' INT
 trap 'exit 143' TERM
 
 step_number=0
@@ -121,6 +125,12 @@ train_model() {
   run=$output/run
   run_key=$(key_of "$tokenizer_key" "$(checksum "$config")" "$steps")
   if ! fresh "$run" "$run_key"; then
+    if [[ -e $run/checkpoints ]]; then
+      local kept
+      kept=$(mktemp -u "$run.XXXXXX")
+      mv "$run" "$kept"
+      say "      made with other data, config or steps, so kept as $kept: the run that was there"
+    fi
     rm -rf "$run" "$run.key"
     mkdir -p "$run"
     mark "$run" "$run_key"
@@ -208,7 +218,7 @@ begin "installing what is missing"
 tools/install_deps.sh
 done_in
 
-begin "building (the first time takes a few minutes)"
+begin "building (the first time takes ten minutes or so; $log_dir/build_release.log shows where it is)"
 build_preset release cadre || die "the build failed"
 done_in "$cadre"
 built=$SECONDS
@@ -240,14 +250,17 @@ done_in "$url/v1/completions"
 report
 cleanup
 
+served=${url##*:}
+printf -v model_arg '%q' "$model"
+printf -v checkpoint_arg '%q' "$checkpoint"
 cat <<END
 Time     $((SECONDS - built)) s after the build, $((SECONDS - start)) s in all
 
 Next:
-  $cadre serve --model $model --port 8000
-  curl -s http://127.0.0.1:8000/v1/completions -H 'Content-Type: application/json' \\
+  $cadre serve --model $model_arg --port $served
+  curl -s http://127.0.0.1:$served/v1/completions -H 'Content-Type: application/json' \\
     -d '{"model": "model", "prompt": "In the beginning", "max_tokens": 60}'
-  $cadre generate --model $model --prompt "In the beginning" --max-tokens 60 --temperature 0.7
-  $cadre checkpoint inspect $checkpoint
+  $cadre generate --model $model_arg --prompt "In the beginning" --max-tokens 60 --temperature 0.7
+  $cadre checkpoint inspect $checkpoint_arg
   ./quickstart.sh --data your.txt --output runs/mine --steps 1000
 END
