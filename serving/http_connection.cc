@@ -81,9 +81,9 @@ HttpConnection::Task<void> HttpConnection::Run() {
   socket_.set_option(asio::ip::tcp::no_delay(true), ignored);
   bool open = true;
   while (open) {
-    Request request;
-    open = co_await ReadRequest(&request);
-    if (open) open = co_await Handle(&request);
+    Parser parser;
+    open = co_await ReadHeader(&parser);
+    if (open) open = co_await Handle(&parser);
     body_share_.Release();
   }
   StopDeadline();
@@ -91,17 +91,40 @@ HttpConnection::Task<void> HttpConnection::Run() {
   socket_.close(ignored);
 }
 
-// Header and body. not_enough_memory: the bodies of all requests are too much together.
-HttpConnection::Task<error_code> HttpConnection::ReadMessage(Parser* parser) {
-  StartDeadline(shared_->options.read_timeout_s);
-  auto [header_error, header_size] =
-      co_await http::async_read_header(socket_, buffer_, *parser, kTuple);
-  error_code error = header_error;
-  if (!error && parser->get()[http::field::expect] == "100-continue") {
-    bool written = co_await Write("HTTP/1.1 100 Continue\r\n\r\n");
-    if (!written) error = asio::error::broken_pipe;
+// False: the connection is to be closed; the client has been told why where that makes sense.
+HttpConnection::Task<bool> HttpConnection::ReadHeader(Parser* parser) {
+  const HttpServerOptions& options = shared_->options;
+  route_ = "other";
+  cors_.clear();
+  if (buffer_.size() == 0) {
+    StartDeadline(options.keep_alive_timeout_s);
+    auto space = buffer_.prepare(4096);
+    auto [error, size] = co_await socket_.async_read_some(space, kTuple);
+    StopDeadline();
+    if (error) co_return false;
+    buffer_.commit(size);
   }
-  if (!error) StartDeadline(shared_->options.read_timeout_s);
+  parser->header_limit(kMaxHeaderBytes);
+  parser->body_limit(options.max_request_bytes);
+  StartDeadline(options.read_timeout_s);
+  auto [error, size] = co_await http::async_read_header(socket_, buffer_, *parser, kTuple);
+  StopDeadline();
+  const Request& request = parser->get();
+  cors_ = CorsHeaders(options.cors_allowed_origins, View(request[http::field::origin]));
+  if (error || expired_) co_return co_await RefuseRead(error);
+  version_ = request.version();
+  keep_alive_ = request.keep_alive();
+  co_return true;
+}
+
+// False as with ReadHeader.
+HttpConnection::Task<bool> HttpConnection::ReadBody(Parser* parser) {
+  error_code error;
+  if (parser->get()[http::field::expect] == "100-continue") {
+    bool written = co_await Write("HTTP/1.1 100 Continue\r\n\r\n");
+    if (!written) co_return false;
+  }
+  StartDeadline(shared_->options.read_timeout_s);
   parser->eager(true);
   // Counted as it comes: who only announces a large body takes no room from the others.
   while (!error && !parser->is_done()) {
@@ -114,63 +137,40 @@ HttpConnection::Task<error_code> HttpConnection::ReadMessage(Parser* parser) {
     }
   }
   StopDeadline();
-  co_return error;
-}
-
-// False: the connection is to be closed; the client has been told why where that makes sense.
-HttpConnection::Task<bool> HttpConnection::ReadRequest(Request* request) {
-  const HttpServerOptions& options = shared_->options;
-  route_ = "other";
-  cors_.clear();
-  if (buffer_.size() == 0) {
-    StartDeadline(options.keep_alive_timeout_s);
-    auto space = buffer_.prepare(4096);
-    auto [error, size] = co_await socket_.async_read_some(space, kTuple);
-    StopDeadline();
-    if (error) co_return false;
-    buffer_.commit(size);
-  }
-  http::request_parser<http::string_body> parser;
-  parser.header_limit(kMaxHeaderBytes);
-  parser.body_limit(options.max_request_bytes);
-  error_code error = co_await ReadMessage(&parser);
-  cors_ = CorsHeaders(options.cors_allowed_origins, View(parser.get()[http::field::origin]));
-  version_ = 11;
-  keep_alive_ = false;
-  if (expired_) co_return co_await RefuseRead(408, "the request did not arrive in time");
-  if (error == http::error::body_limit) {
-    co_return co_await RefuseRead(
-        413, fmt::format("the body is larger than {} bytes", options.max_request_bytes));
-  }
-  if (error == boost::system::errc::not_enough_memory) {
-    co_return co_await RefuseRead(
-        503, fmt::format("the bodies of the requests under way are over {} bytes together",
-                         options.max_total_request_bytes));
-  }
-  if (error == http::error::header_limit) {
-    co_return co_await RefuseRead(431, "the header is larger than 16 KiB");
-  }
-  if (error == http::error::end_of_stream || error == http::error::partial_message) {
-    co_return false;
-  }
-  if (error.category() == make_error_code(http::error::end_of_stream).category() && error) {
-    co_return co_await RefuseRead(400, "malformed HTTP: " + error.message());
-  }
-  if (error) co_return false;
-  *request = parser.release();
-  version_ = request->version();
-  keep_alive_ = request->keep_alive();
+  if (error || expired_) co_return co_await RefuseRead(error);
   co_return true;
 }
 
-HttpConnection::Task<bool> HttpConnection::RefuseRead(int status, std::string message) {
-  ApiError error{status, std::move(message), "", ""};
-  (void)co_await RespondError(std::move(error));
-  // Closing with unread input would reset the connection before the client reads the answer.
+// Nothing where nobody would read it.
+std::optional<ApiError> HttpConnection::ReadError(error_code error) const {
+  const HttpServerOptions& options = shared_->options;
+  auto told = [](int status, std::string message) {
+    return ApiError{status, std::move(message), "", ""};
+  };
+  if (expired_) return told(408, "the request did not arrive in time");
+  if (error == http::error::body_limit) {
+    return told(413, fmt::format("the body is larger than {} bytes", options.max_request_bytes));
+  }
+  if (error == boost::system::errc::not_enough_memory) {
+    return told(503, fmt::format("the bodies of the requests under way are over {} bytes together",
+                                 options.max_total_request_bytes));
+  }
+  if (error == http::error::header_limit) return told(431, "the header is larger than 16 KiB");
+  if (error == http::error::end_of_stream || error == http::error::partial_message) return {};
+  if (error.category() != make_error_code(http::error::end_of_stream).category()) return {};
+  return told(400, "malformed HTTP: " + error.message());
+}
+
+HttpConnection::Task<bool> HttpConnection::RefuseRead(error_code error) {
+  keep_alive_ = false;
+  std::optional<ApiError> told = ReadError(error);
+  if (!told) co_return false;
+  (void)co_await RespondError(*std::move(told));
   co_await Discard();
   co_return false;
 }
 
+// Closing with unread input would reset the connection before the client reads the answer.
 HttpConnection::Task<void> HttpConnection::Discard() {
   constexpr size_t kMaxDiscarded = size_t{64} << 20;
   error_code ignored;
@@ -226,53 +226,64 @@ HttpConnection::Task<bool> HttpConnection::RespondError(ApiError error) {
   co_return co_await Respond(error.status, std::move(body), "application/json");
 }
 
-HttpConnection::Task<bool> HttpConnection::Handle(Request* message) {
-  const Request& request = *message;
+std::optional<ApiError> HttpConnection::Refusal(const Request& request,
+                                                const RouteMatch& route) const {
+  if (route.status == 404) return ApiError{404, "there is no such path", "", ""};
+  if (route.status == 405) {
+    return ApiError{405, fmt::format("use {} here", route.allowed_method), "", ""};
+  }
+  const bool known = route.is_public || KeyAccepted(shared_->options.api_keys,
+                                                    View(request[http::field::authorization]),
+                                                    View(request["X-Api-Key"]));
+  if (!known) return ApiError{401, "a valid API key is needed", "", "invalid_api_key"};
+  return std::nullopt;
+}
+
+// Only a request that is let in has its body read: strangers take no room from the others.
+HttpConnection::Task<bool> HttpConnection::Handle(Parser* parser) {
+  const Request& request = parser->get();
   RouteMatch route = FindRoute(View(request.method_string()), View(request.target()));
   route_ = route.label;
+  std::optional<ApiError> refusal = Refusal(request, route);
+  const bool chat = route.endpoint == Endpoint::kChat;
+  if (!refusal && (chat || route.endpoint == Endpoint::kCompletions)) {
+    bool whole = co_await ReadBody(parser);
+    if (!whole) co_return false;
+    shared_->Begin();
+    bool open = co_await Generate(std::move(parser->get().body()), chat);
+    shared_->End();
+    co_return open;
+  }
+  const bool unread = !parser->is_done();
+  if (unread) keep_alive_ = false;
+  bool open = false;
   if (route.status == 405 && request.method() == http::verb::options) {
-    co_return co_await AnswerPreflight(request, route);
+    open = co_await AnswerPreflight(request, route);
+  } else if (refusal) {
+    open = co_await RespondError(*std::move(refusal));
+  } else {
+    open = co_await AnswerState(route.endpoint);
   }
-  ApiError error{route.status, "", "", ""};
-  if (route.status == 404) error.message = "there is no such path";
-  if (route.status == 405) error.message = fmt::format("use {} here", route.allowed_method);
-  bool known = route.status == 200 &&
-               (route.is_public ||
-                KeyAccepted(shared_->options.api_keys, View(request[http::field::authorization]),
-                            View(request["X-Api-Key"])));
-  if (route.status == 200 && !known) {
-    error = {401, "a valid API key is needed", "", "invalid_api_key"};
-  }
-  if (!known) co_return co_await RespondError(std::move(error));
-  constexpr std::string_view kJson = "application/json";
-  switch (route.endpoint) {
-    case Endpoint::kHealth:
-      co_return co_await Respond(200, R"({"status":"ok"})", kJson);
-    case Endpoint::kReady: {
-      EngineHealth health = shared_->service->Health();
-      bool draining = shared_->draining;
-      if (health.ready && !draining) {
-        co_return co_await Respond(200, R"({"status":"ready"})", kJson);
-      }
-      error = {503, draining ? "the server is draining" : health.reason, "", "not_ready"};
-      co_return co_await RespondError(std::move(error));
-    }
-    case Endpoint::kMetrics: {
-      std::string text = shared_->service->MetricsText(shared_->draining);
-      co_return co_await Respond(200, std::move(text), "text/plain; version=0.0.4; charset=utf-8");
-    }
-    case Endpoint::kModels: {
-      std::string models = shared_->service->Models();
-      co_return co_await Respond(200, std::move(models), kJson);
-    }
-    case Endpoint::kChat:
-    case Endpoint::kCompletions:
-      break;
-  }
-  shared_->Begin();
-  bool open = co_await Generate(std::move(message->body()), route.endpoint == Endpoint::kChat);
-  shared_->End();
+  if (unread) co_await Discard();
   co_return open;
+}
+
+HttpConnection::Task<bool> HttpConnection::AnswerState(Endpoint endpoint) {
+  constexpr std::string_view kJson = "application/json";
+  if (endpoint == Endpoint::kHealth) co_return co_await Respond(200, R"({"status":"ok"})", kJson);
+  if (endpoint == Endpoint::kMetrics) {
+    std::string text = shared_->service->MetricsText(shared_->draining);
+    co_return co_await Respond(200, std::move(text), "text/plain; version=0.0.4; charset=utf-8");
+  }
+  if (endpoint == Endpoint::kModels) {
+    std::string models = shared_->service->Models();
+    co_return co_await Respond(200, std::move(models), kJson);
+  }
+  EngineHealth health = shared_->service->Health();
+  bool draining = shared_->draining;
+  if (health.ready && !draining) co_return co_await Respond(200, R"({"status":"ready"})", kJson);
+  ApiError error{503, draining ? "the server is draining" : health.reason, "", "not_ready"};
+  co_return co_await RespondError(std::move(error));
 }
 
 }  // namespace cadre

@@ -13,6 +13,7 @@
 #include <condition_variable>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -74,13 +75,16 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
 
  private:
   // http_connection.cc: reading, deadlines, plain answers.
-  Task<bool> ReadRequest(Request* request);
-  Task<boost::system::error_code> ReadMessage(Parser* parser);
-  Task<bool> Handle(Request* request);
+  Task<bool> ReadHeader(Parser* parser);
+  Task<bool> ReadBody(Parser* parser);
+  std::optional<ApiError> ReadError(boost::system::error_code error) const;
+  std::optional<ApiError> Refusal(const Request& request, const RouteMatch& route) const;
+  Task<bool> Handle(Parser* parser);
+  Task<bool> AnswerState(Endpoint endpoint);
   Task<bool> AnswerPreflight(const Request& request, const RouteMatch& route);
   Task<bool> Respond(int status, std::string body, std::string_view content_type);
   Task<bool> RespondError(ApiError error);
-  Task<bool> RefuseRead(int status, std::string message);
+  Task<bool> RefuseRead(boost::system::error_code error);
   Task<void> Discard();
   Task<bool> Write(std::string_view bytes);
   void StartDeadline(double seconds);

@@ -194,6 +194,35 @@ TEST_F(HttpServerTest, KeysGuardEveryRouteButHealth) {
   EXPECT_EQ(Complete().status, 401);
 }
 
+TEST_F(HttpServerTest, WhoIsRefusedNeedNotSendTheBody) {
+  HttpServerOptions options;
+  options.api_keys = {"secret"};
+  Start(options);
+  constexpr char kBody[] = "Host: x\r\nContent-Length: 1000000\r\nExpect: 100-continue\r\n\r\n";
+  const std::pair<const char*, int> cases[] = {
+      {"POST /v1/completions", 401}, {"POST /v1/chat/completions", 401},
+      {"GET /v1/models", 401},       {"POST /nothing", 404},
+      {"POST /health", 405},         {"OPTIONS /v1/completions", 200},
+      {"GET /health", 200}};
+  for (const auto& [line, status] : cases) {
+    Client client(server_->port());
+    client.Send(fmt::format("{} HTTP/1.1\r\n{}", line, kBody));
+    Reply reply = ReadReply(&client);
+    EXPECT_EQ(reply.status, status) << line;
+    EXPECT_NE(reply.head.find("Connection: close\r\n"), std::string::npos) << line;
+    EXPECT_TRUE(client.AtEnd());
+  }
+  // Who sends it all the same reads the answer too.
+  EXPECT_EQ(Raw(PostText("/v1/completions", std::string(1000000, ' '))).status, 401);
+  Client friendly(server_->port());
+  friendly.Send(
+      "POST /v1/completions HTTP/1.1\r\nX-Api-Key: secret\r\nContent-Length: 14\r\n"
+      "Expect: 100-continue\r\n\r\n");
+  EXPECT_EQ(friendly.ReadUntil("\r\n\r\n"), "HTTP/1.1 100 Continue\r\n\r\n");
+  friendly.Send("{\"prompt\":\"a\"}");
+  EXPECT_EQ(ReadReply(&friendly).status, 200);
+}
+
 TEST_F(HttpServerTest, PagesOfOtherOriginsMayCallIt) {
   constexpr char kOrigin[] = "Origin: https://a.example\r\n";
   auto preflight = [&](const std::string& path) {
