@@ -15,7 +15,8 @@ exports the model, serves it and asks it a question over HTTP.
   --data FILE    text, or .jsonl with a "text" field (default: the Bible of Debian's bible-kjv)
   --steps N      training steps (default: those of the config)
   --config FILE  training config (default: deploy/configs/quickstart_moe.yaml)
-  --output DIR   where everything goes (default: runs/quickstart); kept, and reused on a rerun
+  --output DIR   where everything goes (default: runs/quickstart); kept, and reused on a rerun. A
+                 run made with other data, config or steps is set aside, not resumed
   --prompt TEXT  what the model is asked to continue
   --port N       port of the server; 0 takes a free one (default: 8000, a free one where it is taken)
   --help         this text
@@ -127,8 +128,8 @@ train_model() {
   if ! fresh "$run" "$run_key"; then
     if [[ -e $run/checkpoints ]]; then
       local kept
-      kept=$(mktemp -u "$run.XXXXXX")
-      mv "$run" "$kept"
+      kept=$(mktemp -d "$run.XXXXXX")
+      mv -T "$run" "$kept"
       say "      made with other data, config or steps, so kept as $kept: the run that was there"
     fi
     rm -rf "$run" "$run.key"
