@@ -8,6 +8,7 @@ packages=(
   libdnnl-dev libhwy-dev libprotobuf-dev protobuf-compiler libabsl-dev libspdlog-dev libfmt-dev
   libboost1.81-dev libyaml-cpp-dev libcli11-dev libpcre2-dev libsimdjson-dev nlohmann-json3-dev
   prometheus-cpp-dev libxxhash-dev libzstd-dev libutf8proc-dev libssl-dev libcurl4-openssl-dev zlib1g-dev
+  libucx-dev libgrpc++-dev protobuf-compiler-grpc
   libgtest-dev libgmock-dev libbenchmark-dev librapidcheck-dev
   bible-kjv curl zstd
 )
