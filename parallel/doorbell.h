@@ -31,6 +31,9 @@ class Doorbell {
 
   explicit Doorbell(State* state) : state_(state) {}
 
+  // More rings than any sleeper waits for, as long as it waits for something.
+  static constexpr uint32_t kWakesAnybody = 1u << 20;
+
   // Any thread of any process. What it tells of must have been written before.
   void Ring(uint32_t times = 1);
 

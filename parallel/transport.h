@@ -27,8 +27,9 @@ constexpr uint64_t MakeTag(uint32_t communicator, uint32_t operation, uint32_t p
 }
 
 struct PeerLoss {
-  int peer = -1;       // rank in the world
-  std::string reason;  // "its process is gone"
+  int peer = -1;           // rank in the world
+  std::string reason;      // "its process is gone"
+  bool announced = false;  // by a rank that gave up: the reason is that rank's whole message
 };
 
 class Transport {
@@ -47,6 +48,9 @@ class Transport {
 
   // Looks whether the peers still live; costs system calls, so it is called a few times a second.
   virtual std::optional<PeerLoss> CheckPeers() = 0;
+
+  // Tells all peers that this rank's world has failed and why; they report it as their own loss.
+  virtual void GiveUp(const PeerLoss& loss) = 0;
 
   // To be called before sleeping on the doorbell. False: call Progress first, something arrived.
   virtual bool Arm() = 0;

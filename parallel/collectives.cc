@@ -1,0 +1,243 @@
+#include "parallel/collectives.h"
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+#include <deque>
+
+#include "parallel/reduce.h"
+
+namespace cadre {
+namespace {
+
+// What a rank receives from each peer before it sums; two such segments are in flight.
+constexpr int64_t kSegmentBytes = 256 << 10;
+// An all-reduce of at most this many bytes goes out whole to everybody.
+constexpr int64_t kWholeBytes = 8 << 10;
+
+// Part `part` of `numel` elements cut into n parts; parts start on cache lines where they can.
+struct Part {
+  int64_t begin, numel;
+};
+Part PartOf(int64_t numel, int n, int part) {
+  constexpr int64_t kAlign = 64;
+  const int64_t each = ((numel + n - 1) / n + kAlign - 1) / kAlign * kAlign;
+  const int64_t begin = std::min(numel, each * part);
+  return {begin, std::min(each, numel - begin)};
+}
+
+std::span<const std::byte> Bytes(const std::byte* data, int64_t begin, int64_t numel,
+                                 size_t width) {
+  return {data + static_cast<size_t>(begin) * width, static_cast<size_t>(numel) * width};
+}
+std::span<std::byte> Bytes(std::byte* data, int64_t begin, int64_t numel, size_t width) {
+  return {data + static_cast<size_t>(begin) * width, static_cast<size_t>(numel) * width};
+}
+
+// A window of the part that a segment covers.
+Part Window(const Part& part, int64_t segment, int64_t segment_numel) {
+  const int64_t offset = std::min(part.numel, segment * segment_numel);
+  return {part.begin + offset, std::min(segment_numel, part.numel - offset)};
+}
+
+Collective AllReduceWhole(const Messages& messages, Reduction reduction, std::byte* buffer,
+                          int64_t numel) {
+  const int n = messages.size();
+  const size_t bytes = static_cast<size_t>(numel) * SizeOf(reduction.dtype);
+  StagingPool::Block staging(messages.staging, bytes * static_cast<size_t>(n));
+  std::vector<const std::byte*> sources(n);
+  TransferBatch batch(messages);
+  for (int i = 1; i < n; ++i) {
+    batch.Send((messages.rank + i) % n, 0, {buffer, bytes});
+  }
+  for (int r = 0; r < n; ++r) {
+    sources[r] = r == messages.rank ? buffer : staging.data() + bytes * static_cast<size_t>(r);
+    if (r != messages.rank)
+      batch.Receive(r, 0, {staging.data() + bytes * static_cast<size_t>(r), bytes});
+  }
+  co_await batch;
+  ReduceInRankOrder(reduction.dtype, reduction.op, sources, numel, buffer);
+}
+
+// The reduce-scatter half, a segment at a time: raw windows of this rank's part from everybody.
+class Segments {
+ public:
+  Segments(const Messages& messages, Reduction reduction, const std::byte* input)
+      : messages_(messages),
+        reduction_(reduction),
+        input_(input),
+        width_(SizeOf(reduction.dtype)),
+        staging_(messages.staging, 2 * static_cast<size_t>(messages.size()) * kSegmentBytes) {}
+
+  int64_t segment_numel() const { return kSegmentBytes / static_cast<int64_t>(width_); }
+
+  // Posts segment s; parts[r] is rank r's part of the input.
+  void Post(TransferBatch& batch, int64_t s, const std::vector<Part>& parts) {
+    const int n = messages_.size();
+    const Part mine = Window(parts[messages_.rank], s, segment_numel());
+    const auto piece = static_cast<uint32_t>(s);
+    for (int i = 1; i < n; ++i) {
+      const int peer = (messages_.rank + n - i) % n;
+      if (mine.numel > 0) batch.Receive(peer, piece, {Place(s, peer), Size(mine)});
+    }
+    for (int i = 1; i < n; ++i) {
+      const int peer = (messages_.rank + i) % n;
+      const Part theirs = Window(parts[peer], s, segment_numel());
+      if (theirs.numel > 0)
+        batch.Send(peer, piece, Bytes(input_, theirs.begin, theirs.numel, width_));
+    }
+  }
+
+  void Sum(int64_t s, const std::vector<Part>& parts, std::byte* out) {
+    const Part mine = Window(parts[messages_.rank], s, segment_numel());
+    if (mine.numel == 0) return;
+    std::vector<const std::byte*> sources(messages_.peers.size());
+    for (int r = 0; r < messages_.size(); ++r) {
+      sources[r] =
+          r == messages_.rank ? input_ + static_cast<size_t>(mine.begin) * width_ : Place(s, r);
+    }
+    ReduceInRankOrder(reduction_.dtype, reduction_.op, sources, mine.numel, out);
+  }
+
+ private:
+  size_t Size(const Part& part) const { return static_cast<size_t>(part.numel) * width_; }
+  std::byte* Place(int64_t s, int peer) const {
+    const auto slot =
+        static_cast<size_t>(s % 2) * messages_.peers.size() + static_cast<size_t>(peer);
+    return staging_.data() + slot * kSegmentBytes;
+  }
+
+  const Messages& messages_;
+  const Reduction reduction_;
+  const std::byte* input_;
+  const size_t width_;
+  StagingPool::Block staging_;
+};
+
+int64_t SegmentCount(const std::vector<Part>& parts, int64_t segment_numel) {
+  int64_t most = 0;
+  for (const Part& part : parts) most = std::max(most, part.numel);
+  return (most + segment_numel - 1) / segment_numel;
+}
+
+Collective AllReduceInParts(const Messages& messages, Reduction reduction, std::byte* buffer,
+                            int64_t numel) {
+  const int n = messages.size();
+  const size_t width = SizeOf(reduction.dtype);
+  std::vector<Part> parts(n);
+  for (int r = 0; r < n; ++r) parts[r] = PartOf(numel, n, r);
+  Segments segments(messages, reduction, buffer);
+  const int64_t count = SegmentCount(parts, segments.segment_numel());
+  std::deque<TransferBatch> scatter;
+  TransferBatch gather(messages);
+  segments.Post(scatter.emplace_back(messages), 0, parts);
+  for (int64_t s = 0; s < count; ++s) {
+    if (s + 1 < count) segments.Post(scatter.emplace_back(messages), s + 1, parts);
+    co_await scatter.front();
+    scatter.pop_front();
+    const Part mine = Window(parts[messages.rank], s, segments.segment_numel());
+    segments.Sum(s, parts, buffer + static_cast<size_t>(mine.begin) * width);
+    // What a peer sends of its part has been summed from this rank's copy, so that may go.
+    const auto piece = static_cast<uint32_t>(count + s);
+    for (int i = 1; i < n; ++i) {
+      const int to = (messages.rank + i) % n, from = (messages.rank + n - i) % n;
+      const Part theirs = Window(parts[from], s, segments.segment_numel());
+      if (theirs.numel > 0)
+        gather.Receive(from, piece, Bytes(buffer, theirs.begin, theirs.numel, width));
+      if (mine.numel > 0) gather.Send(to, piece, Bytes(buffer, mine.begin, mine.numel, width));
+    }
+  }
+  co_await gather;
+}
+
+Collective Nothing() { co_return; }
+
+}  // namespace
+
+Collective AllReduce(const Messages& messages, Reduction reduction, std::byte* buffer,
+                     int64_t numel) {
+  if (messages.size() == 1 || numel == 0) return Nothing();
+  const int64_t bytes = numel * static_cast<int64_t>(SizeOf(reduction.dtype));
+  return bytes <= kWholeBytes ? AllReduceWhole(messages, reduction, buffer, numel)
+                              : AllReduceInParts(messages, reduction, buffer, numel);
+}
+
+Collective ReduceScatter(const Messages& messages, Reduction reduction, const std::byte* input,
+                         std::byte* output, int64_t numel) {
+  const int n = messages.size();
+  const size_t width = SizeOf(reduction.dtype);
+  std::vector<Part> parts(n);
+  for (int r = 0; r < n; ++r) parts[r] = {r * numel, numel};
+  Segments segments(messages, reduction, input);
+  const int64_t count = SegmentCount(parts, segments.segment_numel());
+  std::deque<TransferBatch> batches;
+  if (count > 0) segments.Post(batches.emplace_back(messages), 0, parts);
+  for (int64_t s = 0; s < count; ++s) {
+    if (s + 1 < count) segments.Post(batches.emplace_back(messages), s + 1, parts);
+    co_await batches.front();
+    batches.pop_front();
+    segments.Sum(s, parts, output + static_cast<size_t>(s * segments.segment_numel()) * width);
+  }
+}
+
+Collective Exchange(const Messages& messages, ConstPieces send, Pieces receive) {
+  const int n = messages.size(), me = messages.rank;
+  TransferBatch batch(messages);
+  for (int i = 1; i < n; ++i) {
+    const int from = (me + n - i) % n;
+    if (!receive[from].empty()) batch.Receive(from, 0, receive[from]);
+  }
+  for (int i = 1; i < n; ++i) {
+    const int to = (me + i) % n;
+    if (!send[to].empty()) batch.Send(to, 0, send[to]);
+  }
+  if (!send[me].empty() && send[me].data() != receive[me].data()) {
+    std::memcpy(receive[me].data(), send[me].data(), send[me].size());
+  }
+  co_await batch;
+}
+
+Collective Broadcast(const Messages& messages, std::span<std::byte> buffer, int root) {
+  // A binomial tree over ranks counted from the root: log2(n) latencies, and no rank sends more
+  // than log2(n) copies.
+  const int n = messages.size();
+  const int place = (messages.rank + n - root) % n;
+  int reach = 1;
+  while (reach <= place) reach *= 2;
+  if (place > 0 && !buffer.empty()) {
+    TransferBatch from_parent(messages);
+    from_parent.Receive((place - reach / 2 + root) % n, 0, buffer);
+    co_await from_parent;
+  }
+  TransferBatch to_children(messages);
+  for (; place + reach < n; reach *= 2) {
+    if (!buffer.empty()) to_children.Send((place + reach + root) % n, 0, buffer);
+  }
+  co_await to_children;
+}
+
+Collective SendTo(const Messages& messages, int to, std::span<const std::byte> data) {
+  TransferBatch batch(messages);
+  batch.Send(to, 0, data);
+  co_await batch;
+}
+
+Collective ReceiveFrom(const Messages& messages, int from, std::span<std::byte> buffer) {
+  TransferBatch batch(messages);
+  batch.Receive(from, 0, buffer);
+  co_await batch;
+}
+
+Collective Barrier(const Messages& messages) {
+  // Dissemination: in round k each rank tells the one 2^k on (Hensgen, Finkel and Manber, 1988).
+  const int n = messages.size();
+  uint32_t round = 0;
+  for (int step = 1; step < n; step *= 2, ++round) {
+    TransferBatch batch(messages);
+    batch.Send((messages.rank + step) % n, round, {});
+    batch.Receive((messages.rank + n - step) % n, round, {});
+    co_await batch;
+  }
+}
+
+}  // namespace cadre

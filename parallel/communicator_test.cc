@@ -1,0 +1,398 @@
+#include "parallel/communicator.h"
+
+#include <cmath>
+#include <cstring>
+#include <numeric>
+#include <random>
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "core/host_allocator.h"
+#include "parallel/reduce.h"
+#include "parallel/test_ranks.h"
+
+namespace cadre {
+namespace {
+
+using ::testing::HasSubstr;
+
+std::vector<int> All(int size) {
+  std::vector<int> ranks(static_cast<size_t>(size));
+  std::iota(ranks.begin(), ranks.end(), 0);
+  return ranks;
+}
+
+// What `rank` brings: a pure function, so that every rank can work out what the others brought.
+Tensor Brought(Allocator& allocator, int rank, int64_t numel, DType dtype, int salt = 0) {
+  Tensor tensor = Tensor::Empty(allocator, {numel}, dtype);
+  std::mt19937 random(static_cast<uint32_t>(1000 * salt + rank));
+  std::normal_distribution<float> normal;
+  for (int64_t i = 0; i < numel; ++i) {
+    const float value = normal(random);
+    switch (dtype) {
+      case DType::kF64:
+        tensor.data<double>()[i] = value;
+        break;
+      case DType::kF32:
+        tensor.data<float>()[i] = value;
+        break;
+      case DType::kBF16:
+        tensor.data<BF16>()[i] = BF16(value);
+        break;
+      default:
+        tensor.data<int32_t>()[i] = static_cast<int32_t>(value * 1e9F);
+    }
+  }
+  return tensor;
+}
+
+Tensor Expected(Allocator& allocator, int size, int64_t numel, DType dtype, ReduceOp op,
+                int salt = 0) {
+  std::vector<Tensor> brought;
+  std::vector<const std::byte*> sources;
+  for (int r = 0; r < size; ++r) {
+    brought.push_back(Brought(allocator, r, numel, dtype, salt));
+    sources.push_back(brought.back().raw());
+  }
+  Tensor out = Tensor::Empty(allocator, {numel}, dtype);
+  ReduceInRankOrder(dtype, op, sources, numel, out.raw());
+  return out;
+}
+
+void ExpectSameBits(const Tensor& a, const Tensor& b) {
+  ASSERT_EQ(a.bytes(), b.bytes());
+  EXPECT_EQ(std::memcmp(a.raw(), b.raw(), a.bytes()), 0);
+}
+
+TEST(Reduce, OrderAndRounding) {
+  const std::vector<float> values = {1e8F, 1.0F, -1e8F};
+  std::vector<const std::byte*> sources;
+  for (const float& value : values) sources.push_back(reinterpret_cast<const std::byte*>(&value));
+  float sum = 0;
+  ReduceInRankOrder(DType::kF32, ReduceOp::kSum, sources, 1, reinterpret_cast<std::byte*>(&sum));
+  EXPECT_EQ(sum, (1e8F + 1.0F) + -1e8F);
+  // bf16 is rounded once: 1 + 2^-8 + 2^-8 is 1 + 2^-7, rounding in between would lose both.
+  const BF16 one(1.0F), small(std::ldexp(1.0F, -8));
+  sources = {reinterpret_cast<const std::byte*>(&one), reinterpret_cast<const std::byte*>(&small),
+             reinterpret_cast<const std::byte*>(&small)};
+  BF16 rounded;
+  ReduceInRankOrder(DType::kBF16, ReduceOp::kSum, sources, 1,
+                    reinterpret_cast<std::byte*>(&rounded));
+  EXPECT_EQ(static_cast<float>(rounded), 1.0F + std::ldexp(1.0F, -7));
+  const float nan = std::nanf("");
+  const float two = 2;
+  sources = {reinterpret_cast<const std::byte*>(&two), reinterpret_cast<const std::byte*>(&nan)};
+  ReduceInRankOrder(DType::kF32, ReduceOp::kMax, sources, 1, reinterpret_cast<std::byte*>(&sum));
+  EXPECT_TRUE(std::isnan(sum));
+  const int32_t most = INT32_MAX, more = 1;
+  int32_t wrapped = 0;
+  sources = {reinterpret_cast<const std::byte*>(&most), reinterpret_cast<const std::byte*>(&more)};
+  ReduceInRankOrder(DType::kI32, ReduceOp::kSum, sources, 1,
+                    reinterpret_cast<std::byte*>(&wrapped));
+  EXPECT_EQ(wrapped, INT32_MIN);
+}
+
+class Collectives : public testing::TestWithParam<int> {};
+INSTANTIATE_TEST_SUITE_P(Sizes, Collectives, testing::Values(1, 2, 3, 4, 5, 8));
+
+TEST_P(Collectives, AllReduce) {
+  const int n = GetParam();
+  RunRanks(n, [n](World& world) {
+    HostAllocator memory;
+    auto group = world.NewGroup("all", All(n));
+    int salt = 0;
+    for (const DType dtype : {DType::kF32, DType::kBF16, DType::kF64, DType::kI32}) {
+      for (const int64_t numel : {0, 1, 7, 1024, 2048, 2049, 100003, 700001}) {
+        for (const ReduceOp op : {ReduceOp::kSum, ReduceOp::kMax, ReduceOp::kAverage}) {
+          if (dtype == DType::kI32 && op == ReduceOp::kAverage) continue;
+          Tensor buffer = Brought(memory, world.rank(), numel, dtype, ++salt);
+          ASSERT_TRUE(group->AllReduce(buffer, op, {"test"})->Wait().ok());
+          if (numel < 3000 || world.rank() == n - 1) {
+            ExpectSameBits(buffer, Expected(memory, n, numel, dtype, op, salt));
+          }
+        }
+      }
+    }
+  });
+}
+
+TEST_P(Collectives, ReduceScatterThenAllGatherIsAllReduce) {
+  const int n = GetParam();
+  RunRanks(n, [n](World& world) {
+    HostAllocator memory;
+    auto group = world.NewGroup("all", All(n));
+    for (const int64_t each : {0, 1, 640, 70001}) {
+      Tensor input = Brought(memory, world.rank(), each * n, DType::kF32);
+      Tensor part = Tensor::Empty(memory, {each}, DType::kF32);
+      ASSERT_TRUE(group->ReduceScatter(input, part, ReduceOp::kSum, {"test"})->Wait().ok());
+      Tensor whole = Tensor::Empty(memory, {each * n}, DType::kF32);
+      ASSERT_TRUE(group->AllGather(part, whole, {"test"})->Wait().ok());
+      ExpectSameBits(whole, Expected(memory, n, each * n, DType::kF32, ReduceOp::kSum));
+    }
+  });
+}
+
+TEST_P(Collectives, GatherInPlaceAndRagged) {
+  const int n = GetParam();
+  RunRanks(n, [n](World& world) {
+    HostAllocator memory;
+    auto group = world.NewGroup("all", All(n));
+    const int me = world.rank();
+    Tensor whole = Tensor::Zeros(memory, {n, 5}, DType::kI32);
+    for (int i = 0; i < 5; ++i) whole.data<int32_t>()[5 * me + i] = 100 * me + i;
+    ASSERT_TRUE(group->AllGather(whole.Narrow(me, 1), whole, {"test"})->Wait().ok());
+    for (int i = 0; i < 5 * n; ++i) EXPECT_EQ(whole.data<int32_t>()[i], 100 * (i / 5) + i % 5);
+    std::vector<int64_t> rows(static_cast<size_t>(n));
+    for (int r = 0; r < n; ++r) rows[static_cast<size_t>(r)] = (r * 7919) % 5000;
+    const int64_t sum = std::accumulate(rows.begin(), rows.end(), int64_t{0});
+    Tensor mine = Tensor::Empty(memory, {rows[static_cast<size_t>(me)], 3}, DType::kI32);
+    std::fill_n(mine.data<int32_t>(), mine.numel(), me);
+    Tensor ragged = Tensor::Empty(memory, {sum, 3}, DType::kI32);
+    ASSERT_TRUE(group->AllGatherV(mine, ragged, rows, {"test"})->Wait().ok());
+    const int32_t* next = ragged.data<int32_t>();
+    for (int r = 0; r < n; ++r) {
+      for (int64_t i = 0; i < 3 * rows[static_cast<size_t>(r)]; ++i) ASSERT_EQ(*next++, r);
+    }
+  });
+}
+
+TEST_P(Collectives, AllToAll) {
+  const int n = GetParam();
+  RunRanks(n, [n](World& world) {
+    HostAllocator memory;
+    auto group = world.NewGroup("all", All(n));
+    const int me = world.rank();
+    Tensor even = Tensor::Empty(memory, {2 * n}, DType::kI32);
+    for (int i = 0; i < 2 * n; ++i) even.data<int32_t>()[i] = 1000 * me + i;
+    Tensor turned = Tensor::Empty(memory, {2 * n}, DType::kI32);
+    ASSERT_TRUE(group->AllToAll(even, turned, {"test"})->Wait().ok());
+    for (int i = 0; i < 2 * n; ++i) {
+      EXPECT_EQ(turned.data<int32_t>()[i], 1000 * (i / 2) + 2 * me + i % 2);
+    }
+    // Rank a sends (a + 2b) rows to b, times a size that makes some of them large.
+    const auto rows = [](int from, int to) { return int64_t{300} * ((from + 2 * to) % 5); };
+    std::vector<int64_t> send, receive;
+    for (int r = 0; r < n; ++r) send.push_back(rows(me, r));
+    for (int r = 0; r < n; ++r) receive.push_back(rows(r, me));
+    Tensor out = Tensor::Empty(memory, {std::accumulate(send.begin(), send.end(), int64_t{0}), 4},
+                               DType::kI32);
+    int32_t* next = out.data<int32_t>();
+    for (int r = 0; r < n; ++r)
+      next = std::fill_n(next, 4 * send[static_cast<size_t>(r)], 10 * me + r);
+    Tensor in = Tensor::Empty(
+        memory, {std::accumulate(receive.begin(), receive.end(), int64_t{0}), 4}, DType::kI32);
+    ASSERT_TRUE(group->AllToAllV(out, send, in, receive, {"test"})->Wait().ok());
+    const int32_t* seen = in.data<int32_t>();
+    for (int r = 0; r < n; ++r) {
+      for (int64_t i = 0; i < 4 * receive[static_cast<size_t>(r)]; ++i) {
+        ASSERT_EQ(*seen++, 10 * r + me);
+      }
+    }
+  });
+}
+
+TEST_P(Collectives, BroadcastFromEachRoot) {
+  const int n = GetParam();
+  RunRanks(n, [n](World& world) {
+    HostAllocator memory;
+    auto group = world.NewGroup("all", All(n));
+    for (int root = 0; root < n; ++root) {
+      for (const int64_t numel : {0, 3, 300000}) {
+        Tensor buffer = Brought(memory, world.rank(), numel, DType::kF32, root);
+        ASSERT_TRUE(group->Broadcast(buffer, root, {"test"})->Wait().ok());
+        ExpectSameBits(buffer, Brought(memory, root, numel, DType::kF32, root));
+      }
+    }
+  });
+}
+
+TEST_P(Collectives, PointToPointInOrderBesideCollectives) {
+  const int n = GetParam();
+  if (n == 1) return;
+  RunRanks(n, [n](World& world) {
+    HostAllocator memory;
+    auto group = world.NewGroup("all", All(n));
+    const int me = world.rank(), next = (me + 1) % n, before = (me + n - 1) % n;
+    std::vector<WorkPtr> works;
+    std::vector<Tensor> got;
+    for (int i = 0; i < 20; ++i) {
+      const int64_t numel = i % 3 == 0 ? 50000 : 10;
+      works.push_back(group->Send(Brought(memory, me, numel, DType::kF32, i), next, {"ring", i}));
+      got.push_back(Tensor::Empty(memory, {numel}, DType::kF32));
+      works.push_back(group->Receive(got.back(), before, {"ring", i}));
+      if (i % 5 == 0) works.push_back(group->Barrier({"between"}));
+    }
+    for (const WorkPtr& work : works) ASSERT_TRUE(work->Wait().ok());
+    for (int i = 0; i < 20; ++i) {
+      ExpectSameBits(got[static_cast<size_t>(i)],
+                     Brought(memory, before, i % 3 == 0 ? 50000 : 10, DType::kF32, i));
+    }
+  });
+}
+
+TEST(Barrier, NobodyIsThroughBeforeAllAreIn) {
+  std::atomic<int> in = 0;
+  RunRanks(6, [&in](World& world) {
+    auto group = world.NewGroup("all", All(6));
+    for (int round = 1; round <= 50; ++round) {
+      ++in;
+      ASSERT_TRUE(group->Barrier({"test"})->Wait().ok());
+      EXPECT_GE(in.load(), 6 * round);
+      ASSERT_TRUE(group->Barrier({"test"})->Wait().ok());
+    }
+  });
+}
+
+// Two groups that cross, operations of both in flight at once and in another order on every rank.
+TEST(Groups, CrossingGroupsInAnyOrder) {
+  RunRanks(4, [](World& world) {
+    HostAllocator memory;
+    const int me = world.rank();
+    auto row = world.NewGroup("row", me < 2 ? std::vector<int>{0, 1} : std::vector<int>{2, 3});
+    auto column =
+        world.NewGroup("column", me % 2 == 0 ? std::vector<int>{0, 2} : std::vector<int>{1, 3});
+    for (int round = 0; round < 40; ++round) {
+      const int64_t numel = round % 4 == 0 ? 200000 : 500;
+      Tensor a = Brought(memory, row->rank(), numel, DType::kF32, round);
+      Tensor b = Brought(memory, column->rank(), numel, DType::kF32, round + 1000);
+      WorkPtr first, second;
+      if ((me + round) % 2 == 0) {
+        first = row->AllReduce(a, ReduceOp::kSum, {"row"});
+        second = column->AllReduce(b, ReduceOp::kSum, {"column"});
+      } else {
+        second = column->AllReduce(b, ReduceOp::kSum, {"column"});
+        first = row->AllReduce(a, ReduceOp::kSum, {"row"});
+      }
+      if (round % 3 == 0) std::swap(first, second);
+      ASSERT_TRUE(first->Wait().ok());
+      ASSERT_TRUE(second->Wait().ok());
+      ExpectSameBits(a, Expected(memory, 2, numel, DType::kF32, ReduceOp::kSum, round));
+      ExpectSameBits(b, Expected(memory, 2, numel, DType::kF32, ReduceOp::kSum, round + 1000));
+    }
+  });
+}
+
+// Nobody waits until all are done: the progress threads alone move them.
+TEST(Groups, OperationsMoveWhileNobodyWaits) {
+  RunRanks(3, [](World& world) {
+    HostAllocator memory;
+    auto group = world.NewGroup("all", All(3));
+    std::vector<Tensor> buffers;
+    std::vector<WorkPtr> works;
+    for (int i = 0; i < 10; ++i) {
+      buffers.push_back(Brought(memory, world.rank(), 100000, DType::kF32, i));
+      works.push_back(group->AllReduce(buffers.back(), ReduceOp::kSum, {"bucket", i}));
+    }
+    for (const WorkPtr& work : works) {
+      while (!work->done()) std::this_thread::yield();
+    }
+    for (int i = 0; i < 10; ++i) {
+      ExpectSameBits(buffers[static_cast<size_t>(i)],
+                     Expected(memory, 3, 100000, DType::kF32, ReduceOp::kSum, i));
+    }
+  });
+}
+
+// Several threads of one rank wait at once; one of them drives for all.
+TEST(Groups, SeveralWaitersOfOneRank) {
+  RunRanks(2, [](World& world) {
+    HostAllocator memory;
+    auto group = world.NewGroup("all", All(2));
+    for (int round = 0; round < 30; ++round) {
+      std::vector<WorkPtr> works;
+      for (int i = 0; i < 4; ++i) {
+        works.push_back(group->AllReduce(Brought(memory, world.rank(), 20000, DType::kF32),
+                                         ReduceOp::kSum, {"test", i}));
+      }
+      std::vector<std::thread> waiters;
+      for (const WorkPtr& work : works) {
+        waiters.emplace_back([work] { EXPECT_TRUE(work->Wait().ok()); });
+      }
+      for (std::thread& waiter : waiters) waiter.join();
+    }
+  });
+}
+
+TEST(Failure, ARankThatLeavesIsNamedWithOperationAndLabel) {
+  HostAllocator memory;
+  RunRanks(3, [&memory](World& world) {
+    auto group = world.NewGroup("dp", All(3));
+    if (world.rank() == 1) return;
+    const absl::Status status = group
+                                    ->AllReduce(Brought(memory, world.rank(), 50000, DType::kF32),
+                                                ReduceOp::kSum, {"mlp", 3})
+                                    ->Wait();
+    EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable);
+    EXPECT_THAT(Message(status),
+                HasSubstr("rank 1 is lost in all_reduce 'layer 3 mlp' of group dp"));
+    // Later ones fail with the same cause, at once.
+    EXPECT_EQ(group->Barrier({"after"})->Wait(), status);
+    EXPECT_EQ(world.status(), status);
+  });
+}
+
+// Ranks 0 and 2 wait for each other's neighbour: the one that sees nothing of the loss is told.
+TEST(Failure, ThoseWhoDoNotSeeTheLossAreTold) {
+  HostAllocator memory;
+  RunRanks(3, [&memory](World& world) {
+    auto pair =
+        world.NewGroup("pair", world.rank() == 2 ? std::vector<int>{2} : std::vector<int>{0, 1});
+    auto other =
+        world.NewGroup("other", world.rank() == 1 ? std::vector<int>{1} : std::vector<int>{0, 2});
+    if (world.rank() == 1) return;
+    if (world.rank() == 0) {
+      EXPECT_FALSE(pair->Barrier({"first"})->Wait().ok());
+    } else {
+      const absl::Status status = other->Barrier({"second"})->Wait();
+      EXPECT_THAT(Message(status), HasSubstr("rank 1 is lost in barrier 'first' of group pair"));
+    }
+  });
+}
+
+TEST(Failure, TimeOutNamesWhoDidNotCome) {
+  HostAllocator memory;
+  RunRanks(
+      2,
+      [&memory](World& world) {
+        auto group = world.NewGroup("dp", All(2));
+        // Told by rank 0's giving up, rank 1 stays until then.
+        const absl::Status status =
+            world.rank() == 0
+                ? group->AllReduce(Brought(memory, 0, 10, DType::kF32), ReduceOp::kSum, {"loss"})
+                      ->Wait()
+                : world.NewGroup("alone", {1})->Barrier({"x"})->Wait();
+        if (world.rank() == 1) {
+          while (world.status().ok()) {
+            Tensor token = Tensor::Zeros(memory, {1}, DType::kF32);
+            group->Receive(token, 0, {"poll"});
+            std::this_thread::yield();
+          }
+          EXPECT_THAT(Message(world.status()), HasSubstr("rank 1 did not come"));
+          return;
+        }
+        EXPECT_EQ(status.code(), absl::StatusCode::kDeadlineExceeded);
+        EXPECT_THAT(Message(status),
+                    HasSubstr("all_reduce 'loss' of group dp: rank 1 did not come within 0.3 s"));
+      },
+      {.timeout = std::chrono::milliseconds(300)});
+}
+
+TEST(World, RanksThatDisagreeAreNamed) {
+  ThreadRendezvous rendezvous(3);
+  std::vector<std::thread> threads;
+  for (int rank = 0; rank < 3; ++rank) {
+    threads.emplace_back([&, rank] {
+      ThreadBootstrap bootstrap(rendezvous, rank, 3);
+      auto world =
+          World::Create(bootstrap, {.must_agree = {{"configuration", rank == 2 ? "b" : "a"}}});
+      ASSERT_FALSE(world.ok());
+      EXPECT_THAT(Message(world.status()),
+                  HasSubstr("configuration: rank 2 has b, rank 0 has a; they must be the same"));
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+}
+
+}  // namespace
+}  // namespace cadre

@@ -1,0 +1,185 @@
+#include "parallel/cpu_communicator.h"
+
+#include <numeric>
+
+namespace cadre {
+namespace {
+
+std::span<std::byte> Bytes(const Tensor& tensor) { return {tensor.raw(), tensor.bytes()}; }
+
+// Consecutive runs of rows of dimension 0.
+Pieces CutRows(const Tensor& tensor, std::span<const int64_t> rows) {
+  const int64_t all = std::accumulate(rows.begin(), rows.end(), int64_t{0});
+  CADRE_CHECK(tensor.shape().rank() > 0 && tensor.dim(0) == all, "{} for {} rows",
+              tensor.shape().ToString(), all);
+  const size_t row = all == 0 ? 0 : tensor.bytes() / static_cast<size_t>(all);
+  Pieces pieces;
+  std::byte* next = tensor.raw();
+  for (const int64_t count : rows) {
+    CADRE_CHECK(count >= 0);
+    pieces.emplace_back(next, static_cast<size_t>(count) * row);
+    next += pieces.back().size();
+  }
+  return pieces;
+}
+
+ConstPieces Const(const Pieces& pieces) { return {pieces.begin(), pieces.end()}; }
+
+void CheckSameType(const Tensor& a, const Tensor& b) {
+  CADRE_CHECK(a.dtype() == b.dtype(), "{} and {}", Name(a.dtype()), Name(b.dtype()));
+}
+
+}  // namespace
+
+std::string ToString(const OpLabel& label) {
+  return label.layer < 0 ? std::string(label.what)
+                         : fmt::format("layer {} {}", label.layer, label.what);
+}
+
+CpuCommunicator::CpuCommunicator(ProgressEngine& engine, Options options)
+    : engine_(engine),
+      options_(std::move(options)),
+      sent_(options_.peers.size()),
+      received_(options_.peers.size()) {
+  CADRE_CHECK(options_.number % 2 == 0);
+  for (const Messages::Peer& peer : options_.peers) ranks_.push_back(peer.rank);
+}
+
+WorkPtr CpuCommunicator::StartWith(Call call, uint32_t communicator, uint32_t sequence) {
+  return engine_.Start(
+      {.info = {.group = options_.name,
+                .operation = call.operation,
+                .label = ToString(call.label),
+                .sequence = sequence,
+                .bytes = call.bytes},
+       .messages = {options_.peers, options_.rank, communicator, sequence, engine_.staging()},
+       .pinned = std::move(call.tensors),
+       .begin = std::move(call.begin)});
+}
+
+WorkPtr CpuCommunicator::Start(Call call) {
+  return StartWith(std::move(call), options_.number, sequence_++);
+}
+
+// Messages between two ranks have a counter of their own, which collectives do not move.
+WorkPtr CpuCommunicator::StartPointToPoint(Call call, uint32_t* sequence) {
+  return StartWith(std::move(call), options_.number + 1, (*sequence)++);
+}
+
+WorkPtr CpuCommunicator::AllReduce(const Tensor& buffer, ReduceOp op, const OpLabel& label) {
+  return Start({"all_reduce",
+                label,
+                buffer.bytes(),
+                {buffer},
+                [reduction = Reduction{buffer.dtype(), op}, data = buffer.raw(),
+                 numel = buffer.numel()](const Messages& messages) {
+                  return cadre::AllReduce(messages, reduction, data, numel);
+                }});
+}
+
+WorkPtr CpuCommunicator::ReduceScatter(const Tensor& input, const Tensor& output, ReduceOp op,
+                                       const OpLabel& label) {
+  CheckSameType(input, output);
+  CADRE_CHECK(input.numel() == output.numel() * size(), "{} into {} parts of {}",
+              input.shape().ToString(), size(), output.shape().ToString());
+  return Start({"reduce_scatter",
+                label,
+                input.bytes(),
+                {input, output},
+                [reduction = Reduction{input.dtype(), op}, from = input.raw(), to = output.raw(),
+                 numel = output.numel()](const Messages& messages) {
+                  return cadre::ReduceScatter(messages, reduction, from, to, numel);
+                }});
+}
+
+WorkPtr CpuCommunicator::StartExchange(Call call, ConstPieces send, Pieces receive) {
+  call.begin = [send = std::move(send), receive = std::move(receive)](const Messages& messages) {
+    return Exchange(messages, send, receive);
+  };
+  return Start(std::move(call));
+}
+
+WorkPtr CpuCommunicator::AllGather(const Tensor& input, const Tensor& output,
+                                   const OpLabel& label) {
+  CheckSameType(input, output);
+  CADRE_CHECK(output.numel() == input.numel() * size(), "{} parts of {} into {}", size(),
+              input.shape().ToString(), output.shape().ToString());
+  Pieces receive;
+  for (int r = 0; r < size(); ++r) {
+    receive.push_back(Bytes(output).subspan(static_cast<size_t>(r) * input.bytes(), input.bytes()));
+  }
+  return StartExchange({"all_gather", label, output.bytes(), {input, output}, nullptr},
+                       ConstPieces(static_cast<size_t>(size()), Bytes(input)), std::move(receive));
+}
+
+WorkPtr CpuCommunicator::AllGatherV(const Tensor& input, const Tensor& output,
+                                    std::span<const int64_t> rows, const OpLabel& label) {
+  CheckSameType(input, output);
+  CADRE_CHECK(static_cast<int>(rows.size()) == size());
+  Pieces receive = CutRows(output, rows);
+  CADRE_CHECK(receive[static_cast<size_t>(rank())].size() == input.bytes(), "{} for {} rows",
+              input.shape().ToString(), rows[static_cast<size_t>(rank())]);
+  return StartExchange({"all_gather_v", label, output.bytes(), {input, output}, nullptr},
+                       ConstPieces(static_cast<size_t>(size()), Bytes(input)), std::move(receive));
+}
+
+WorkPtr CpuCommunicator::AllToAll(const Tensor& input, const Tensor& output, const OpLabel& label) {
+  CADRE_CHECK(input.shape() == output.shape() && input.dim(0) % size() == 0, "{} and {} over {}",
+              input.shape().ToString(), output.shape().ToString(), size());
+  const std::vector<int64_t> rows(static_cast<size_t>(size()), input.dim(0) / size());
+  CheckSameType(input, output);
+  return StartExchange({"all_to_all", label, input.bytes(), {input, output}, nullptr},
+                       Const(CutRows(input, rows)), CutRows(output, rows));
+}
+
+WorkPtr CpuCommunicator::AllToAllV(const Tensor& input, std::span<const int64_t> send_rows,
+                                   const Tensor& output, std::span<const int64_t> receive_rows,
+                                   const OpLabel& label) {
+  CheckSameType(input, output);
+  CADRE_CHECK(static_cast<int>(send_rows.size()) == size() &&
+              static_cast<int>(receive_rows.size()) == size());
+  return StartExchange({"all_to_all_v", label, input.bytes(), {input, output}, nullptr},
+                       Const(CutRows(input, send_rows)), CutRows(output, receive_rows));
+}
+
+WorkPtr CpuCommunicator::Broadcast(const Tensor& buffer, int root, const OpLabel& label) {
+  CADRE_CHECK(root >= 0 && root < size(), "root {} of {}", root, size());
+  return Start({"broadcast",
+                label,
+                buffer.bytes(),
+                {buffer},
+                [bytes = Bytes(buffer), root](const Messages& messages) {
+                  return cadre::Broadcast(messages, bytes, root);
+                }});
+}
+
+WorkPtr CpuCommunicator::Send(const Tensor& tensor, int to, const OpLabel& label) {
+  CADRE_CHECK(to >= 0 && to < size() && to != rank(), "to {} of {}", to, size());
+  return StartPointToPoint({"send",
+                            label,
+                            tensor.bytes(),
+                            {tensor},
+                            [bytes = Bytes(tensor), to](const Messages& messages) {
+                              return SendTo(messages, to, bytes);
+                            }},
+                           &sent_[static_cast<size_t>(to)]);
+}
+
+WorkPtr CpuCommunicator::Receive(const Tensor& tensor, int from, const OpLabel& label) {
+  CADRE_CHECK(from >= 0 && from < size() && from != rank(), "from {} of {}", from, size());
+  return StartPointToPoint({"receive",
+                            label,
+                            tensor.bytes(),
+                            {tensor},
+                            [bytes = Bytes(tensor), from](const Messages& messages) {
+                              return ReceiveFrom(messages, from, bytes);
+                            }},
+                           &received_[static_cast<size_t>(from)]);
+}
+
+WorkPtr CpuCommunicator::Barrier(const OpLabel& label) {
+  return Start(
+      {"barrier", label, 0, {}, [](const Messages& messages) { return cadre::Barrier(messages); }});
+}
+
+}  // namespace cadre

@@ -1,0 +1,113 @@
+// ProgressEngine: steps every operation of a rank that is in flight, whatever its group. One per
+// rank, with one thread.
+//
+// Whoever waits drives: a caller in Work::Wait steps the engine itself and sleeps on the rank's
+// doorbell, so a blocking collective costs no change of threads; while the caller computes, the
+// progress thread sleeps there. All state is under one lock, held for steps that never block.
+//
+// The first lost peer, message error or time-out fails every operation in flight and every later
+// one with the same cause, and tells the peers. Their tensors stay pinned until the engine is gone.
+#pragma once
+
+#include <chrono>
+#include <condition_variable>
+#include <cstdint>
+#include <functional>
+#include <list>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "core/status.h"
+#include "core/tensor.h"
+#include "parallel/collective.h"
+#include "parallel/communicator.h"
+#include "parallel/doorbell.h"
+#include "parallel/flight_recorder.h"
+#include "parallel/transport.h"
+
+namespace cadre {
+
+// What an operation is, for those who read about it.
+struct OperationInfo {
+  std::string group;
+  std::string_view operation;  // "all_reduce"; static
+  std::string label;
+  uint32_t sequence = 0;
+  uint64_t bytes = 0;
+};
+
+// Everything that one operation needs until it is done.
+struct OperationPlan {
+  OperationInfo info;
+  Messages messages;
+  std::vector<Tensor> pinned;
+  std::function<Collective(const Messages&)> begin;
+};
+
+class ProgressEngine {
+ public:
+  struct Options {
+    Doorbell::State* doorbell = nullptr;
+    std::vector<std::unique_ptr<Transport>> transports;
+    FlightRecorder* recorder = nullptr;  // outlives the engine; never null
+    std::chrono::milliseconds timeout = std::chrono::minutes(10);  // of one operation
+  };
+
+  explicit ProgressEngine(Options options);
+  // Operations in flight fail.
+  ~ProgressEngine();
+  ProgressEngine(const ProgressEngine&) = delete;
+  ProgressEngine& operator=(const ProgressEngine&) = delete;
+
+  // Sends what can be sent at once and returns. Any thread.
+  WorkPtr Start(OperationPlan plan);
+
+  StagingPool& staging() { return staging_; }
+  // The first failure; OK until there is one.
+  absl::Status status();
+
+ private:
+  struct Operation;
+  class EngineWork;
+  using Clock = std::chrono::steady_clock;
+  using Lock = std::unique_lock<std::mutex>;
+
+  void Run();
+  absl::Status Wait(EngineWork& work);
+  void Drive(EngineWork& work, Lock& lock);
+  void Step();
+  bool StepOperations();
+  uint32_t RingsNeeded() const;
+  bool Arm();
+  void Settle(Seat seat);
+  void WakeDriverIfDone();
+  void CheckNow();
+  void CheckDeadlines(Clock::time_point now);
+  void Finish(Operation& operation, const absl::Status& status);
+  void FailAll(const PeerLoss& loss);
+  void Fail(absl::StatusCode code, const std::string& text);
+  std::string DescribeLoss(const PeerLoss& loss) const;
+
+  Doorbell doorbell_;
+  std::vector<std::unique_ptr<Transport>> transports_;
+  FlightRecorder* const recorder_;
+  const std::chrono::milliseconds timeout_;
+
+  std::mutex mutex_;  // of everything below
+  StagingPool staging_;
+  std::list<std::shared_ptr<Operation>> in_flight_;  // oldest first
+  std::list<std::shared_ptr<Operation>> failed_;     // transports may still point into them
+  absl::Status failure_;
+  Clock::time_point next_check_;
+  const EngineWork* driven_ =
+      nullptr;  // what the driving caller waits for; null: the thread drives
+  bool stopping_ = false;
+  int bystanders_ = 0;  // callers that wait while another one drives
+  std::condition_variable finished_;
+  std::thread thread_;  // last: it uses all of the above
+};
+
+}  // namespace cadre

@@ -1,0 +1,173 @@
+#include "parallel/world.h"
+
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <charconv>
+#include <nlohmann/json.hpp>
+
+#include "core/file.h"
+#include "parallel/cpu_communicator.h"
+#include "parallel/shm_transport.h"
+
+namespace cadre {
+namespace {
+
+// Equal for processes that can open one another's descriptors through /proc.
+std::string HostIdentity() {
+  auto boot = ReadFile("/proc/sys/kernel/random/boot_id", 1 << 10);
+  struct stat processes = {};
+  if (!boot.ok() || stat("/proc/self/ns/pid", &processes) != 0) {
+    return fmt::format("process {}", getpid());
+  }
+  boot->erase(std::remove(boot->begin(), boot->end(), '\n'), boot->end());
+  return fmt::format("{} {} {}", *boot, processes.st_ino, getuid());
+}
+
+}  // namespace
+
+struct World::Member {
+  std::string host;
+  int64_t pid = 0;
+  std::vector<std::pair<std::string, std::string>> must_agree;
+
+  std::string ToJson() const {
+    return nlohmann::json{{"host", host}, {"pid", pid}, {"must_agree", must_agree}}.dump();
+  }
+  // Throws nothing: what does not fit is an error.
+  static absl::StatusOr<Member> FromJson(const std::string& text, int rank) {
+    const auto json = nlohmann::json::parse(text, nullptr, false);
+    Member member;
+    try {
+      json.at("host").get_to(member.host);
+      json.at("pid").get_to(member.pid);
+      json.at("must_agree").get_to(member.must_agree);
+    } catch (const nlohmann::json::exception&) {
+      return InvalidArgument("rank {} introduced itself with what is no introduction", rank);
+    }
+    return member;
+  }
+};
+
+absl::Status World::CheckAgreement(const std::vector<Member>& members) {
+  const auto& expected = members.front().must_agree;
+  for (size_t rank = 1; rank < members.size(); ++rank) {
+    const auto& found = members[rank].must_agree;
+    if (found == expected) continue;
+    for (size_t i = 0; i < std::min(found.size(), expected.size()); ++i) {
+      if (found[i] == expected[i]) continue;
+      return InvalidArgument("{}: rank {} has {}, rank 0 has {}; they must be the same",
+                             expected[i].first, rank, found[i].second, expected[i].second);
+    }
+    return InvalidArgument("rank {} runs another version of the program than rank 0", rank);
+  }
+  return absl::OkStatus();
+}
+
+// The lowest local rank makes the segment, the others open it.
+absl::Status World::OpenShm(Bootstrap& bootstrap, const std::vector<Member>& members) {
+  const bool leader = local_ranks_.front() == rank_;
+  const int ranks = static_cast<int>(local_ranks_.size());
+  std::string mine;
+  if (leader && ranks > 1) {
+    auto created = ShmSegment::Create(ranks);
+    if (created.ok()) {
+      segment_ = std::move(*created);
+      mine = std::to_string(segment_->handle().descriptor);
+    } else {
+      mine = "error: " + Message(created.status());
+    }
+  }
+  CADRE_ASSIGN_OR_RETURN(const std::vector<std::string> made,
+                         bootstrap.AllGather("shared memory", mine));
+  std::string outcome;
+  if (!leader) {
+    const int first = local_ranks_.front();
+    const std::string& text = made[static_cast<size_t>(first)];
+    ShmHandle handle{.pid = members[static_cast<size_t>(first)].pid, .ranks = ranks};
+    std::from_chars(text.data(), text.data() + text.size(), handle.descriptor);
+    auto opened = ShmSegment::Open(handle);
+    if (opened.ok()) {
+      segment_ = std::move(*opened);
+    } else {
+      outcome = Message(opened.status());
+    }
+  } else if (ranks > 1 && segment_ == nullptr) {
+    outcome = mine;
+  }
+  CADRE_ASSIGN_OR_RETURN(const std::vector<std::string> outcomes,
+                         bootstrap.AllGather("shared memory is open", outcome));
+  for (size_t rank = 0; rank < outcomes.size(); ++rank) {
+    if (!outcomes[rank].empty()) return Unavailable("rank {}: {}", rank, outcomes[rank]);
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::unique_ptr<World>> World::Create(Bootstrap& bootstrap,
+                                                     const WorldOptions& options) {
+  std::unique_ptr<World> world(new World);
+  world->rank_ = bootstrap.rank();
+  world->size_ = bootstrap.size();
+  const Member self = {HostIdentity(), getpid(), options.must_agree};
+  CADRE_ASSIGN_OR_RETURN(const std::vector<std::string> texts,
+                         bootstrap.AllGather("members", self.ToJson()));
+  std::vector<Member> members;
+  for (size_t rank = 0; rank < texts.size(); ++rank) {
+    CADRE_ASSIGN_OR_RETURN(members.emplace_back(),
+                           Member::FromJson(texts[rank], static_cast<int>(rank)));
+  }
+  CADRE_RETURN_IF_ERROR(CheckAgreement(members));
+  for (int rank = 0; rank < world->size_; ++rank) {
+    if (members[static_cast<size_t>(rank)].host == self.host) world->local_ranks_.push_back(rank);
+  }
+  if (static_cast<int>(world->local_ranks_.size()) < world->size_) {
+    return Unimplemented("ranks on several hosts");
+  }
+  CADRE_RETURN_IF_ERROR(world->OpenShm(bootstrap, members));
+  world->StartEngine(members, options);
+  return world;
+}
+
+void World::StartEngine(const std::vector<Member>& members, const WorldOptions& options) {
+  FlightRecorder* recorder = options.recorder;
+  if (recorder == nullptr) {
+    own_recorder_ = *FlightRecorder::Create("", rank_);
+    recorder = own_recorder_.get();
+  }
+  ProgressEngine::Options engine{.recorder = recorder, .timeout = options.timeout};
+  transport_of_.assign(static_cast<size_t>(size_), nullptr);
+  engine.doorbell = &private_doorbell_;
+  if (segment_ != nullptr) {
+    std::vector<ShmTransport::Peer> peers;
+    int local = -1;
+    for (const int rank : local_ranks_) {
+      if (rank == rank_) local = static_cast<int>(peers.size());
+      peers.push_back({rank, members[static_cast<size_t>(rank)].pid});
+    }
+    auto shm = std::make_unique<ShmTransport>(segment_, local, peers);
+    for (const int rank : local_ranks_) {
+      if (rank != rank_) transport_of_[static_cast<size_t>(rank)] = shm.get();
+    }
+    engine.doorbell = &segment_->slot(local).doorbell;
+    engine.transports.push_back(std::move(shm));
+  }
+  engine_ = std::make_unique<ProgressEngine>(std::move(engine));
+}
+
+World::~World() = default;
+
+std::unique_ptr<Communicator> World::NewGroup(const std::string& name,
+                                              const std::vector<int>& ranks) {
+  CpuCommunicator::Options options{.name = name, .number = 2 * groups_++, .rank = -1};
+  for (const int rank : ranks) {
+    CADRE_CHECK(rank >= 0 && rank < size_, "rank {} of group {} in a world of {}", rank, name,
+                size_);
+    if (rank == rank_) options.rank = static_cast<int>(options.peers.size());
+    options.peers.push_back({rank, transport_of_[static_cast<size_t>(rank)]});
+  }
+  CADRE_CHECK(options.rank >= 0, "rank {} is not in its own group {}", rank_, name);
+  return std::make_unique<CpuCommunicator>(*engine_, std::move(options));
+}
+
+}  // namespace cadre

@@ -1,0 +1,74 @@
+// World: one rank's end of a job: its transports, its progress engine, and the groups that it
+// belongs to.
+//
+//   CADRE_ASSIGN_OR_RETURN(auto world, World::Create(bootstrap, options));
+//   std::unique_ptr<Communicator> tp = world->NewGroup("tp", ranks);
+//
+// Shared memory connects ranks of one host (same kernel, process namespace and user), UCX the
+// others; `transport` forces one.
+#pragma once
+
+#include <chrono>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "core/status.h"
+#include "parallel/bootstrap.h"
+#include "parallel/communicator.h"
+#include "parallel/flight_recorder.h"
+#include "parallel/progress_engine.h"
+#include "parallel/shm_segment.h"
+
+namespace cadre {
+
+enum class TransportKind : uint8_t { kAuto, kShm, kUcx };
+
+struct WorldOptions {
+  TransportKind transport = TransportKind::kAuto;
+  std::chrono::milliseconds timeout = std::chrono::minutes(10);  // of one operation
+  // What all ranks must have the same of: {"configuration", hash}.
+  std::vector<std::pair<std::string, std::string>> must_agree;
+  FlightRecorder* recorder = nullptr;  // outlives the world; null: kept in this process alone
+};
+
+class World {
+ public:
+  // Blocks until all ranks are there. kInvalidArgument: ranks that disagree, by name; a forced
+  // transport that cannot reach a rank.
+  static absl::StatusOr<std::unique_ptr<World>> Create(Bootstrap& bootstrap,
+                                                       const WorldOptions& options);
+  // Groups must be gone. Ranks that still wait for this one fail.
+  ~World();
+
+  int rank() const { return rank_; }
+  int size() const { return size_; }
+  // Ranks of this host, this one included, ascending.
+  const std::vector<int>& local_ranks() const { return local_ranks_; }
+
+  // `ranks` of the world, this one included. Every rank of the world makes the same number of
+  // groups in the same order, as one of several disjoint groups or alone.
+  std::unique_ptr<Communicator> NewGroup(const std::string& name, const std::vector<int>& ranks);
+
+  // The first failure of any group.
+  absl::Status status() { return engine_->status(); }
+
+ private:
+  struct Member;  // what a rank tells the others
+  World() = default;
+  static absl::Status CheckAgreement(const std::vector<Member>& members);
+  void StartEngine(const std::vector<Member>& members, const WorldOptions& options);
+  absl::Status OpenShm(Bootstrap& bootstrap, const std::vector<Member>& members);
+
+  int rank_ = 0, size_ = 0;
+  std::vector<int> local_ranks_;
+  std::shared_ptr<ShmSegment> segment_;    // of local_ranks_
+  Doorbell::State private_doorbell_ = {};  // where there is no segment
+  std::unique_ptr<FlightRecorder> own_recorder_;
+  std::vector<Transport*> transport_of_;  // by rank; null for this one; owned by the engine
+  std::unique_ptr<ProgressEngine> engine_;
+  uint32_t groups_ = 0;
+};
+
+}  // namespace cadre
