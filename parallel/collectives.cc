@@ -6,6 +6,7 @@
 #include <deque>
 
 #include "parallel/reduce.h"
+#include "parallel/shard.h"
 
 namespace cadre {
 namespace {
@@ -14,17 +15,6 @@ namespace {
 constexpr int64_t kSegmentBytes = 256 << 10;
 // An all-reduce of at most this many bytes goes out whole to everybody.
 constexpr int64_t kWholeBytes = 8 << 10;
-
-// Part `part` of `numel` elements cut into n parts; parts start on cache lines where they can.
-struct Part {
-  int64_t begin, numel;
-};
-Part PartOf(int64_t numel, int n, int part) {
-  constexpr int64_t kAlign = 64;
-  const int64_t each = ((numel + n - 1) / n + kAlign - 1) / kAlign * kAlign;
-  const int64_t begin = std::min(numel, each * part);
-  return {begin, std::min(each, numel - begin)};
-}
 
 std::span<const std::byte> Bytes(const std::byte* data, int64_t begin, int64_t numel,
                                  size_t width) {
@@ -35,7 +25,7 @@ std::span<std::byte> Bytes(std::byte* data, int64_t begin, int64_t numel, size_t
 }
 
 // A window of the part that a segment covers.
-Part Window(const Part& part, int64_t segment, int64_t segment_numel) {
+Shard Window(const Shard& part, int64_t segment, int64_t segment_numel) {
   const int64_t offset = std::min(part.numel, segment * segment_numel);
   return {part.begin + offset, std::min(segment_numel, part.numel - offset)};
 }
@@ -72,9 +62,9 @@ class Segments {
   int64_t segment_numel() const { return kSegmentBytes / static_cast<int64_t>(width_); }
 
   // Posts segment s; parts[r] is rank r's part of the input.
-  void Post(TransferBatch& batch, int64_t s, const std::vector<Part>& parts) {
+  void Post(TransferBatch& batch, int64_t s, const std::vector<Shard>& parts) {
     const int n = messages_.size();
-    const Part mine = Window(parts[messages_.rank], s, segment_numel());
+    const Shard mine = Window(parts[messages_.rank], s, segment_numel());
     const auto piece = static_cast<uint32_t>(s);
     for (int i = 1; i < n; ++i) {
       const int peer = (messages_.rank + n - i) % n;
@@ -82,14 +72,14 @@ class Segments {
     }
     for (int i = 1; i < n; ++i) {
       const int peer = (messages_.rank + i) % n;
-      const Part theirs = Window(parts[peer], s, segment_numel());
+      const Shard theirs = Window(parts[peer], s, segment_numel());
       if (theirs.numel > 0)
         batch.Send(peer, piece, Bytes(input_, theirs.begin, theirs.numel, width_));
     }
   }
 
-  void Sum(int64_t s, const std::vector<Part>& parts, std::byte* out) {
-    const Part mine = Window(parts[messages_.rank], s, segment_numel());
+  void Sum(int64_t s, const std::vector<Shard>& parts, std::byte* out) {
+    const Shard mine = Window(parts[messages_.rank], s, segment_numel());
     if (mine.numel == 0) return;
     std::vector<const std::byte*> sources(messages_.peers.size());
     for (int r = 0; r < messages_.size(); ++r) {
@@ -100,7 +90,7 @@ class Segments {
   }
 
  private:
-  size_t Size(const Part& part) const { return static_cast<size_t>(part.numel) * width_; }
+  size_t Size(const Shard& part) const { return static_cast<size_t>(part.numel) * width_; }
   std::byte* Place(int64_t s, int peer) const {
     const auto slot =
         static_cast<size_t>(s % 2) * messages_.peers.size() + static_cast<size_t>(peer);
@@ -114,9 +104,9 @@ class Segments {
   StagingPool::Block staging_;
 };
 
-int64_t SegmentCount(const std::vector<Part>& parts, int64_t segment_numel) {
+int64_t SegmentCount(const std::vector<Shard>& parts, int64_t segment_numel) {
   int64_t most = 0;
-  for (const Part& part : parts) most = std::max(most, part.numel);
+  for (const Shard& part : parts) most = std::max(most, part.numel);
   return (most + segment_numel - 1) / segment_numel;
 }
 
@@ -124,8 +114,8 @@ Collective AllReduceInParts(const Messages& messages, Reduction reduction, std::
                             int64_t numel) {
   const int n = messages.size();
   const size_t width = SizeOf(reduction.dtype);
-  std::vector<Part> parts(n);
-  for (int r = 0; r < n; ++r) parts[r] = PartOf(numel, n, r);
+  std::vector<Shard> parts(n);
+  for (int r = 0; r < n; ++r) parts[r] = ShardOf(numel, n, r);
   Segments segments(messages, reduction, buffer);
   const int64_t count = SegmentCount(parts, segments.segment_numel());
   std::deque<TransferBatch> scatter;
@@ -135,13 +125,13 @@ Collective AllReduceInParts(const Messages& messages, Reduction reduction, std::
     if (s + 1 < count) segments.Post(scatter.emplace_back(messages), s + 1, parts);
     co_await scatter.front();
     scatter.pop_front();
-    const Part mine = Window(parts[messages.rank], s, segments.segment_numel());
+    const Shard mine = Window(parts[messages.rank], s, segments.segment_numel());
     segments.Sum(s, parts, buffer + static_cast<size_t>(mine.begin) * width);
     // What a peer sends of its part has been summed from this rank's copy, so that may go.
     const auto piece = static_cast<uint32_t>(count + s);
     for (int i = 1; i < n; ++i) {
       const int to = (messages.rank + i) % n, from = (messages.rank + n - i) % n;
-      const Part theirs = Window(parts[from], s, segments.segment_numel());
+      const Shard theirs = Window(parts[from], s, segments.segment_numel());
       if (theirs.numel > 0)
         gather.Receive(from, piece, Bytes(buffer, theirs.begin, theirs.numel, width));
       if (mine.numel > 0) gather.Send(to, piece, Bytes(buffer, mine.begin, mine.numel, width));
@@ -163,11 +153,14 @@ Collective AllReduce(const Messages& messages, Reduction reduction, std::byte* b
 }
 
 Collective ReduceScatter(const Messages& messages, Reduction reduction, const std::byte* input,
-                         std::byte* output, int64_t numel) {
-  const int n = messages.size();
+                         std::byte* output, std::vector<int64_t> numels) {
   const size_t width = SizeOf(reduction.dtype);
-  std::vector<Part> parts(n);
-  for (int r = 0; r < n; ++r) parts[r] = {r * numel, numel};
+  std::vector<Shard> parts;
+  int64_t begin = 0;
+  for (const int64_t numel : numels) {
+    parts.push_back({begin, numel});
+    begin += numel;
+  }
   Segments segments(messages, reduction, input);
   const int64_t count = SegmentCount(parts, segments.segment_numel());
   std::deque<TransferBatch> batches;

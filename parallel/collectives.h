@@ -31,9 +31,9 @@ struct Reduction {
 Collective AllReduce(const Messages& messages, Reduction reduction, std::byte* buffer,
                      int64_t numel);
 
-// input: n parts of `numel` elements. output may be this rank's part of input.
+// input: one part for each rank, of parts[r] elements. output may be this rank's part of input.
 Collective ReduceScatter(const Messages& messages, Reduction reduction, const std::byte* input,
-                         std::byte* output, int64_t numel);
+                         std::byte* output, std::vector<int64_t> parts);
 
 // One contiguous piece for or from each rank of the group.
 using Pieces = std::vector<std::span<std::byte>>;

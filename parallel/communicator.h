@@ -63,7 +63,13 @@ class Communicator {
   // input: n times output's elements; this rank gets the rank-th part.
   virtual WorkPtr ReduceScatter(const Tensor& input, const Tensor& output, ReduceOp op,
                                 const OpLabel& label) = 0;
-  // output: n times input's elements, in rank order. input may be its own place in output.
+  // Rank r gets rows[r] of input's dimension 0; the same `rows` on every rank. In both, output may
+  // be this rank's part of input.
+  virtual WorkPtr ReduceScatterV(const Tensor& input, const Tensor& output,
+                                 std::span<const int64_t> rows, ReduceOp op,
+                                 const OpLabel& label) = 0;
+  // output: n times input's elements, in rank order. input may be its own place in output, here and
+  // in AllGatherV.
   virtual WorkPtr AllGather(const Tensor& input, const Tensor& output, const OpLabel& label) = 0;
   // Dimension 0 has rows[r] rows from rank r; the same `rows` on every rank.
   virtual WorkPtr AllGatherV(const Tensor& input, const Tensor& output,

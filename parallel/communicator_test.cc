@@ -134,6 +134,25 @@ TEST_P(Collectives, ReduceScatterThenAllGatherIsAllReduce) {
   });
 }
 
+TEST_P(Collectives, RaggedReduceScatterInPlace) {
+  const int n = GetParam();
+  RunRanks(n, [n](World& world) {
+    HostAllocator memory;
+    auto group = world.NewGroup("all", All(n));
+    std::vector<int64_t> rows;
+    for (int r = 0; r < n; ++r) rows.push_back((r * 70001) % 140000);
+    const int64_t sum = std::accumulate(rows.begin(), rows.end(), int64_t{0});
+    const int64_t begin = std::accumulate(rows.begin(), rows.begin() + world.rank(), int64_t{0});
+    Tensor buffer = Brought(memory, world.rank(), sum, DType::kF32);
+    Tensor mine = buffer.Narrow(begin, rows[static_cast<size_t>(world.rank())]);
+    ASSERT_TRUE(group->ReduceScatterV(buffer, mine, rows, ReduceOp::kSum, {"test"})->Wait().ok());
+    ExpectSameBits(
+        mine, Expected(memory, n, sum, DType::kF32, ReduceOp::kSum).Narrow(begin, mine.numel()));
+    ASSERT_TRUE(group->AllGatherV(mine, buffer, rows, {"test"})->Wait().ok());
+    ExpectSameBits(buffer, Expected(memory, n, sum, DType::kF32, ReduceOp::kSum));
+  });
+}
+
 TEST_P(Collectives, GatherInPlaceAndRagged) {
   const int n = GetParam();
   RunRanks(n, [n](World& world) {

@@ -79,17 +79,35 @@ WorkPtr CpuCommunicator::AllReduce(const Tensor& buffer, ReduceOp op, const OpLa
 
 WorkPtr CpuCommunicator::ReduceScatter(const Tensor& input, const Tensor& output, ReduceOp op,
                                        const OpLabel& label) {
-  CheckSameType(input, output);
   CADRE_CHECK(input.numel() == output.numel() * size(), "{} into {} parts of {}",
               input.shape().ToString(), size(), output.shape().ToString());
-  return Start({"reduce_scatter",
-                label,
-                input.bytes(),
-                {input, output},
-                [reduction = Reduction{input.dtype(), op}, from = input.raw(), to = output.raw(),
-                 numel = output.numel()](const Messages& messages) {
-                  return cadre::ReduceScatter(messages, reduction, from, to, numel);
-                }});
+  return ReduceParts({"reduce_scatter", label, input.bytes(), {input, output}, nullptr},
+                     std::vector<int64_t>(static_cast<size_t>(size()), output.numel()), op);
+}
+
+WorkPtr CpuCommunicator::ReduceScatterV(const Tensor& input, const Tensor& output,
+                                        std::span<const int64_t> rows, ReduceOp op,
+                                        const OpLabel& label) {
+  CADRE_CHECK(static_cast<int>(rows.size()) == size());
+  std::vector<int64_t> parts;
+  for (const std::span<std::byte>& piece : CutRows(input, rows)) {
+    parts.push_back(static_cast<int64_t>(piece.size() / SizeOf(input.dtype())));
+  }
+  CADRE_CHECK(output.numel() == parts[static_cast<size_t>(rank())], "{} for {} elements",
+              output.shape().ToString(), parts[static_cast<size_t>(rank())]);
+  return ReduceParts({"reduce_scatter_v", label, input.bytes(), {input, output}, nullptr},
+                     std::move(parts), op);
+}
+
+// tensors: input, output.
+WorkPtr CpuCommunicator::ReduceParts(Call call, std::vector<int64_t> parts, ReduceOp op) {
+  const Tensor &input = call.tensors[0], &output = call.tensors[1];
+  CheckSameType(input, output);
+  call.begin = [reduction = Reduction{input.dtype(), op}, from = input.raw(), to = output.raw(),
+                parts = std::move(parts)](const Messages& messages) {
+    return cadre::ReduceScatter(messages, reduction, from, to, parts);
+  };
+  return Start(std::move(call));
 }
 
 WorkPtr CpuCommunicator::StartExchange(Call call, ConstPieces send, Pieces receive) {

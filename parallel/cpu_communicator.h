@@ -32,6 +32,8 @@ class CpuCommunicator : public Communicator {
   WorkPtr AllReduce(const Tensor& buffer, ReduceOp op, const OpLabel& label) override;
   WorkPtr ReduceScatter(const Tensor& input, const Tensor& output, ReduceOp op,
                         const OpLabel& label) override;
+  WorkPtr ReduceScatterV(const Tensor& input, const Tensor& output, std::span<const int64_t> rows,
+                         ReduceOp op, const OpLabel& label) override;
   WorkPtr AllGather(const Tensor& input, const Tensor& output, const OpLabel& label) override;
   WorkPtr AllGatherV(const Tensor& input, const Tensor& output, std::span<const int64_t> rows,
                      const OpLabel& label) override;
@@ -54,6 +56,7 @@ class CpuCommunicator : public Communicator {
   };
   WorkPtr Start(Call call);
   WorkPtr StartPointToPoint(Call call, uint32_t* sequence);
+  WorkPtr ReduceParts(Call call, std::vector<int64_t> parts, ReduceOp op);
   WorkPtr StartExchange(Call call, ConstPieces send, Pieces receive);
   WorkPtr StartWith(Call call, uint32_t communicator, uint32_t sequence);
 
