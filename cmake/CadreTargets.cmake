@@ -59,7 +59,7 @@ function(cadre_library NAME)
   endif()
   if(tests)
     add_executable(cadre_${NAME}_test ${tests})
-    target_link_libraries(cadre_${NAME}_test PRIVATE cadre_${NAME} GTest::gtest GTest::gmock GTest::gtest_main)
+    target_link_libraries(cadre_${NAME}_test PRIVATE cadre_${NAME} GTest::gtest GTest::gmock GTest::gtest_main rapidcheck)
     add_test(NAME ${NAME} COMMAND cadre_${NAME}_test)
     set_tests_properties(${NAME} PROPERTIES
       WORKING_DIRECTORY ${CMAKE_SOURCE_DIR} ENVIRONMENT "OMP_WAIT_POLICY=passive" TIMEOUT 900)

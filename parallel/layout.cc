@@ -1,0 +1,189 @@
+#include "parallel/layout.h"
+
+#include "parallel/stage_split.h"
+#include "proto/parallel_config.pb.h"
+
+namespace cadre {
+namespace {
+
+using config::ParallelConfig;
+
+// Keeps products of four sizes within 64 bits, whoever filled the message.
+constexpr int kMaxSize = 16384;
+
+absl::Status CheckSize(const char* name, int value, int least) {
+  if (value >= least && value <= kMaxSize) return absl::OkStatus();
+  return InvalidArgument("{}: {} is out of range; allowed: {} to {}", name, value, least, kMaxSize);
+}
+
+absl::Status CheckSizes(const ParallelConfig& c) {
+  CADRE_RETURN_IF_ERROR(CheckSize("data_parallel_size", c.data_parallel_size(), 0));
+  CADRE_RETURN_IF_ERROR(CheckSize("tensor_parallel_size", c.tensor_parallel_size(), 1));
+  CADRE_RETURN_IF_ERROR(CheckSize("pipeline_parallel_size", c.pipeline_parallel_size(), 1));
+  CADRE_RETURN_IF_ERROR(CheckSize("context_parallel_size", c.context_parallel_size(), 1));
+  CADRE_RETURN_IF_ERROR(CheckSize("expert_parallel_size", c.expert_parallel_size(), 1));
+  CADRE_RETURN_IF_ERROR(
+      CheckSize("expert_tensor_parallel_size", c.expert_tensor_parallel_size(), 0));
+  return CheckSize("virtual_pipeline_size", c.virtual_pipeline_size(), 0);
+}
+
+absl::Status CheckMultiple(const char* name, int value, const char* of, int size) {
+  if (value % size == 0) return absl::OkStatus();
+  return InvalidArgument("{} {} is not a multiple of {} {}", name, value, of, size);
+}
+
+absl::Status FitWorld(const ParallelConfig& c, int world, Layout* layout) {
+  layout->tp = c.tensor_parallel_size();
+  layout->pp = c.pipeline_parallel_size();
+  layout->cp = c.context_parallel_size();
+  const int64_t share = int64_t{layout->tp} * layout->pp * layout->cp;
+  const std::string product = fmt::format("tensor_parallel_size {}: {} x pipeline {} x context {}",
+                                          layout->tp, layout->tp, layout->pp, layout->cp);
+  if (c.data_parallel_size() != 0) {
+    layout->dp = c.data_parallel_size();
+    if (share * layout->dp == world) return absl::OkStatus();
+    return InvalidArgument("{} x data {} = {}, but the world has {}", product, layout->dp,
+                           share * layout->dp, world);
+  }
+  if (world % share != 0) {
+    return InvalidArgument("{} = {} does not divide a world of {}", product, share, world);
+  }
+  layout->dp = static_cast<int>(world / share);
+  return absl::OkStatus();
+}
+
+absl::Status FitExperts(const ParallelConfig& c, const LayoutNeeds& needs, Layout* layout) {
+  layout->ep = c.expert_parallel_size();
+  layout->etp = c.expert_tensor_parallel_size() != 0 ? c.expert_tensor_parallel_size() : layout->tp;
+  if (needs.num_layers != 0 && needs.num_moe_layers == 0 && layout->ep > 1) {
+    return InvalidArgument("expert_parallel_size {}: the model has no experts", layout->ep);
+  }
+  const int mesh = layout->tp * layout->cp * layout->dp;
+  const int64_t share = int64_t{layout->etp} * layout->ep;
+  if (mesh % share != 0) {
+    return InvalidArgument(
+        "expert_parallel_size {}: {} x expert_tensor_parallel_size {} = {} does not divide tensor "
+        "{} x context {} x data {} = {}",
+        layout->ep, layout->ep, layout->etp, share, layout->tp, layout->cp, layout->dp, mesh);
+  }
+  layout->edp = static_cast<int>(mesh / share);
+  CADRE_RETURN_IF_ERROR(
+      CheckMultiple("num_experts", needs.num_experts, "expert_parallel_size", layout->ep));
+  return CheckMultiple("moe_intermediate_size", needs.moe_intermediate_size,
+                       "expert_tensor_parallel_size", layout->etp);
+}
+
+absl::Status CheckHeads(const LayoutNeeds& needs, int tp) {
+  if (needs.num_attention_heads != 0 && needs.num_attention_heads < tp) {
+    return InvalidArgument("num_attention_heads {} is less than tensor_parallel_size {}",
+                           needs.num_attention_heads, tp);
+  }
+  CADRE_RETURN_IF_ERROR(
+      CheckMultiple("num_attention_heads", needs.num_attention_heads, "tensor_parallel_size", tp));
+  const int kv = needs.num_key_value_heads;
+  if (kv == 0 || kv % tp == 0 || tp % kv == 0) return absl::OkStatus();
+  return InvalidArgument(
+      "num_key_value_heads {} is neither a multiple of tensor_parallel_size {} nor divides it", kv,
+      tp);
+}
+
+absl::Status CheckTensors(const LayoutNeeds& needs, int tp) {
+  const char* const of = "tensor_parallel_size";
+  CADRE_RETURN_IF_ERROR(CheckHeads(needs, tp));
+  CADRE_RETURN_IF_ERROR(CheckMultiple("intermediate_size", needs.intermediate_size, of, tp));
+  CADRE_RETURN_IF_ERROR(CheckMultiple("shared_expert_intermediate_size",
+                                      needs.shared_expert_intermediate_size, of, tp));
+  return CheckMultiple("vocab_size", needs.vocab_size, of, tp);
+}
+
+absl::Status CheckSequence(const LayoutNeeds& needs, const Layout& layout) {
+  if (layout.cp > 1 && needs.seq_len % (2 * layout.cp) != 0) {
+    return InvalidArgument("seq_len {} is not a multiple of 2 x context_parallel_size {} = {}",
+                           needs.seq_len, layout.cp, 2 * layout.cp);
+  }
+  if (layout.sequence_parallel && needs.seq_len / layout.cp % layout.tp != 0) {
+    return InvalidArgument(
+        "seq_len {} is not a multiple of context_parallel_size {} x tensor_parallel_size {} = {}, "
+        "as sequence_parallel needs",
+        needs.seq_len, layout.cp, layout.tp, layout.cp * layout.tp);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status FitBatch(const LayoutNeeds& needs, Layout* layout) {
+  if (needs.global_batch_size == 0 || needs.micro_batch_size == 0) return absl::OkStatus();
+  const int64_t share = int64_t{layout->dp} * needs.micro_batch_size;
+  if (needs.global_batch_size % share != 0) {
+    return InvalidArgument(
+        "global_batch_size {} is not a multiple of data_parallel_size {} x micro_batch_size {} = "
+        "{}",
+        needs.global_batch_size, layout->dp, needs.micro_batch_size, share);
+  }
+  layout->microbatches = static_cast<int>(needs.global_batch_size / share);
+  return absl::OkStatus();
+}
+
+// Stages a rank holds in the schedule; virtual_pipeline_size 0 means the least.
+struct StagesTaken {
+  int least;
+  int most;
+};
+StagesTaken StagesOf(config::PipelineSchedule schedule) {
+  switch (schedule) {
+    case config::PIPELINE_SCHEDULE_INTERLEAVED_1F1B:
+      return {2, kMaxSize};
+    case config::PIPELINE_SCHEDULE_ZB_V:
+      return {2, 2};
+    default:
+      return {1, 1};
+  }
+}
+
+absl::Status FitStages(const ParallelConfig& c, Layout* layout) {
+  layout->schedule = layout->pp > 1 ? c.pipeline_schedule() : config::PIPELINE_SCHEDULE_1F1B;
+  const auto [least, most] = StagesOf(layout->schedule);
+  layout->stages_per_rank = c.virtual_pipeline_size() != 0 ? c.virtual_pipeline_size() : least;
+  if (layout->stages_per_rank >= least && layout->stages_per_rank <= most) return absl::OkStatus();
+  if (layout->pp == 1) {
+    return InvalidArgument("virtual_pipeline_size {}: pipeline_parallel_size is 1",
+                           layout->stages_per_rank);
+  }
+  return InvalidArgument("virtual_pipeline_size {}: this pipeline_schedule takes {}{}",
+                         layout->stages_per_rank, least, most > least ? " or more" : "");
+}
+
+absl::Status FitLayers(const ParallelConfig& c, const LayoutNeeds& needs, Layout* layout) {
+  if (needs.num_layers == 0) return absl::OkStatus();
+  if (c.pipeline_split_size() != 0) {
+    layout->stage_layers.assign(c.pipeline_split().begin(), c.pipeline_split().end());
+    return CheckSplit(layout->stage_layers, needs.num_layers, layout->stages());
+  }
+  if (layout->stages() > needs.num_layers) {
+    return InvalidArgument(
+        "num_hidden_layers {}: fewer than pipeline_parallel_size {} x {} stages on each = {}",
+        needs.num_layers, layout->pp, layout->stages_per_rank, layout->stages());
+  }
+  layout->stage_layers =
+      EvenSplit(needs.num_layers, layout->stages(), needs.embedding_layers, needs.head_layers);
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::StatusOr<Layout> ResolveLayout(const ParallelConfig& config, int world,
+                                     const LayoutNeeds& needs) {
+  CADRE_RETURN_IF_ERROR(CheckSizes(config));
+  Layout layout;
+  CADRE_RETURN_IF_ERROR(FitWorld(config, world, &layout));
+  layout.sequence_parallel = config.sequence_parallel() && layout.tp > 1;
+  layout.zero_stage = config.zero_stage();
+  CADRE_RETURN_IF_ERROR(CheckTensors(needs, layout.tp));
+  CADRE_RETURN_IF_ERROR(FitExperts(config, needs, &layout));
+  CADRE_RETURN_IF_ERROR(CheckSequence(needs, layout));
+  CADRE_RETURN_IF_ERROR(FitBatch(needs, &layout));
+  CADRE_RETURN_IF_ERROR(FitStages(config, &layout));
+  CADRE_RETURN_IF_ERROR(FitLayers(config, needs, &layout));
+  return layout;
+}
+
+}  // namespace cadre
