@@ -12,6 +12,7 @@ class ParameterStore;
 class PackedWeights;
 class Tape;
 class Trace;
+struct ParallelGroups;
 
 struct Context {
   Allocator* allocator = nullptr;  // never null when ops run
@@ -24,6 +25,7 @@ struct Context {
   Trace* trace = nullptr;                // null means off
   uint64_t seed = 0;                     // with `step`, keys every random draw
   int64_t step = 0;
+  ParallelGroups* groups = nullptr;  // parallel/groups.h; null: one process
 
   Tensor Empty(const Shape& shape, DType dtype) const {
     return Tensor::Empty(*allocator, shape, dtype);

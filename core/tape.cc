@@ -1,5 +1,7 @@
 #include "core/tape.h"
 
+#include <utility>
+
 #include "core/trace.h"
 
 namespace cadre {
@@ -42,7 +44,7 @@ void Tape::Defer(SlotId slot, Source source) {
 void Tape::Seed(SlotId slot, Tensor gradient) { slots_[slot].grad = std::move(gradient); }
 
 void Tape::SeedDeferred(SlotId slot, Source source) {
-  slots_[slot].grad_source = std::move(source);
+  slots_[slot].grad_sources.push_back(std::move(source));
 }
 
 void Tape::KeepGrad(SlotId slot) {
@@ -54,7 +56,7 @@ Tensor Tape::Grad(Context& ctx, SlotId slot) { return ReadGrad(ctx, slot); }
 
 bool Tape::HasOutputGrad(const Node& node) const {
   for (SlotId output : node.outputs) {
-    if (slots_[output].grad.defined() || slots_[output].grad_source) return true;
+    if (slots_[output].grad.defined() || !slots_[output].grad_sources.empty()) return true;
   }
   return false;
 }
@@ -98,7 +100,7 @@ void Tape::Finish(Node& node, Pass pass) {
     Slot& slot = slots_[output];
     if (--slot.grad_uses == 0) {
       slot.grad = Tensor();
-      slot.grad_source = nullptr;
+      slot.grad_sources.clear();
     }
   }
 }
@@ -133,12 +135,9 @@ Tensor Tape::ReadValue(Context& ctx, SlotId id) {
 }
 
 Tensor Tape::ReadGrad(Context& ctx, SlotId id) {
-  Slot& slot = slots_[id];
-  if (slot.grad_source) {
-    Source source = std::move(slot.grad_source);
-    slot.grad_source = nullptr;
-    AddGrad(ctx, id, source(ctx));
-  }
+  // A source that recomputes may make new slots, which moves the old ones.
+  const std::vector<Source> sources = std::exchange(slots_[id].grad_sources, {});
+  for (const Source& source : sources) AddGrad(ctx, id, source(ctx));
   return slots_[id].grad;
 }
 

@@ -84,7 +84,8 @@ class Tape {
 
   // Starts the backward pass: the gradient of `slot` (a loss) is `gradient`.
   void Seed(SlotId slot, Tensor gradient);
-  // A gradient that is still on its way; awaited when it is first read or added to.
+  // Adds a gradient that is still on its way: awaited at the first read, then added after all that
+  // had arrived, in the order of these calls.
   void SeedDeferred(SlotId slot, Source source);
 
   // Both closures of every node, last node first; frees everything on the way.
@@ -109,7 +110,7 @@ class Tape {
     Source source;
     int uses = 0;  // closures that still read the value
     Tensor grad;
-    Source grad_source;
+    std::vector<Source> grad_sources;
     int grad_uses = 0;    // closures that still read the gradient
     bool wanted = false;  // some node has it as an output, or it was kept
   };
@@ -141,6 +142,10 @@ class GradContext {
   // Adds to an input's gradient. The tensor may be shared (one gradient handed to two inputs).
   void AddGrad(SlotId slot, Tensor grad) {
     if (Needs(slot)) tape_.AddGrad(ctx_, slot, std::move(grad));
+  }
+  // Adds what `source` will give: it is asked when the gradient is first read.
+  void AddGradDeferred(SlotId slot, Tape::Source source) {
+    if (Needs(slot)) tape_.SeedDeferred(slot, std::move(source));
   }
 
   Lease lease() const { return lease_; }

@@ -121,6 +121,20 @@ TEST_F(TapeTest, DeferredSlotsAreProducedAtTheirFirstRead) {
   EXPECT_EQ(*store_.Gradient(w_).data<float>(), 2);
 }
 
+TEST_F(TapeTest, DeferredGradientsAreAddedInTheOrderOfTheirCalls) {
+  Var y = Multiply(ctx_, x_, w_, &log_);
+  for (const char* name : {"first ", "second "}) {
+    tape_.SeedDeferred(y.slot, [this, name](Context&) {
+      log_ += name;
+      return One();
+    });
+  }
+  tape_.Seed(y.slot, One());
+  tape_.Backward(ctx_);
+  EXPECT_EQ(log_, "ifirst second w0");
+  EXPECT_EQ(*store_.Gradient(w_).data<float>(), 6);
+}
+
 TEST_F(TapeTest, ASourceMayMakeSlots) {
   Var y = Multiply(ctx_, x_, w_, &log_);
   tape_.Defer(x_.slot, [this](Context&) {
