@@ -1,0 +1,134 @@
+#include "cluster/job_events.h"
+
+#include <algorithm>
+#include <utility>
+
+namespace cadre {
+namespace {
+
+using rendezvous::Event;
+using rendezvous::Failure;
+
+void MoveTo(JobEvents::Due* all, JobEvents::Due more) {
+  all->insert(all->end(), std::make_move_iterator(more.begin()),
+              std::make_move_iterator(more.end()));
+}
+
+// Others show it on their terminals.
+void Clean(std::string* text) {
+  if (text->size() > JobEvents::kMaxErrorBytes) text->resize(JobEvents::kMaxErrorBytes);
+  std::replace_if(
+      text->begin(), text->end(), [](char c) { return (c >= 0 && c < ' ') || c == 0x7f; }, '?');
+}
+
+}  // namespace
+
+const Event* JobEvents::outcome() const {
+  return events_.empty() || events_.back().kind() == Event::STOP ? nullptr : &events_.back();
+}
+
+JobEvents::Due JobEvents::Report(int node, const Event& event, Clock::time_point now) {
+  if (outcome() != nullptr) return {};
+  switch (event.kind()) {
+    case Event::DONE:
+      done_.insert(node);
+      return static_cast<int>(done_.size()) == nodes_ ? Append(event) : Due();
+    case Event::STOP: {
+      if (std::exchange(stopping_, true)) return {};
+      return Append(event);
+    }
+    case Event::FAILED: {
+      Failure failure = event.failure();
+      failure.set_node(node);
+      Clean(failure.mutable_last_error());
+      return Fail(failure, now);
+    }
+    default:
+      return {};
+  }
+}
+
+JobEvents::Due JobEvents::Fail(const Failure& failure, Clock::time_point now) {
+  if (!failure.peer_lost()) return Judge(failure);
+  if (!suspect_) {
+    suspect_ = failure;
+    verdict_at_ = now + kWaitForCulprit;
+  }
+  return {};
+}
+
+JobEvents::Due JobEvents::Judge(const Failure& failure) {
+  verdict_at_.reset();
+  Event event;
+  event.set_kind(Event::FAILED);
+  *event.mutable_failure() = failure;
+  const bool usage = failure.kind() == Failure::EXITED && failure.code() == kUsageExitCode;
+  // A launcher that is gone cannot start its ranks again.
+  event.set_restart(may_restart_ && !stopping_ && !usage &&
+                    failure.kind() != Failure::LAUNCHER_GONE);
+  return Append(event);
+}
+
+JobEvents::Due JobEvents::Append(const Event& event) {
+  events_.push_back(event);
+  Due due;
+  for (auto watcher = watchers_.begin(); watcher != watchers_.end();) {
+    const auto next = std::next(watcher);
+    if (watcher->second.number < static_cast<int>(events_.size())) {
+      due.push_back(
+          [answer = std::move(watcher->second.answer),
+           seen = events_[static_cast<size_t>(watcher->second.number)]] { answer(seen); });
+      watchers_.erase(watcher);
+    }
+    watcher = next;
+  }
+  return due;
+}
+
+JobEvents::Due JobEvents::Watch(int node, int number, uint64_t ticket, Answer answer) {
+  if (number < 0 || number > static_cast<int>(events_.size())) {
+    return {[answer, number] { answer(InvalidArgument("event {}: there is none", number)); }};
+  }
+  if (number < static_cast<int>(events_.size())) {
+    return {[answer, seen = events_[static_cast<size_t>(number)]] { answer(seen); }};
+  }
+  Due due;
+  Watcher& watcher = watchers_[node];
+  if (watcher.answer) {
+    due.push_back([old = std::move(watcher.answer)] {
+      old(absl::AbortedError("another call of this node watches now"));
+    });
+  }
+  watcher = {.number = number, .ticket = ticket, .answer = std::move(answer)};
+  return due;
+}
+
+JobEvents::Due JobEvents::Leave(int node, uint64_t ticket, Clock::time_point now) {
+  const auto watcher = watchers_.find(node);
+  if (watcher == watchers_.end() || watcher->second.ticket != ticket) return {};
+  Due due = {[answer = std::move(watcher->second.answer)] { answer(absl::CancelledError("")); }};
+  watchers_.erase(watcher);
+  if (outcome() != nullptr || done_.contains(node)) return due;
+  Failure failure;
+  failure.set_node(node);
+  failure.set_rank(-1);
+  failure.set_kind(Failure::LAUNCHER_GONE);
+  MoveTo(&due, Fail(failure, now));
+  return due;
+}
+
+JobEvents::Due JobEvents::Expire(Clock::time_point now) {
+  if (!verdict_at_ || now < *verdict_at_) return {};
+  return Judge(*suspect_);
+}
+
+JobEvents::Due JobEvents::Close(const absl::Status& status) {
+  Due due;
+  for (auto& [node, watcher] : watchers_) {
+    due.push_back([answer = std::move(watcher.answer), status] { answer(status); });
+  }
+  watchers_.clear();
+  return due;
+}
+
+}  // namespace cadre

@@ -1,0 +1,70 @@
+// JobEvents: what happened to one start of a job, in the one order that all its launchers see. The
+// rendezvous' logic without its transport, as Gathering is.
+//
+// Of several failures the first is the job's. A rank that ended because it lost a peer may well be
+// heard of before that peer, so it counts only when no other failure came within a short time.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <optional>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "core/status.h"
+#include "proto/rendezvous.pb.h"
+
+namespace cadre {
+
+class JobEvents {
+ public:
+  using Clock = std::chrono::steady_clock;
+  using Answer = std::function<void(const absl::StatusOr<rendezvous::Event>&)>;
+  using Due = std::vector<std::function<void()>>;  // to be called once no lock is held
+
+  static constexpr std::chrono::milliseconds kWaitForCulprit{500};
+  static constexpr int kUsageExitCode = 2;  // wrong usage: another start would end the same way
+  static constexpr size_t kMaxErrorBytes = 4096;
+
+  JobEvents(int64_t generation, int nodes, int64_t max_restarts)
+      : generation_(generation), nodes_(nodes), may_restart_(generation < max_restarts) {}
+
+  Due Report(int node, const rendezvous::Event& event, Clock::time_point now);
+  // Answers when event `number` (from 0) is there. One call a node; a second one replaces the
+  // first, which is refused.
+  Due Watch(int node, int number, uint64_t ticket, Answer answer);
+  // The watching call with this ticket broke.
+  Due Leave(int node, uint64_t ticket, Clock::time_point now);
+  Due Expire(Clock::time_point now);
+  Due Close(const absl::Status& status);
+  std::optional<Clock::time_point> NextDeadline() const { return verdict_at_; }
+
+  int64_t generation() const { return generation_; }
+  // The last event, when nothing more will come.
+  const rendezvous::Event* outcome() const;
+
+ private:
+  struct Watcher {
+    int number = 0;
+    uint64_t ticket = 0;
+    Answer answer;
+  };
+  Due Fail(const rendezvous::Failure& failure, Clock::time_point now);
+  Due Append(const rendezvous::Event& event);
+  Due Judge(const rendezvous::Failure& failure);
+
+  int64_t generation_;
+  int nodes_;
+  bool may_restart_;
+  bool stopping_ = false;
+  std::vector<rendezvous::Event> events_;
+  std::set<int> done_;
+  std::map<int, Watcher> watchers_;
+  std::optional<rendezvous::Failure> suspect_;  // the first that lost a peer
+  std::optional<Clock::time_point> verdict_at_;
+};
+
+}  // namespace cadre
