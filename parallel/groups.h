@@ -17,6 +17,7 @@ struct ParallelGroups {
   Communicator* world = nullptr;
   Communicator* tp = nullptr;     // tensor parallel, attention and dense layers
   Communicator* cp = nullptr;     // context parallel
+  Communicator* tp_cp = nullptr;  // the ranks that share a sequence
   Communicator* dp = nullptr;     // data parallel
   Communicator* dp_cp = nullptr;  // who sums the gradients of dense parameters
   Communicator* pp = nullptr;     // pipeline

@@ -1,0 +1,167 @@
+#include "parallel/token_ops.h"
+
+#include <algorithm>
+#include <numeric>
+#include <utility>
+
+#include "core/ops/elementwise.h"
+#include "core/trace.h"
+
+namespace cadre {
+namespace {
+
+struct InFlight {
+  Tensor output;
+  WorkPtr work;
+};
+
+const char* NameOf(TokenOp op) {
+  switch (op) {
+    case TokenOp::kCopy:
+      return "copy_tokens";
+    case TokenOp::kGather:
+      return "gather_tokens";
+    case TokenOp::kScatter:
+      return "scatter_tokens";
+    case TokenOp::kReduce:
+      return "reduce_tokens";
+    case TokenOp::kRows:
+      return "all_to_all_rows";
+  }
+  __builtin_unreachable();
+}
+
+// What brings the gradient of the result to the input.
+Exchange Reverse(Exchange exchange) {
+  switch (exchange.op) {
+    case TokenOp::kCopy:
+      exchange.op = TokenOp::kReduce;
+      break;
+    case TokenOp::kGather:
+      exchange.op = TokenOp::kScatter;
+      break;
+    case TokenOp::kScatter:
+      exchange.op = TokenOp::kGather;
+      break;
+    case TokenOp::kReduce:
+      exchange.op = TokenOp::kCopy;
+      break;
+    case TokenOp::kRows:
+      std::swap(exchange.rows.send, exchange.rows.receive);
+      break;
+  }
+  return exchange;
+}
+
+Shape WithRows(const Shape& shape, int64_t rows) {
+  std::vector<int64_t> dims(shape.dims().begin(), shape.dims().end());
+  dims[0] = rows;
+  return Shape(dims);
+}
+
+int64_t Sum(const std::vector<int64_t>& rows) {
+  return std::accumulate(rows.begin(), rows.end(), int64_t{0});
+}
+
+InFlight BeginRows(Context& ctx, const Exchange& exchange, const Tensor& x) {
+  const RowCounts& rows = exchange.rows;
+  CADRE_CHECK(Sum(rows.send) == x.dim(0), "{} rows to send of {}", Sum(rows.send),
+              x.shape().ToString());
+  Tensor y = ctx.Empty(WithRows(x.shape(), Sum(rows.receive)), x.dtype());
+  return {y, exchange.group->AllToAllV(x, rows.send, y, rows.receive, exchange.label)};
+}
+
+InFlight Begin(Context& ctx, const Exchange& exchange, const Tensor& x) {
+  Communicator& group = *exchange.group;
+  const int64_t n = group.size();
+  Tensor y;
+  switch (exchange.op) {
+    case TokenOp::kCopy:
+      return {x, nullptr};
+    case TokenOp::kGather:
+      y = ctx.Empty(WithRows(x.shape(), x.dim(0) * n), x.dtype());
+      return {y, group.AllGather(x, y, exchange.label)};
+    case TokenOp::kScatter:
+      CADRE_CHECK(x.dim(0) % n == 0, "{} tokens over {} ranks", x.dim(0), n);
+      y = ctx.Empty(WithRows(x.shape(), x.dim(0) / n), x.dtype());
+      return {y, group.ReduceScatter(x, y, ReduceOp::kSum, exchange.label)};
+    case TokenOp::kReduce:
+      y = ctx.Empty(x.shape(), x.dtype());
+      ops::ConvertInto(ctx, x, y);
+      return {y, group.AllReduce(y, ReduceOp::kSum, exchange.label)};
+    case TokenOp::kRows:
+      return BeginRows(ctx, exchange, x);
+  }
+  __builtin_unreachable();
+}
+
+Tensor Land(Context& ctx, const InFlight& flight, const OpLabel& label) {
+  if (flight.work == nullptr) return flight.output;
+  TraceScope scope(ctx.trace, "wait", {{"what", label.what}, {"layer", label.layer}});
+  const absl::Status status = flight.work->Wait();
+  if (status.ok()) return flight.output;
+  ctx.groups->Record(status);
+  return ctx.Zeros(flight.output.shape(), flight.output.dtype());
+}
+
+void RecordReverse(Tape& tape, SlotId in, SlotId out, const Shape& shape, Exchange exchange) {
+  Node node{.name = NameOf(exchange.op), .inputs = {in}, .outputs = {out}};
+  node.input_grad = [in, out, shape, reverse = Reverse(std::move(exchange))](GradContext& g) {
+    if (!g.Needs(in)) return;
+    InFlight flight = Begin(g.ctx(), reverse, g.OutputGrad(out).Reshape(shape));
+    if (flight.work == nullptr) return g.AddGrad(in, flight.output);
+    g.AddGradDeferred(
+        in, [flight, label = reverse.label](Context& ctx) { return Land(ctx, flight, label); });
+  };
+  tape.Record(std::move(node));
+}
+
+}  // namespace
+
+PendingVar StartExchange(Context& ctx, const Var& x, Exchange exchange) {
+  PendingVar pending;
+  pending.input_ = x;
+  if (GroupSize(exchange.group) == 1) {
+    exchange.group = nullptr;
+  } else {
+    CADRE_CHECK(ctx.groups != nullptr, "{} without groups", NameOf(exchange.op));
+    InFlight flight = Begin(ctx, exchange, x.value);
+    pending.output_ = flight.output;
+    pending.work_ = flight.work;
+  }
+  pending.exchange_ = std::move(exchange);
+  return pending;
+}
+
+// The node is recorded here, not at the start: so the reverse exchange starts as soon as the
+// result's gradient is complete, and has until the input's producer to land.
+Var PendingVar::Wait(Context& ctx) {
+  CADRE_CHECK(input_.value.defined(), "awaited twice");
+  const Var x = std::exchange(input_, {});
+  if (exchange_.group == nullptr) return x;
+  const InFlight flight{std::exchange(output_, {}), std::exchange(work_, nullptr)};
+  Var y{Land(ctx, flight, exchange_.label)};
+  if (ctx.tape == nullptr || x.slot == kNoSlot) return y;
+  y.slot = ctx.tape->NewSlot();
+  RecordReverse(*ctx.tape, x.slot, y.slot, y.value.shape(), std::move(exchange_));
+  return y;
+}
+
+Tensor ExchangeCounts(Context& ctx, const Tensor& counts, int32_t most, Communicator* group,
+                      const OpLabel& label) {
+  if (GroupSize(group) == 1) return counts;
+  Tensor told = ctx.Empty(counts.shape(), counts.dtype());
+  told = Land(ctx, {told, group->AllToAll(counts, told, label)}, label);
+  const int64_t columns = told.numel() / group->size();
+  for (int64_t i = 0; i < told.numel(); ++i) {
+    const int32_t count = told.data<int32_t>()[i];
+    if (count >= 0 && count <= most) continue;
+    ctx.groups->Record(Internal("rank {} of {} announces {} rows for {}, at most {} are allowed",
+                                group->ranks()[static_cast<size_t>(i / columns)], group->name(),
+                                count, ToString(label), most));
+    return ctx.Zeros(counts.shape(), counts.dtype());
+  }
+  return told;
+}
+
+}  // namespace cadre

@@ -1,0 +1,90 @@
+// Collectives over packed tokens as ops with gradients. Between blocks rank r of n tensor-parallel
+// ranks holds the r-th of n equal runs of the T tokens (sequence parallelism):
+//
+//   op              forward                                   gradient
+//   GatherTokens    x [T/n, ...] -> [T, ...]: all-gather      sum over ranks, scattered
+//   ScatterTokens   partial sums [T, ...] -> [T/n, ...]       all-gather
+//   ReduceTokens    partial sums -> their sum on every rank   the identity
+//   CopyTokens      the identity                              sum over ranks
+//   AllToAllRows    rows [R, ...] -> [R', ...] by counts      the same rows the other way
+//
+// A block on replicated tokens begins with CopyTokens and ends with ReduceTokens, one on split
+// tokens begins with GatherTokens and ends with ScatterTokens. What a rank computes between is its
+// own part of the block; its input's gradient is a partial sum, which these ops complete.
+//
+// `group`: null or of size 1 makes each the identity. All ranks of the group call the same ops in
+// the same order and want gradients of the same. T that n does not divide is a broken invariant:
+// the layout has been checked. Labels borrow their text, which lives as long as the tape.
+//
+// In the backward pass a collective starts as soon as its gradient is complete and is awaited where
+// what it gives is read first. A failure is recorded in ctx.groups (groups.h), which must be there
+// where the group has more than one rank.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include "core/tape.h"
+#include "parallel/groups.h"
+
+namespace cadre {
+
+enum class TokenOp : uint8_t { kGather, kScatter, kReduce, kCopy, kRows };
+
+// Row counts by rank of the group; rows for rank 0 come first.
+struct RowCounts {
+  std::vector<int64_t> send, receive;
+};
+
+// A collective and what its gradient needs to know.
+struct Exchange {
+  TokenOp op = TokenOp::kCopy;
+  Communicator* group = nullptr;
+  OpLabel label;
+  RowCounts rows = {};  // of kRows
+};
+
+// A result on its way: PendingVar y = StartExchange(...); ...; y.Wait(ctx). What is computed in
+// between runs beside the exchange, its backward pass beside the reverse exchange.
+class PendingVar {
+ public:
+  // Blocks. Once.
+  Var Wait(Context& ctx);
+
+ private:
+  friend PendingVar StartExchange(Context& ctx, const Var& x, Exchange exchange);
+  Var input_;
+  Exchange exchange_;
+  Tensor output_;
+  WorkPtr work_;  // null: output_ is ready
+};
+
+PendingVar StartExchange(Context& ctx, const Var& x, Exchange exchange);
+
+inline Var GatherTokens(Context& ctx, const Var& x, Communicator* group, const OpLabel& label) {
+  return StartExchange(ctx, x, {TokenOp::kGather, group, label}).Wait(ctx);
+}
+inline Var ScatterTokens(Context& ctx, const Var& x, Communicator* group, const OpLabel& label) {
+  return StartExchange(ctx, x, {TokenOp::kScatter, group, label}).Wait(ctx);
+}
+inline Var ReduceTokens(Context& ctx, const Var& x, Communicator* group, const OpLabel& label) {
+  return StartExchange(ctx, x, {TokenOp::kReduce, group, label}).Wait(ctx);
+}
+inline Var CopyTokens(Context& ctx, const Var& x, Communicator* group, const OpLabel& label) {
+  return StartExchange(ctx, x, {TokenOp::kCopy, group, label}).Wait(ctx);
+}
+
+// counts i32 [n, m]: row r is told to rank r. Returns [n, m]: row r is what rank r told. A count
+// outside [0, most] is a failure of the rank that sent it. After a failure all are 0.
+Tensor ExchangeCounts(Context& ctx, const Tensor& counts, int32_t most, Communicator* group,
+                      const OpLabel& label);
+
+// rows [sum of send, ...] -> [sum of receive, ...].
+inline Var AllToAllRows(Context& ctx, const Var& rows, RowCounts counts, Communicator* group,
+                        const OpLabel& label) {
+  return StartExchange(ctx, rows, {TokenOp::kRows, group, label, std::move(counts)}).Wait(ctx);
+}
+
+}  // namespace cadre
