@@ -1,0 +1,38 @@
+// Who holds up a job in which nothing moves: a pure function of what its ranks recorded.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "parallel/flight_recorder.h"
+
+namespace cadre {
+
+// One rank as its launcher sees it.
+struct RankView {
+  int rank = 0;
+  bool stopped = false;                  // by a signal or a debugger
+  std::optional<FlightSnapshot> record;  // none: it has not recorded anything yet
+};
+
+struct HangOptions {
+  double median_steps = 3;
+  int64_t least_ns = 2'000'000'000;
+  int64_t startup_ns = 120'000'000'000;  // before any step is done
+  int world_size = 0;                    // more than the views: other nodes have ranks, too
+};
+
+struct HangReport {
+  int rank = -1;            // who; -1: on another node, or nobody is behind
+  int64_t progress_ns = 0;  // when anything last moved: tells one hang from the next
+  std::string text;         // one line
+};
+
+// Nothing where something moved within max(median_steps x the median step, least_ns), or nobody
+// waits for anybody.
+std::optional<HangReport> FindHang(const std::vector<RankView>& ranks, int64_t now_ns,
+                                   const HangOptions& options);
+
+}  // namespace cadre

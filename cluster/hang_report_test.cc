@@ -1,0 +1,154 @@
+#include "cluster/hang_report.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+namespace cadre {
+namespace {
+
+constexpr int64_t kSecond = 1'000'000'000;
+
+// A rank at step 17 whose steps took half a second, that last moved at second 100.
+RankView View(int rank) {
+  FlightSnapshot record;
+  record.rank = rank;
+  record.step = 17;
+  record.step_durations_ns = {kSecond / 2, kSecond / 2, 9 * kSecond};
+  record.progress_ns = 100 * kSecond;
+  return {.rank = rank, .record = record};
+}
+
+void Add(RankView& view, const std::string& group, uint32_t sequence, OperationState state,
+         int64_t queued_ns = 100 * kSecond) {
+  auto& operations = view.record->operations;
+  operations.push_back({.id = operations.size() + 1,
+                        .state = state,
+                        .sequence = sequence,
+                        .group = group,
+                        .operation = "all_reduce",
+                        .label = "layer 3 mlp",
+                        .queued_ns = queued_ns,
+                        .finished_ns = state == OperationState::kDone ? queued_ns : 0});
+}
+
+constexpr auto kRunning = OperationState::kRunning, kDone = OperationState::kDone,
+               kQueued = OperationState::kQueued;
+
+// Four ranks that wait in operation 8 of tp, but for those named.
+std::vector<RankView> Waiting(std::vector<int> others) {
+  std::vector<RankView> views;
+  for (int rank = 0; rank < 4; ++rank) {
+    views.push_back(View(rank));
+    Add(views.back(), "tp", 7, kDone);
+    if (std::find(others.begin(), others.end(), rank) == others.end()) {
+      Add(views.back(), "tp", 8, kRunning);
+    }
+  }
+  return views;
+}
+
+std::string Text(const std::vector<RankView>& views, double seconds = 102.1,
+                 const HangOptions& options = {}) {
+  const auto report = FindHang(views, static_cast<int64_t>(seconds * kSecond), options);
+  return report ? report->text : "";
+}
+
+TEST(HangReport, ARankThatNeverEntered) {
+  auto views = Waiting({2});
+  views[2].record->activity = "forward";
+  views[2].record->layer = 3;
+  EXPECT_EQ(
+      Text(views),
+      "rank 2 hangs in forward of layer 3 at step 17; ranks 0, 1, 3 wait for it in all_reduce "
+      "'layer 3 mlp' of group tp since 2.1 s");
+  const auto report = FindHang(views, 103 * kSecond, {});
+  ASSERT_TRUE(report);
+  EXPECT_EQ(report->rank, 2);
+  EXPECT_EQ(report->progress_ns, 100 * kSecond);
+}
+
+TEST(HangReport, AStoppedRankInTheCollective) {
+  auto views = Waiting({});
+  views[2].stopped = true;
+  EXPECT_EQ(
+      Text(views),
+      "rank 2 hangs (stopped by a signal) in all_reduce 'layer 3 mlp' of group tp at step 17; "
+      "ranks 0, 1, 3 wait for it since 2.1 s");
+}
+
+TEST(HangReport, NothingIsSaidTooEarly) {
+  auto views = Waiting({2});
+  EXPECT_EQ(Text(views, 101.9), "");
+  EXPECT_NE(Text(views, 102), "");
+  // Three steps of 2 s.
+  for (RankView& view : views) view.record->step_durations_ns = {2 * kSecond};
+  EXPECT_EQ(Text(views, 105.9), "");
+  EXPECT_NE(Text(views, 106), "");
+  // Somebody moved.
+  views[1].record->progress_ns = 105 * kSecond;
+  EXPECT_EQ(Text(views, 110.9), "");
+}
+
+TEST(HangReport, StartingUpTakesLonger) {
+  auto views = Waiting({2});
+  for (RankView& view : views) view.record->step_durations_ns.clear();
+  EXPECT_EQ(Text(views, 210), "");
+  EXPECT_NE(Text(views, 221), "");
+  views[2].stopped = true;
+  EXPECT_NE(Text(views, 102), "");
+}
+
+TEST(HangReport, WhereNobodyWaitsNobodyHangs) {
+  std::vector<RankView> views = {View(0), View(1)};
+  Add(views[0], "tp", 7, kDone);
+  EXPECT_EQ(Text(views, 1000), "");
+  EXPECT_EQ(Text({}, 1000), "");
+  views[1].stopped = true;
+  EXPECT_EQ(Text(views),
+            "rank 1 hangs (stopped by a signal) at step 17; nothing moves since 2.1 s");
+}
+
+// 0 waits in tp for 1, which waits in dp for 3, which computes.
+TEST(HangReport, AChainEndsAtTheOneThatWaitsForNobody) {
+  std::vector<RankView> views = {View(0), View(1), View(2), View(3)};
+  for (RankView& view : views) {
+    Add(view, "tp", 4, kDone);
+    Add(view, "dp", 1, kDone);
+  }
+  Add(views[0], "tp", 5, kRunning, 99 * kSecond);
+  Add(views[1], "dp", 2, kRunning);
+  Add(views[2], "tp", 5, kRunning);
+  views[3].record->activity = "backward";
+  EXPECT_EQ(FindHang(views, 103 * kSecond, {})->rank, 3);
+}
+
+TEST(HangReport, ARankThatHasNotRecordedAnything) {
+  auto views = Waiting({2});
+  views[2].record.reset();
+  EXPECT_EQ(Text(views),
+            "rank 2 hangs before it recorded anything; ranks 0, 1, 3 wait for it in all_reduce "
+            "'layer 3 mlp' of group tp since 2.1 s");
+}
+
+TEST(HangReport, OperationsInFlightDoNotHideWhoIsBehind) {
+  // 2 has a bucket in flight that the others have entered, too, and computes.
+  auto views = Waiting({2});
+  for (RankView& view : views) Add(view, "dp", 1, kQueued, 101 * kSecond);
+  const auto report = FindHang(views, 103 * kSecond, {});
+  ASSERT_TRUE(report);
+  EXPECT_EQ(report->rank, 2);
+}
+
+TEST(HangReport, WhereAllHaveEntered) {
+  EXPECT_EQ(
+      Text(Waiting({})),
+      "ranks 0-3 wait in all_reduce 'layer 3 mlp' of group tp since 2.1 s; all have entered it: "
+      "the transport does not move");
+  EXPECT_EQ(
+      Text(Waiting({}), 102.1, {.world_size = 8}),
+      "ranks 0-3 wait in all_reduce 'layer 3 mlp' of group tp since 2.1 s; who holds them up is "
+      "on another node");
+}
+
+}  // namespace
+}  // namespace cadre
