@@ -1,5 +1,6 @@
 #include "parallel/layout.h"
 
+#include "parallel/schedule.h"
 #include "parallel/stage_split.h"
 #include "proto/parallel_config.pb.h"
 
@@ -123,33 +124,27 @@ absl::Status FitBatch(const LayoutNeeds& needs, Layout* layout) {
   return absl::OkStatus();
 }
 
-// Stages a rank holds in the schedule; virtual_pipeline_size 0 means the least.
-struct StagesTaken {
-  int least;
-  int most;
-};
-StagesTaken StagesOf(config::PipelineSchedule schedule) {
-  switch (schedule) {
-    case config::PIPELINE_SCHEDULE_INTERLEAVED_1F1B:
-      return {2, kMaxSize};
-    case config::PIPELINE_SCHEDULE_ZB_V:
-      return {2, 2};
-    default:
-      return {1, 1};
-  }
-}
-
-absl::Status FitStages(const ParallelConfig& c, Layout* layout) {
+absl::Status FitSchedule(const ParallelConfig& c, const LayoutNeeds& needs, Layout* layout) {
   layout->schedule = layout->pp > 1 ? c.pipeline_schedule() : config::PIPELINE_SCHEDULE_1F1B;
-  const auto [least, most] = StagesOf(layout->schedule);
-  layout->stages_per_rank = c.virtual_pipeline_size() != 0 ? c.virtual_pipeline_size() : least;
-  if (layout->stages_per_rank >= least && layout->stages_per_rank <= most) return absl::OkStatus();
-  if (layout->pp == 1) {
+  layout->stages_per_rank = c.virtual_pipeline_size() != 0 ? c.virtual_pipeline_size()
+                                                           : LeastStagesPerRank(layout->schedule);
+  if (layout->pp == 1 && layout->stages_per_rank > 1) {
     return InvalidArgument("virtual_pipeline_size {}: pipeline_parallel_size is 1",
                            layout->stages_per_rank);
   }
-  return InvalidArgument("virtual_pipeline_size {}: this pipeline_schedule takes {}{}",
-                         layout->stages_per_rank, least, most > least ? " or more" : "");
+  const ScheduleSpec spec = {.kind = layout->schedule,
+                             .ranks = layout->pp,
+                             .stages_per_rank = layout->stages_per_rank,
+                             .microbatches = layout->microbatches};
+  if (absl::Status status = CheckStages(spec); !status.ok()) {
+    return Annotate(status, fmt::format("virtual_pipeline_size {}", c.virtual_pipeline_size()));
+  }
+  if (needs.global_batch_size == 0 || needs.micro_batch_size == 0) return absl::OkStatus();
+  absl::Status status = CheckMicrobatches(spec);
+  if (status.ok()) return status;
+  return Annotate(status, fmt::format("global_batch_size {} / (data_parallel_size {} x "
+                                      "micro_batch_size {})",
+                                      needs.global_batch_size, layout->dp, needs.micro_batch_size));
 }
 
 absl::Status FitLayers(const ParallelConfig& c, const LayoutNeeds& needs, Layout* layout) {
@@ -181,7 +176,7 @@ absl::StatusOr<Layout> ResolveLayout(const ParallelConfig& config, int world,
   CADRE_RETURN_IF_ERROR(FitExperts(config, needs, &layout));
   CADRE_RETURN_IF_ERROR(CheckSequence(needs, layout));
   CADRE_RETURN_IF_ERROR(FitBatch(needs, &layout));
-  CADRE_RETURN_IF_ERROR(FitStages(config, &layout));
+  CADRE_RETURN_IF_ERROR(FitSchedule(config, needs, &layout));
   CADRE_RETURN_IF_ERROR(FitLayers(config, needs, &layout));
   return layout;
 }

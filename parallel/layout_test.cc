@@ -192,13 +192,23 @@ TEST(Layout, RefusesMoreStagesThanLayers) {
 TEST(Layout, RefusesStagesThatAScheduleDoesNotHave) {
   config::ParallelConfig config = Config(1, 1, 2);
   config.set_virtual_pipeline_size(2);
-  EXPECT_EQ(Refusal(config, 2), "virtual_pipeline_size 2: this pipeline_schedule takes 1");
+  EXPECT_EQ(Refusal(config, 2), "virtual_pipeline_size 2: 2 stages on each rank: 1f1b takes 1");
   config.set_pipeline_schedule(config::PIPELINE_SCHEDULE_INTERLEAVED_1F1B);
   config.set_virtual_pipeline_size(1);
-  EXPECT_EQ(Refusal(config, 2), "virtual_pipeline_size 1: this pipeline_schedule takes 2 or more");
+  EXPECT_EQ(Refusal(config, 2),
+            "virtual_pipeline_size 1: 1 stages on each rank: interleaved_1f1b takes 2 or more");
   config.set_pipeline_parallel_size(1);
   config.set_virtual_pipeline_size(2);
   EXPECT_EQ(Refusal(config, 2), "virtual_pipeline_size 2: pipeline_parallel_size is 1");
+}
+
+TEST(Layout, RefusesMicrobatchesThatAScheduleDoesNotTake) {
+  config::ParallelConfig config = Config(1, 1, 4);
+  config.set_pipeline_schedule(config::PIPELINE_SCHEDULE_INTERLEAVED_1F1B);
+  EXPECT_EQ(Refusal(config, 8, Needs([](LayoutNeeds* n) { n->global_batch_size = 24; })),
+            "global_batch_size 24 / (data_parallel_size 2 x micro_batch_size 2): 6 microbatches "
+            "over 4 pipeline ranks: interleaved_1f1b takes multiples of the pipeline's ranks; the "
+            "nearest is 8");
 }
 
 TEST(Layout, TakesAGivenSplit) {
