@@ -18,7 +18,8 @@ int ParameterStore::BucketFor(ParamId id, DType compute) {
   for (size_t i = 0; i < buckets_.size(); ++i) {
     const ParamBucket& b = buckets_[i];
     if (b.layer == spec.layer && b.group == spec.group && b.decay == spec.decay &&
-        b.dtype == dtype && b.trainable == spec.trainable) {
+        b.dtype == dtype && b.trainable == spec.trainable &&
+        b.tensor_spread == spec.tensor_spread && b.partial_gradient == spec.partial_gradient) {
       return static_cast<int>(i);
     }
   }
@@ -26,7 +27,9 @@ int ParameterStore::BucketFor(ParamId id, DType compute) {
                       .decay = spec.decay,
                       .group = spec.group,
                       .layer = spec.layer,
-                      .trainable = spec.trainable});
+                      .trainable = spec.trainable,
+                      .tensor_spread = spec.tensor_spread,
+                      .partial_gradient = spec.partial_gradient});
   return static_cast<int>(buckets_.size()) - 1;
 }
 

@@ -25,8 +25,18 @@ namespace cadre {
 using ParamId = int32_t;
 inline constexpr ParamId kNoParam = -1;
 
-// A part of a Hugging Face tensor that fills rows of the logical tensor, in order. The logical
-// tensor is seen as [rows, row elements]; each source fills the next rows.
+// Rows and columns of a source's logical form: [out, in] after index and layout, [n, 1] for a
+// vector; dimensions before the last are rows. The whole by default.
+struct ParamBlock {
+  int64_t row_begin = 0;
+  int64_t rows = -1;  // -1: up to the last
+  int64_t column_begin = 0;
+  int64_t columns = -1;
+};
+
+// A part of a Hugging Face tensor that fills a part of the parameter. A parameter's elements are
+// its sources' blocks one after the other, each row by row: a rank's fused projection is its rows
+// of q, of k and of v.
 struct ParamSource {
   enum class Layout : uint8_t {
     kPlain,                  // as stored
@@ -39,6 +49,7 @@ struct ParamSource {
   Shape shape;         // of the stored tensor, whole
   int64_t index = -1;  // first-dimension slice of the stored tensor (fused experts), -1: whole
   Layout layout = Layout::kPlain;
+  ParamBlock block;  // what this rank holds of it
 };
 
 enum class DecayKind : uint8_t {
@@ -46,6 +57,8 @@ enum class DecayKind : uint8_t {
   kNoDecay
 };  // matrices decay; norms, biases, embeddings not
 enum class ParamGroup : uint8_t { kDense, kExpert };
+// Over the tensor-parallel group: whole on every rank, or cut among them.
+enum class Spread : uint8_t { kReplicated, kSharded };
 
 struct Initializer {
   enum class Kind : uint8_t { kNormal, kOnes, kZeros };
@@ -55,7 +68,7 @@ struct Initializer {
 
 struct ParamSpec {
   std::string name;  // unique; Hugging Face's where one tensor is one parameter
-  Shape shape;
+  Shape shape;       // of what this rank holds
   std::vector<ParamSource> sources;
   Initializer init;
   DecayKind decay = DecayKind::kDecay;
@@ -63,13 +76,18 @@ struct ParamSpec {
   int layer = -1;         // -1: outside the layers
   bool trainable = true;  // false: no gradient, no optimizer state
   bool fp32 = false;      // kept in fp32 whatever the compute dtype (router bias correction)
+  Spread tensor_spread = Spread::kReplicated;
+  // Each rank of the tensor-parallel group has a part of the gradient's sum (a replicated parameter
+  // that sees its rank's tokens alone).
+  bool partial_gradient = false;
 };
 
 // Why a parameter is leased; a store that gathers weights on demand keeps them for as long as a
 // lease is out.
 enum class Lease : uint8_t { kForward, kInputGrad, kWeightGrad };
 
-// Parameters of one (layer, group, decay kind, dtype, trainable), end to end in one allocation.
+// Parameters of one (layer, group, decay kind, dtype, trainable, spread, partial gradient), end to
+// end in one allocation.
 struct ParamBucket {
   std::vector<ParamId> params;
   std::vector<int64_t> offsets;  // in elements, one per parameter
@@ -79,6 +97,8 @@ struct ParamBucket {
   ParamGroup group = ParamGroup::kDense;
   int layer = -1;
   bool trainable = true;
+  Spread tensor_spread = Spread::kReplicated;
+  bool partial_gradient = false;
   Tensor weights;    // [numel] in dtype
   Tensor gradients;  // [numel] in fp32 (f64 where dtype is f64); undefined without gradients
 };
@@ -94,6 +114,10 @@ class ParameterStore {
   ParamId Add(ParamSpec spec);
   // Builds the buckets. After this no parameter can be added. Gradients start at zero.
   void Allocate(Allocator& allocator, DType compute, AllocateOptions options);
+
+  // Other ranks hold tensors of the model that this store has not, or not whole.
+  void set_part() { part_ = true; }
+  bool part() const { return part_; }
 
   int size() const { return static_cast<int>(specs_.size()); }
   const ParamSpec& spec(ParamId id) const { return specs_[id]; }
@@ -141,6 +165,7 @@ class ParameterStore {
   std::vector<int> pending_;  // reports still missing per bucket
   BucketReady bucket_ready_;
   uint64_t version_ = 1;
+  bool part_ = false;
 };
 
 }  // namespace cadre

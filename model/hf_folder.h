@@ -35,9 +35,10 @@ struct FolderTensors {
   std::vector<CarriedTensor> carried;
 };
 
-// Fills every parameter of ctx.parameters. kNotFound: no weights there, or a tensor is missing.
-// kInvalidArgument: a tensor that the model has not, or of another shape or type. kUnimplemented:
-// quantized weights.
+// Fills every parameter of ctx.parameters, reading only what this rank holds; where that is a part
+// of the model, tensors that no parameter takes are left to other ranks. kNotFound: no weights
+// there, or a tensor is missing. kInvalidArgument: a tensor that the model has not, or of another
+// shape or type. kUnimplemented: quantized weights.
 absl::StatusOr<FolderTensors> LoadWeights(Context& ctx, const std::string& folder,
                                           const HfConfig& config);
 

@@ -10,6 +10,7 @@
 #include "core/host_allocator.h"
 #include "core/safetensors_folder.h"
 #include "model/model.h"
+#include "model/param_layout.h"
 
 namespace cadre {
 namespace {
@@ -86,6 +87,53 @@ TEST_F(HfFolder, RoundTripsBitForBit) {
     ASSERT_TRUE(Save(*again, {.folder = sharded, .tensors = &tensors}).ok());
     EXPECT_FALSE(fs::exists(sharded + "/model.safetensors.index.json"));
     ExpectSameTensors(FixturePath(name), sharded);
+  }
+}
+
+// Stored element -> value, of every tensor of the store.
+std::map<std::string, std::map<int64_t, float>> StoredValues(ParameterStore& store) {
+  std::map<std::string, std::map<int64_t, float>> values;
+  for (ParamId id = 0; id < store.size(); ++id) {
+    Tensor weight = store.Acquire(id, Lease::kForward);
+    store.Release(id, Lease::kForward);
+    ForEachRun(store.spec(id), 0, weight.numel(), [&](const ParamRun& run) {
+      for (int64_t i = 0; i < run.count; ++i) {
+        values[run.source->tensor][run.stored + i * run.stored_stride] =
+            weight.data<float>()[run.local + i];
+      }
+    });
+  }
+  return values;
+}
+
+TEST_F(HfFolder, ARankReadsItsSliceAlone) {
+  for (const char* name : {"llama", "deepseek_v3", "gpt_oss"}) {
+    std::unique_ptr<Model> whole = Load(FixturePath(name), DType::kF32);
+    auto expected = StoredValues(whole->parameters());
+    // Two ranks: of each tensor, the first rank holds its first rows, the other one the rest.
+    std::map<std::string, std::map<int64_t, float>> found;
+    for (int rank = 0; rank < 2; ++rank) {
+      ParameterStore store;
+      store.set_part();
+      for (ParamId id = rank; id < whole->parameters().size(); ++id) {  // one is on rank 0 alone
+        ParamSpec spec = whole->parameters().spec(id);
+        int64_t held = 0;
+        for (ParamSource& source : spec.sources) {
+          const int64_t cut = id == 0 ? -1 : 3;
+          source.block = rank == 0 ? ParamBlock{.rows = cut} : ParamBlock{.row_begin = cut};
+          held += BlockElements(source);
+        }
+        spec.shape = {held};
+        store.Add(std::move(spec));
+      }
+      store.Allocate(allocator_, DType::kF32, {});
+      Context ctx = ctx_;
+      ctx.parameters = &store;
+      auto loaded = LoadWeights(ctx, FixturePath(name), whole->config());
+      ASSERT_TRUE(loaded.ok()) << Message(loaded.status());
+      for (auto& [tensor, values] : StoredValues(store)) found[tensor].merge(values);
+    }
+    EXPECT_EQ(found, expected) << name;
   }
 }
 

@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <charconv>
 #include <cstring>
 
@@ -54,15 +55,28 @@ absl::StatusOr<Found> Lookup(const OpenFolder& folder, const ParamSource& source
   return found;
 }
 
-// One source's slice into the parameter's elements [0, SliceElements) of `logical`.
-void Fill(Context& ctx, const ParamSource& source, const Found& found, const Tensor& logical) {
-  DType dtype = *ToDType(found.entry->type);
-  size_t width = SizeOf(dtype);
-  const std::byte* stored = found.Bytes().data() + static_cast<size_t>(SliceBegin(source)) * width;
-  if (dtype == logical.dtype()) return StoredToLogical(source, width, stored, logical.raw());
-  Tensor staged = ctx.Empty({SliceElements(source)}, dtype);
-  StoredToLogical(source, width, stored, staged.raw());
-  ops::ConvertInto(ctx, staged, logical);
+constexpr int64_t kPiece = int64_t{1} << 20;  // elements on their way into another dtype
+
+// Elements [begin, begin + flat's) of the parameter, all of them `found`'s.
+void Fill(Context& ctx, const ParamSpec& spec, const Found& found, int64_t begin,
+          const Tensor& flat) {
+  const DType dtype = *ToDType(found.entry->type);
+  const auto width = static_cast<int64_t>(SizeOf(dtype));
+  const std::byte* stored = found.Bytes().data();
+  auto copy = [&](int64_t from, int64_t to, std::byte* into) {
+    ForEachRun(spec, from, to, [&](const ParamRun& run) {
+      CopyElements({.width = SizeOf(dtype), .count = run.count, .from_stride = run.stored_stride},
+                   stored + run.stored * width, into + (run.local - from) * width);
+    });
+  };
+  const int64_t end = begin + flat.numel();
+  if (dtype == flat.dtype()) return copy(begin, end, flat.raw());
+  for (int64_t at = begin; at < end; at += kPiece) {
+    const int64_t count = std::min(kPiece, end - at);
+    Tensor staged = ctx.Empty({count}, dtype);
+    copy(at, at + count, staged.raw());
+    ops::ConvertInto(ctx, staged, flat.Narrow(at - begin, count));
+  }
 }
 
 // N of "model.layers.N.": -1 for another name.
@@ -75,9 +89,9 @@ int64_t LayerOf(std::string_view name) {
   return error == std::errc() && after != end && *after == '.' ? layer : -1;
 }
 
-// Tensors without a parameter: derived, tied, carried or refused.
-absl::Status TakeLeftover(const OpenFolder& folder, const HfConfig& config, const Found& found,
-                          FolderTensors* out) {
+// Tensors without a parameter: derived, tied, carried, another rank's or refused.
+absl::Status TakeLeftover(const OpenFolder& folder, const HfConfig& config, bool part,
+                          const Found& found, FolderTensors* out) {
   const std::string& name = found.entry->name;
   // Recomputed from the config; early files stored them.
   if (name.ends_with("rotary_emb.inv_freq")) return absl::OkStatus();
@@ -98,6 +112,7 @@ absl::Status TakeLeftover(const OpenFolder& folder, const HfConfig& config, cons
     out->carried.push_back({*found.entry, {bytes.begin(), bytes.end()}});
     return absl::OkStatus();
   }
+  if (part) return absl::OkStatus();  // another rank's
   return InvalidArgument("{}: tensor {} {} belongs to no part of a {}", found.file->path(), name,
                          ShapeText(found.entry->shape), config.model.model_type());
 }
@@ -113,7 +128,7 @@ absl::StatusOr<FolderTensors> Check(const OpenFolder& folder, const ParameterSto
   }
   for (const Found& found : folder.files.tensors()) {
     if (out.types.contains(found.entry->name)) continue;
-    CADRE_RETURN_IF_ERROR(TakeLeftover(folder, config, found, &out));
+    CADRE_RETURN_IF_ERROR(TakeLeftover(folder, config, store.part(), found, &out));
   }
   return out;
 }
@@ -138,8 +153,10 @@ absl::StatusOr<FolderTensors> LoadWeights(Context& ctx, const std::string& path,
     Tensor flat = weight.tensor().Reshape({weight.tensor().numel()});
     int64_t done = 0;
     for (const ParamSource& source : store.spec(id).sources) {
-      int64_t count = SliceElements(source);
-      Fill(ctx, source, folder.files.Find(source.tensor), flat.Narrow(done, count));
+      int64_t count = BlockElements(source);
+      if (count > 0) {
+        Fill(ctx, store.spec(id), folder.files.Find(source.tensor), done, flat.Narrow(done, count));
+      }
       done += count;
     }
   }

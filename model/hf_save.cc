@@ -42,7 +42,7 @@ std::map<std::string, StoredTensor> Plan(const ParameterStore& store,
         if (it != options.tensors->types.end()) tensor.entry.type = it->second;
       }
       tensor.pieces.push_back({id, begin, &source});
-      begin += SliceElements(source);
+      begin += BlockElements(source);
     }
   }
   if (options.tensors == nullptr) return plan;
@@ -54,7 +54,7 @@ std::map<std::string, StoredTensor> Plan(const ParameterStore& store,
 
 // A piece's elements in `dtype`, in the parameter's own order.
 Tensor Typed(Context& ctx, const Tensor& values, const Piece& piece, DType dtype) {
-  Tensor part = values.Reshape({values.numel()}).Narrow(piece.begin, SliceElements(*piece.source));
+  Tensor part = values.Reshape({values.numel()}).Narrow(piece.begin, BlockElements(*piece.source));
   return ops::CastTensor(ctx, part, dtype);
 }
 
@@ -62,9 +62,16 @@ Tensor Typed(Context& ctx, const Tensor& values, const Piece& piece, DType dtype
 void AppendPiece(Context& ctx, const Tensor& values, const Piece& piece, DType dtype,
                  std::vector<std::byte>* bytes) {
   Tensor typed = Typed(ctx, values, piece, dtype);
-  size_t begin = bytes->size();
-  bytes->resize(begin + typed.bytes());
-  LogicalToStored(*piece.source, SizeOf(dtype), typed.raw(), bytes->data() + begin);
+  const size_t first = bytes->size(), width = SizeOf(dtype);
+  bytes->resize(first + typed.bytes());
+  // Pieces come in the order of the first dimension, so this one's begins where the last ended.
+  const auto stored = static_cast<int64_t>(first / width);
+  const ElementWindow all{0, typed.numel(), stored, stored + typed.numel()};
+  ForEachStoredRun(*piece.source, 0, all, [&](const ParamRun& run) {
+    CopyElements({width, run.count, run.local_stride, run.stored_stride},
+                 typed.raw() + static_cast<size_t>(run.local) * width,
+                 bytes->data() + static_cast<size_t>(run.stored) * width);
+  });
 }
 
 absl::Status WriteTensor(Context& ctx, const WeightsOf& weights, const StoredTensor& tensor,

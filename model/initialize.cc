@@ -1,5 +1,6 @@
 #include "model/initialize.h"
 
+#include <algorithm>
 #include <vector>
 
 #include "core/ops/elementwise.h"
@@ -11,24 +12,24 @@
 namespace cadre {
 namespace {
 
-void FillNormal(Context& ctx, const ParamSpec& spec, uint64_t seed, const Tensor& logical) {
-  int64_t done = 0;
-  for (const ParamSource& source : spec.sources) {
-    RandomKey key(seed, source.tensor);
-    int64_t count = SliceElements(source), begin = SliceBegin(source);
-    Tensor stored = ctx.Empty({count}, DType::kF64);
-    double* values = stored.data<double>();
+constexpr int64_t kPiece = int64_t{1} << 20;  // elements on their way
+
+void FillNormal(Context& ctx, const ParamSpec& spec, uint64_t seed, const Tensor& flat) {
+  for (int64_t begin = 0; begin < flat.numel(); begin += kPiece) {
+    const int64_t count = std::min(kPiece, flat.numel() - begin);
+    // In fp32 first, so that f64 and f32 runs start from the same weights.
+    Tensor rounded = ctx.Empty({count}, DType::kF32);
+    float* values = rounded.data<float>();
     ParallelFor(ctx, count, 4096, [&](int64_t from, int64_t to) {
-      for (int64_t i = from; i < to; ++i) {
-        values[i] = spec.init.stddev * key.Normal(static_cast<uint64_t>(begin + i));
-      }
+      ForEachRun(spec, begin + from, begin + to, [&](const ParamRun& run) {
+        const RandomKey key(seed, run.source->tensor);
+        for (int64_t i = 0; i < run.count; ++i) {
+          const auto index = static_cast<uint64_t>(run.stored + i * run.stored_stride);
+          values[run.local - begin + i] = static_cast<float>(spec.init.stddev * key.Normal(index));
+        }
+      });
     });
-    // Rounded to fp32 first, so that f64 and f32 runs start from the same weights.
-    Tensor rounded = ops::CastTensor(ctx, stored, DType::kF32);
-    Tensor permuted = ctx.Empty({count}, DType::kF32);
-    StoredToLogical(source, sizeof(float), rounded.raw(), permuted.raw());
-    ops::ConvertInto(ctx, permuted, logical.Narrow(done, count));
-    done += count;
+    ops::ConvertInto(ctx, rounded, flat.Narrow(begin, count));
   }
 }
 

@@ -8,7 +8,6 @@
 #include "core/random.h"
 #include "core/tape.h"
 #include "model/param_builder.h"
-#include "model/param_layout.h"
 
 namespace cadre {
 namespace {
@@ -78,21 +77,34 @@ TEST(Initialize, SameAtAnyThreadCountAndAsFloatInDouble) {
   EXPECT_NEAR(std::sqrt(squares / static_cast<double>(a.size())), 0.02, 0.001);
 }
 
-TEST(ParamLayout, ThereAndBack) {
+TEST(Initialize, SlicesAreTheWholesOwn) {
   using Layout = ParamSource::Layout;
-  for (Layout layout : {Layout::kPlain, Layout::kTransposed, Layout::kTransposedInterleaved,
-                        Layout::kInterleavedVector}) {
-    ParamSource source{"t", {3, 5, 8}, 2, layout};
-    if (layout == Layout::kInterleavedVector) source.shape = {3, 8};
-    std::vector<float> stored(static_cast<size_t>(SliceElements(source))), logical(stored.size()),
-        back(stored.size());
-    for (size_t i = 0; i < stored.size(); ++i) stored[i] = static_cast<float>(i);
-    auto raw = [](std::vector<float>& v) { return reinterpret_cast<std::byte*>(v.data()); };
-    StoredToLogical(source, 4, raw(stored), raw(logical));
-    LogicalToStored(source, 4, raw(logical), raw(back));
-    EXPECT_EQ(stored, back);
-    EXPECT_EQ(stored == logical, layout == Layout::kPlain);
+  Built whole;
+  Build(&whole, DType::kBF16, 2);
+  Built part;
+  ParamBuilder params(part.store, 0.02, {});
+  // Rows 2..3 of q and row 1 of k, columns 100..349; of expert 1 gate row 2 and up rows 0..1.
+  part.fused = params.Matrix("qkv", {{"q", 6, {2, 2, 100, 250}}, {"k", 2, {1, 1, 100, 250}}}, 500);
+  part.experts = params.Add(
+      {.name = "experts",
+       .shape = {3, 4},
+       .sources =
+           {{"e", {2, 4, 6}, 1, Layout::kTransposedInterleaved, {.row_begin = 2, .rows = 3}}},
+       .init = params.Normal()});
+  part.store.Allocate(part.allocator, DType::kBF16, {});
+  Context ctx{.allocator = &part.allocator, .threads = 2, .parameters = &part.store};
+  InitializeParameters(ctx, 7);
+  auto all = Values<BF16>(whole, whole.fused), some = Values<BF16>(part, part.fused);
+  ASSERT_EQ(some.size(), 3u * 250);
+  const size_t rows[] = {2, 3, 7};
+  for (size_t r = 0; r < 3; ++r) {
+    for (size_t c = 0; c < 250; ++c) {
+      ASSERT_EQ(some[r * 250 + c].bits, all[rows[r] * 500 + 100 + c].bits) << r << " " << c;
+    }
   }
+  auto experts = Values<BF16>(whole, whole.experts), held = Values<BF16>(part, part.experts);
+  ASSERT_EQ(held.size(), 12u);
+  for (size_t i = 0; i < 12; ++i) EXPECT_EQ(held[i].bits, experts[24 + 2 * 4 + i].bits) << i;
 }
 
 TEST(ParamBuilder, Frozen) {

@@ -1,6 +1,15 @@
 #include "model/param_builder.h"
 
+#include "model/param_layout.h"
+
 namespace cadre {
+namespace {
+
+int64_t HeldRows(const SourceRows& source) {
+  return source.block.rows < 0 ? source.rows - source.block.row_begin : source.block.rows;
+}
+
+}  // namespace
 
 bool MatchesPattern(std::string_view pattern, std::string_view name) {
   size_t p = 0, n = 0, star = std::string_view::npos, resume = 0;
@@ -32,12 +41,15 @@ ParamBuilder::ParamBuilder(ParameterStore& store, double init_stddev,
 ParamId ParamBuilder::Matrix(const std::string& name, std::vector<SourceRows> sources,
                              int64_t columns) {
   ParamSpec spec{.name = name, .init = Normal()};
-  int64_t rows = 0;
+  int64_t rows = 0, held_columns = columns;
   for (SourceRows& source : sources) {
-    rows += source.rows;
-    spec.sources.push_back({std::move(source.tensor), {source.rows, columns}});
+    const ParamBlock& block = source.block;
+    rows += HeldRows(source);
+    held_columns = block.columns < 0 ? columns - block.column_begin : block.columns;
+    spec.sources.push_back(
+        {.tensor = std::move(source.tensor), .shape = {source.rows, columns}, .block = block});
   }
-  spec.shape = {rows, columns};
+  spec.shape = {rows, held_columns};
   return Add(std::move(spec));
 }
 
@@ -61,14 +73,19 @@ ParamId ParamBuilder::Bias(const std::string& name, std::vector<SourceRows> sour
   ParamSpec spec{.name = name, .decay = DecayKind::kNoDecay};
   int64_t rows = 0;
   for (SourceRows& source : sources) {
-    rows += source.rows;
-    spec.sources.push_back({std::move(source.tensor), {source.rows}});
+    rows += HeldRows(source);
+    spec.sources.push_back(
+        {.tensor = std::move(source.tensor), .shape = {source.rows}, .block = source.block});
   }
   spec.shape = {rows};
   return Add(std::move(spec));
 }
 
 ParamId ParamBuilder::Add(ParamSpec spec) {
+  int64_t held = 0;
+  for (const ParamSource& source : spec.sources) held += BlockElements(source);
+  CADRE_CHECK(held == spec.shape.numel(), "{}: {} elements of its tensors for shape {}", spec.name,
+              held, spec.shape.ToString());
   spec.layer = layer_;
   size_t frozen = 0;
   for (const ParamSource& source : spec.sources) {

@@ -11,10 +11,11 @@
 
 namespace cadre {
 
-// One Hugging Face tensor and its rows of the logical parameter.
+// One Hugging Face tensor of `rows` rows, and what this rank holds of it.
 struct SourceRows {
   std::string tensor;
   int64_t rows;
+  ParamBlock block = {};
 };
 
 class ParamBuilder {
@@ -26,14 +27,15 @@ class ParamBuilder {
   // The layer that the next parameters belong to; -1 outside the layers.
   void set_layer(int layer) { layer_ = layer; }
 
-  // [sum of rows, columns], decays.
+  // [sum of held rows, held columns], decays. `columns` are the whole tensors'; all blocks hold the
+  // same number of them.
   ParamId Matrix(const std::string& name, std::vector<SourceRows> sources, int64_t columns);
   ParamId Matrix(const std::string& tensor, int64_t rows, int64_t columns) {
     return Matrix(tensor, {{tensor, rows}}, columns);
   }
   ParamId Embedding(const std::string& tensor, int64_t rows, int64_t columns);
   ParamId Norm(const std::string& tensor, int64_t size);
-  // [sum of rows], starts at zero.
+  // [sum of held rows], starts at zero.
   ParamId Bias(const std::string& name, std::vector<SourceRows> sources);
   // Anything else; layer and trainable are set here.
   ParamId Add(ParamSpec spec);

@@ -65,19 +65,19 @@ std::vector<double> StoredGradient(Context& ctx, const std::string& tensor) {
   ParameterStore& store = *ctx.parameters;
   std::vector<double> stored;
   for (ParamId id = 0; id < store.size(); ++id) {
-    int64_t begin = 0;
-    for (const ParamSource& source : store.spec(id).sources) {
-      int64_t count = SliceElements(source);
-      if (source.tensor == tensor) {
-        std::vector<double> logical = Doubles(ctx, store.Gradient(id));
-        size_t at = stored.size();
-        stored.resize(at + static_cast<size_t>(count));
-        LogicalToStored(source, sizeof(double),
-                        reinterpret_cast<const std::byte*>(logical.data() + begin),
-                        reinterpret_cast<std::byte*>(stored.data() + at));
+    const ParamSpec& spec = store.spec(id);
+    auto holds = [&](const ParamSource& source) { return source.tensor == tensor; };
+    auto source = std::ranges::find_if(spec.sources, holds);
+    if (source == spec.sources.end()) continue;
+    stored.resize(static_cast<size_t>(source->shape.numel()));
+    const std::vector<double> local = Doubles(ctx, store.Gradient(id));
+    ForEachRun(spec, 0, spec.shape.numel(), [&](const ParamRun& run) {
+      if (!holds(*run.source)) return;
+      for (int64_t i = 0; i < run.count; ++i) {
+        stored[static_cast<size_t>(run.stored + i * run.stored_stride)] =
+            local[static_cast<size_t>(run.local + i)];
       }
-      begin += count;
-    }
+    });
   }
   CADRE_CHECK(!stored.empty(), "no parameter holds {}", tensor);
   return stored;
