@@ -12,13 +12,17 @@ void Gather(Context& ctx, const Tensor& ids, const Tensor& weight, const Tensor&
   const size_t row = static_cast<size_t>(weight.dim(1)) * SizeOf(weight.dtype());
   const int32_t* id = ids.data<int32_t>();
   for (int64_t t = 0; t < ids.numel(); ++t) {
-    CADRE_CHECK(id[t] >= 0 && id[t] < weight.dim(0), "token {} has id {}, the vocabulary is {}", t,
+    CADRE_CHECK(id[t] >= -1 && id[t] < weight.dim(0), "token {} has id {}, the vocabulary is {}", t,
                 id[t], weight.dim(0));
   }
   ParallelFor(ctx, ids.numel(), 64, [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
-      std::memcpy(y.raw() + static_cast<size_t>(t) * row,
-                  weight.raw() + static_cast<size_t>(id[t]) * row, row);
+      std::byte* to = y.raw() + static_cast<size_t>(t) * row;
+      if (id[t] < 0) {
+        std::memset(to, 0, row);
+        continue;
+      }
+      std::memcpy(to, weight.raw() + static_cast<size_t>(id[t]) * row, row);
     }
   });
 }

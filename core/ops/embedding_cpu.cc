@@ -30,6 +30,7 @@ void GradAny(Context& ctx, const EmbeddingGradArgs& args) {
     ParallelFor(ctx, (d + 63) / 64, 1, [&](int64_t begin, int64_t end) {
       const int64_t first = begin * 64, last = std::min(end * 64, d);
       for (int64_t i = 0; i < tokens; ++i) {
+        if (ids[i] < 0) continue;
         AddRow<T>(args.dy.data<T>() + i * d + first, args.dw.data<float>() + ids[i] * d + first,
                   last - first);
       }

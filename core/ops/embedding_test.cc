@@ -14,6 +14,17 @@ TEST(Embedding, RepeatedIdsAddTheirGradients) {
            }});
 }
 
+TEST(Embedding, RowsHeldElsewhereAreZeroAndGetNoGradient) {
+  CheckOp({.params = {{9, 70}}, .op = [](Context& ctx, auto, std::span<const ParamId> w) {
+             std::vector<int32_t> ids = {3, -1, 8, -1};
+             Var y = Embedding(ctx, Tensor::Of<int32_t>(*ctx.allocator, {4}, ids), w[0]);
+             for (std::byte byte : std::span(y.value.Narrow(1, 1).raw(), y.value.bytes() / 4)) {
+               EXPECT_EQ(byte, std::byte{0});
+             }
+             return y;
+           }});
+}
+
 TEST(EmbeddingDeathTest, IdsOutOfRange) {
   auto run = [](int32_t id) {
     CheckOp({.params = {{4, 8}}, .op = [id](Context& ctx, auto, std::span<const ParamId> w) {
@@ -22,7 +33,7 @@ TEST(EmbeddingDeathTest, IdsOutOfRange) {
              }});
   };
   EXPECT_DEATH(run(4), "id 4, the vocabulary is 4");
-  EXPECT_DEATH(run(-1), "id -1");
+  EXPECT_DEATH(run(-2), "id -2");
 }
 
 }  // namespace

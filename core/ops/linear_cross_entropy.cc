@@ -28,13 +28,14 @@ double At(const Tensor& x, int64_t i) {
   return x.dtype() == DType::kF64 ? x.data<double>()[i] : x.data<float>()[i];
 }
 
-void CheckArgs(const Tensor& hidden, const Tensor& weight, const Tensor& targets) {
+void CheckArgs(const Tensor& hidden, const Tensor& weight, const Tensor& targets,
+               int64_t vocabulary) {
   CADRE_CHECK(hidden.dim(0) == targets.numel() && hidden.dim(1) == weight.dim(1),
               "hidden {}, weight {}, {} targets", hidden.shape().ToString(),
               weight.shape().ToString(), targets.numel());
   for (int32_t target : targets.span<int32_t>()) {
-    CADRE_CHECK(target >= -1 && target < weight.dim(0), "target {}, the vocabulary is {}", target,
-                weight.dim(0));
+    CADRE_CHECK(target >= -1 && target < vocabulary, "target {}, the vocabulary is {}", target,
+                vocabulary);
   }
 }
 
@@ -43,13 +44,15 @@ class Chunks {
  public:
   Chunks(Context& ctx, const Tensor& hidden, const LinearCrossEntropyArgs& args)
       : ctx_(ctx), hidden_(hidden), args_(args), lease_(ctx, args.weight, Lease::kForward) {
-    CheckArgs(hidden, lease_.tensor(), args.targets);
     // Without packed weights each chunk's product would pack them again.
     if (ctx_.packed == nullptr) ctx_.packed = &packed_;
-    const int64_t tokens = hidden.dim(0), vocabulary = lease_.tensor().dim(0);
+    const int64_t tokens = hidden.dim(0), columns = lease_.tensor().dim(0);
+    const int64_t vocabulary = args.cut.vocabulary == 0 ? columns : args.cut.vocabulary;
+    CheckArgs(hidden, lease_.tensor(), args.targets, vocabulary);
+    // By the whole vocabulary: ranks with unequal parts of it have to cut alike.
     chunk_ = ChunkRows(args, tokens, vocabulary);
     const DType wide = Wide(hidden.dtype());
-    logits_ = ctx_.Empty({chunk_, vocabulary}, wide);
+    logits_ = ctx_.Empty({chunk_, columns}, wide);
     log_sum_exp_ = ctx_.Empty({chunk_}, wide);
     logprobs_ = ctx_.Empty({tokens}, wide);
   }
@@ -91,7 +94,9 @@ class Chunks {
                               .scale = args_.scale * args_.expected_gradient,
                               .z_coefficient = args_.z_coefficient,
                               .log_sum_exp = log_sum_exp_.Narrow(0, rows),
-                              .logprobs = logprobs_.Narrow(begin, rows)};
+                              .logprobs = logprobs_.Narrow(begin, rows),
+                              .first = args_.cut.first,
+                              .combine = args_.cut.combine};
     if (dlogits_.defined()) args.dlogits = dlogits_.Narrow(0, rows);
     RunRows(ctx_, args);
     if (dhidden_.defined()) {

@@ -12,15 +12,26 @@
 // loss will be seeded with has to be known: expected_gradient. The gradient of a chunk's logits is
 // rounded to the compute dtype.
 //
+// Where the vocabulary is cut over ranks (VocabularyCut), all of them have the same hidden states
+// and targets; each holds some of w's rows. Loss and logprobs are the whole row's on every rank;
+// the gradient of hidden is this rank's part of a sum over the ranks.
+//
 // A token's logits and logprob have the bits that Logits and RowLogSumExp give for its row alone.
 #pragma once
 
+#include "core/ops/combine_ranks.h"
 #include "core/tape.h"
 
 namespace cadre::ops {
 
 // hidden [N, D], weight [V, D] -> fp32 (f64) [N, V]; no gradient. A row's bits depend on that row.
 Tensor Logits(Context& ctx, const Tensor& hidden, ParamId weight);
+
+struct VocabularyCut {
+  int64_t first = 0;          // the id of weight's first row
+  int64_t vocabulary = 0;     // of all ranks; 0: weight's rows
+  CombineRanks combine = {};  // as CrossEntropyRowsArgs says (softmax_rows.h)
+};
 
 struct LinearCrossEntropyArgs {
   ParamId weight;
@@ -29,6 +40,7 @@ struct LinearCrossEntropyArgs {
   double z_coefficient = 0.0;
   int64_t chunk_rows = 0;          // 0: 64 MiB of fp32 logits, 64 rows at least
   float expected_gradient = 1.0f;  // of the loss; anything else at the backward pass is a CHECK
+  VocabularyCut cut = {};
 };
 
 struct LinearCrossEntropyResult {

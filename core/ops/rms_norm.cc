@@ -16,6 +16,7 @@ void Forward(Context& ctx, const RmsNormForwardArgs& args) {
     case Kernel::kCpu:
       return RmsNormForwardCpu(ctx, args);
     case Kernel::kCuda:
+      CADRE_CHECK(!args.combine, "no CUDA kernel for a cut rms_norm");
       return RmsNormForwardCuda({.dtype = CudaTypeOf(args.x),
                                  .x = args.x.raw(),
                                  .weight = args.weight.raw(),
@@ -35,6 +36,7 @@ void Grad(Context& ctx, const RmsNormGradArgs& args) {
     case Kernel::kCpu:
       return RmsNormGradCpu(ctx, args);
     case Kernel::kCuda:
+      CADRE_CHECK(!args.combine, "no CUDA kernel for a cut rms_norm");
       return RmsNormGradCuda({.dtype = CudaTypeOf(args.x),
                               .x = args.x.raw(),
                               .weight = args.weight.defined() ? args.weight.raw() : nullptr,
@@ -55,10 +57,11 @@ Var RmsNorm(Context& ctx, const Var& x, const RmsNormArgs& args) {
   CADRE_CHECK(ctx.parameters->spec(args.weight).shape == Shape({rows.dim(1)}), "rms_norm of {}",
               x.value.shape().ToString());
   Var y{ctx.Empty(x.value.shape(), x.value.dtype())};
+  const int64_t width = args.width == 0 ? rows.dim(1) : args.width;
   Tensor rstd = ctx.Empty({rows.dim(0)}, rows.dtype() == DType::kF64 ? DType::kF64 : DType::kF32);
   {
     LeasedWeight weight(ctx, args.weight, Lease::kForward);
-    Forward(ctx, {rows, weight.tensor(), args.eps, Rows(y.value), rstd});
+    Forward(ctx, {rows, weight.tensor(), args.eps, width, args.combine, Rows(y.value), rstd});
   }
   if (ctx.tape == nullptr) return y;
 
@@ -69,19 +72,29 @@ Var RmsNorm(Context& ctx, const Var& x, const RmsNormArgs& args) {
             .inputs = {x.slot},
             .outputs = {y.slot},
             .saved = {{xs, x.value}, {rs, rstd}}};
-  node.input_grad = [xs, rs, ys, in = x.slot, w = args.weight](GradContext& g) {
+  node.input_grad = [xs, rs, ys, in = x.slot, w = args.weight, width,
+                     combine = args.combine](GradContext& g) {
     if (!g.Needs(in)) return;
     LeasedWeight weight(g.ctx(), w, g.lease());
     Tensor x = Rows(g.Read(xs));
     Tensor dx = g.ctx().Empty(x.shape(), x.dtype());
-    Grad(g.ctx(), {x, weight.tensor(), g.Read(rs), g.OutputGrad(ys).Reshape(x.shape()), dx, {}});
+    Grad(g.ctx(), {width,
+                   combine,
+                   x,
+                   weight.tensor(),
+                   g.Read(rs),
+                   g.OutputGrad(ys).Reshape(x.shape()),
+                   dx,
+                   {}});
     g.AddGrad(in, dx);
   };
   if (ctx.parameters->WantsGradient(args.weight)) {
     node.params = {args.weight};
-    node.weight_grad = [xs, rs, ys, w = args.weight](GradContext& g) {
+    node.weight_grad = [xs, rs, ys, w = args.weight, width](GradContext& g) {
       Tensor x = Rows(g.Read(xs));
-      Grad(g.ctx(), {x,
+      Grad(g.ctx(), {width,
+                     {},
+                     x,
                      {},
                      g.Read(rs),
                      g.OutputGrad(ys).Reshape(x.shape()),

@@ -15,7 +15,7 @@ HWY_BEFORE_NAMESPACE();
 namespace cadre::ops::HWY_NAMESPACE {
 
 template <typename T>
-float MeanSquare(const T* x, size_t d) {
+float SumOfSquares(const T* x, size_t d) {
   VF sum = hn::Zero(DF());
   ForLanes(
       d,
@@ -27,7 +27,7 @@ float MeanSquare(const T* x, size_t d) {
         const VF v = LoadN(x + i, n);
         sum = hn::MulAdd(v, v, sum);
       });
-  return hn::GetLane(hn::SumOfLanes(DF(), sum)) / static_cast<float>(d);
+  return hn::GetLane(hn::SumOfLanes(DF(), sum));
 }
 
 // The value that multiplies w: rounded to T as the published models do.
@@ -53,7 +53,7 @@ void ForwardRow(const T* x, const T* w, float rstd, T* y, size_t d) {
 }
 
 template <typename T>
-void InputGradRow(const T* x, const T* w, const T* dy, float rstd, T* dx, size_t d) {
+float GradDot(const T* x, const T* w, const T* dy, size_t d) {
   VF dot = hn::Zero(DF());
   ForLanes(
       d,
@@ -62,9 +62,18 @@ void InputGradRow(const T* x, const T* w, const T* dy, float rstd, T* dx, size_t
       [&](size_t i, size_t n) HWY_ATTR {
         dot = hn::MulAdd(hn::Mul(LoadN(dy + i, n), LoadN(w + i, n)), LoadN(x + i, n), dot);
       });
-  const float total = hn::GetLane(hn::SumOfLanes(DF(), dot));
-  const VF back = hn::Set(DF(), -total * rstd * rstd * rstd / static_cast<float>(d));
-  const VF scale = hn::Set(DF(), rstd);
+  return hn::GetLane(hn::SumOfLanes(DF(), dot));
+}
+
+// `back` multiplies x.
+struct InputGradScales {
+  float rstd, back;
+};
+
+template <typename T>
+void InputGradRow(const T* x, const T* w, const T* dy, InputGradScales scales, T* dx, size_t d) {
+  const VF back = hn::Set(DF(), scales.back);
+  const VF scale = hn::Set(DF(), scales.rstd);
   ForLanes(
       d,
       [&](size_t i) HWY_ATTR {
@@ -102,18 +111,36 @@ void WeightGradColumns(const RmsNormGradArgs& args, int64_t begin, int64_t end) 
   }
 }
 
+// finish(r, sum(r)) for every row, with the sums, [R] fp32, completed in between where rows are
+// cut.
+template <typename Sum, typename Finish>
+void InTwoPasses(Context& ctx, const CombineRanks& combine, const Tensor& sums, const Sum& sum,
+                 const Finish& finish) {
+  const auto rows = [&](const auto& body) {
+    ParallelFor(ctx, sums.numel(), 16, [&](int64_t begin, int64_t end) {
+      for (int64_t r = begin; r < end; ++r) body(r);
+    });
+  };
+  if (!combine) return rows([&](int64_t r) { finish(r, sum(r)); });
+  float* partial = sums.data<float>();
+  rows([&](int64_t r) { partial[r] = sum(r); });
+  combine(ctx, sums);
+  rows([&](int64_t r) { finish(r, partial[r]); });
+}
+
 template <typename T>
 void ForwardRows(Context& ctx, const RmsNormForwardArgs& args) {
-  const int64_t rows = args.x.dim(0), d = args.x.dim(1);
+  const int64_t d = args.x.dim(1);
   const T *x = args.x.data<T>(), *w = args.weight.data<T>();
   T* y = args.y.data<T>();
   float* rstd = args.rstd.data<float>();
-  ParallelFor(ctx, rows, 16, [&](int64_t begin, int64_t end) {
-    for (int64_t r = begin; r < end; ++r) {
-      rstd[r] = 1.0f / std::sqrt(MeanSquare(x + r * d, d) + static_cast<float>(args.eps));
-      ForwardRow(x + r * d, w, rstd[r], y + r * d, d);
-    }
-  });
+  const float width = static_cast<float>(args.width);
+  InTwoPasses(
+      ctx, args.combine, args.rstd, [&](int64_t r) { return SumOfSquares(x + r * d, d); },
+      [&](int64_t r, float sum) {
+        rstd[r] = 1.0f / std::sqrt(sum / width + static_cast<float>(args.eps));
+        ForwardRow(x + r * d, w, rstd[r], y + r * d, d);
+      });
 }
 
 template <typename T>
@@ -123,11 +150,14 @@ void GradRows(Context& ctx, const RmsNormGradArgs& args) {
     const T *x = args.x.data<T>(), *w = args.weight.data<T>(), *dy = args.dy.data<T>();
     const float* rstd = args.rstd.data<float>();
     T* dx = args.dx.data<T>();
-    ParallelFor(ctx, rows, 16, [&](int64_t begin, int64_t end) {
-      for (int64_t r = begin; r < end; ++r) {
-        InputGradRow(x + r * d, w, dy + r * d, rstd[r], dx + r * d, d);
-      }
-    });
+    const float width = static_cast<float>(args.width);
+    InTwoPasses(
+        ctx, args.combine, ctx.Empty({rows}, DType::kF32),
+        [&](int64_t r) { return GradDot(x + r * d, w, dy + r * d, d); },
+        [&](int64_t r, float dot) {
+          const float back = -dot * rstd[r] * rstd[r] * rstd[r] / width;
+          InputGradRow(x + r * d, w, dy + r * d, {rstd[r], back}, dx + r * d, d);
+        });
   }
   // Threads split columns, so every element of dw is summed over all rows in one order.
   if (args.dw.defined()) {

@@ -7,7 +7,7 @@
 
 #include <span>
 
-#include "core/context.h"
+#include "core/ops/combine_ranks.h"
 
 namespace cadre::ops {
 
@@ -18,15 +18,28 @@ double RowLogSumExp(std::span<const double> logits);
 void LogSoftmaxRow(std::span<const float> logits, float log_sum_exp, std::span<float> out);
 
 // Rows of a chunk; where dlogits is defined, `logits` is used up.
+//
+// Where the vocabulary is cut over ranks, the columns are ids [first, first + V), and combine
+// completes [3, R]: of each row the columns' maximum m, the sum of exp(logit - m), and the target's
+// logit, 0 where it is not among them.
 struct CrossEntropyRowsArgs {
   Tensor logits;   // [R, V] fp32 (f64)
-  Tensor targets;  // i32 [R], in [-1, V); -1: no loss
+  Tensor targets;  // i32 [R], ids; -1: no loss
   double scale;
   double z_coefficient;
   Tensor log_sum_exp;  // [R], written
   Tensor logprobs;     // [R], written; 0 where there is no target
   Tensor dlogits;      // [R, V] f32, bf16, f16 (f64), written; may be undefined
+  int64_t first = 0;
+  CombineRanks combine = {};
 };
+
+// The column of row r's target, -1 where it has none here.
+inline int64_t TargetColumn(const CrossEntropyRowsArgs& args, int64_t r) {
+  const int64_t column = args.targets.data<int32_t>()[r] - args.first;
+  return column >= 0 && column < args.logits.dim(1) ? column : -1;
+}
+
 void CrossEntropyRowsReference(Context& ctx, const CrossEntropyRowsArgs& args);
 void CrossEntropyRowsCpu(Context& ctx, const CrossEntropyRowsArgs& args);
 

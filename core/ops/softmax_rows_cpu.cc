@@ -1,5 +1,6 @@
 #include <cmath>
 #include <limits>
+#include <vector>
 
 #include "core/ops/compute_types.h"
 #include "core/ops/softmax_rows.h"
@@ -62,45 +63,70 @@ void ScaleRow(const float* x, float factor, T* y, size_t count) {
       [&](size_t i, size_t n) HWY_ATTR { StoreN(hn::Mul(LoadN(x + i, n), f), y + i, n); });
 }
 
-template <typename T>
-void GradRow(const CrossEntropyRowsArgs& args, int64_t r) {
-  const int64_t v = args.logits.dim(1);
+struct RowSum {
+  float top, sum, target;  // as CrossEntropyRowsArgs::combine says
+};
+
+// Where dlogits is wanted each logit is replaced by exp(logit - top).
+RowSum SumRow(const CrossEntropyRowsArgs& args, int64_t r) {
+  const int64_t v = args.logits.dim(1), target = TargetColumn(args, r);
   const size_t count = static_cast<size_t>(v);
   float* x = args.logits.data<float>() + r * v;
-  T* dx = args.dlogits.data<T>() + r * v;
-  const int32_t target = args.targets.data<int32_t>()[r];
   const float top = RowMax(x, count), logit = target < 0 ? 0.0f : x[target];
-  const float sum = SumExp<true>(x, top, count), lse = top + std::log(sum);
-  args.log_sum_exp.data<float>()[r] = lse;
-  args.logprobs.data<float>()[r] = target < 0 ? 0.0f : logit - lse;
-  if (target < 0) return ScaleRow(x, 0.0f, dx, count);
-  const float scale = static_cast<float>(args.scale);
-  const float slope = scale * (1.0f + 2.0f * static_cast<float>(args.z_coefficient) * lse) / sum;
-  ScaleRow(x, slope, dx, count);
-  dx[target] = static_cast<T>(x[target] * slope - scale);
+  const float sum =
+      args.dlogits.defined() ? SumExp<true>(x, top, count) : SumExp<false>(x, top, count);
+  return {top, sum, logit};
 }
 
-void LossRow(const CrossEntropyRowsArgs& args, int64_t r) {
-  const int64_t v = args.logits.dim(1);
+// `shift`: exp(the columns' maximum - the row's), 1 where the row is not cut.
+template <typename T>
+void GradRow(const CrossEntropyRowsArgs& args, int64_t r, const RowSum& row, float shift) {
+  const int64_t v = args.logits.dim(1), target = TargetColumn(args, r);
+  const size_t count = static_cast<size_t>(v);
   const float* x = args.logits.data<float>() + r * v;
-  const int32_t target = args.targets.data<int32_t>()[r];
-  const float lse = LogSumExp(x, static_cast<size_t>(v));
+  T* dx = args.dlogits.data<T>() + r * v;
+  if (args.targets.data<int32_t>()[r] < 0) return ScaleRow(x, 0.0f, dx, count);
+  const float lse = args.log_sum_exp.data<float>()[r], scale = static_cast<float>(args.scale);
+  const float slope =
+      scale * (1.0f + 2.0f * static_cast<float>(args.z_coefficient) * lse) / row.sum * shift;
+  ScaleRow(x, slope, dx, count);
+  if (target >= 0) dx[target] = static_cast<T>(x[target] * slope - scale);
+}
+
+void FinishRow(const CrossEntropyRowsArgs& args, int64_t r, const RowSum& row, float shift) {
+  const float lse = row.top + std::log(row.sum);
   args.log_sum_exp.data<float>()[r] = lse;
-  args.logprobs.data<float>()[r] = target < 0 ? 0.0f : x[target] - lse;
+  args.logprobs.data<float>()[r] = args.targets.data<int32_t>()[r] < 0 ? 0.0f : row.target - lse;
+  if (!args.dlogits.defined()) return;
+  VisitComputeType("cross_entropy", args.dlogits.dtype(),
+                   [&](auto t) { GradRow<decltype(t)>(args, r, row, shift); });
+}
+
+template <typename Body>
+void ForRows(Context& ctx, const CrossEntropyRowsArgs& args, const Body& body) {
+  ParallelFor(ctx, args.logits.dim(0), 1, [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) body(r);
+  });
 }
 
 void RowsAny(Context& ctx, const CrossEntropyRowsArgs& args) {
-  if (!args.dlogits.defined()) {
-    ParallelFor(ctx, args.logits.dim(0), 1, [&](int64_t begin, int64_t end) {
-      for (int64_t r = begin; r < end; ++r) LossRow(args, r);
-    });
-    return;
+  if (!args.combine) {
+    return ForRows(ctx, args, [&](int64_t r) { FinishRow(args, r, SumRow(args, r), 1.0f); });
   }
-  VisitComputeType("cross_entropy", args.dlogits.dtype(), [&](auto t) {
-    using T = decltype(t);
-    ParallelFor(ctx, args.logits.dim(0), 1, [&](int64_t begin, int64_t end) {
-      for (int64_t r = begin; r < end; ++r) GradRow<T>(args, r);
-    });
+  const int64_t rows = args.logits.dim(0);
+  const Tensor sums = ctx.Empty({3, rows}, DType::kF32);
+  std::vector<float> tops(static_cast<size_t>(rows));
+  float* s = sums.data<float>();
+  ForRows(ctx, args, [&](int64_t r) {
+    const RowSum own = SumRow(args, r);
+    tops[static_cast<size_t>(r)] = s[r] = own.top;
+    s[rows + r] = own.sum;
+    s[2 * rows + r] = own.target;
+  });
+  args.combine(ctx, sums);
+  ForRows(ctx, args, [&](int64_t r) {
+    const RowSum row{s[r], s[rows + r], s[2 * rows + r]};
+    FinishRow(args, r, row, std::exp(tops[static_cast<size_t>(r)] - row.top));
   });
 }
 

@@ -1,5 +1,7 @@
 #include "core/ops/topk_gate.h"
 
+#include <numeric>
+
 #include "core/ops/kernel.h"
 #include "core/ops/topk_gate_rows.h"
 #include "core/parallel_for.h"
@@ -120,13 +122,15 @@ Tensor ExpertCounts(Context& ctx, const Tensor& ids, std::span<const int32_t> of
 
 namespace {
 
-// coefficient * f[s, e] / L_s: what one token's probability of e adds to the loss.
-std::vector<double> BalanceSlopes(const Tensor& counts, std::span<const int32_t> offsets, int64_t k,
-                                  double coefficient) {
+// coefficient * f[s, e] / L_s: what one token's probability of e adds to the loss. A segment's
+// length follows from its counts, since each token chose k experts.
+std::vector<double> BalanceSlopes(const Tensor& counts, int64_t k, double coefficient) {
   const int64_t segments = counts.dim(0), experts = counts.dim(1);
   std::vector<double> slopes(static_cast<size_t>(segments * experts), 0.0);
   for (int64_t s = 0; s < segments; ++s) {
-    const double length = offsets[s + 1] - offsets[s];
+    const int32_t* row = counts.data<int32_t>() + s * experts;
+    const double length = static_cast<double>(std::accumulate(row, row + experts, int64_t{0})) /
+                          static_cast<double>(k);
     if (length == 0) continue;
     const double scale =
         coefficient * static_cast<double>(experts) / (static_cast<double>(k) * length * length);
@@ -160,8 +164,8 @@ Var ScalarVar(Context& ctx, double value) {
 Var BalanceLoss(Context& ctx, const Var& probs, const BalanceLossArgs& args) {
   const int64_t experts = probs.value.dim(1);
   Tensor counts = ExpertCounts(ctx, args.ids, args.offsets, experts);
-  std::vector<double> slopes =
-      BalanceSlopes(counts, args.offsets, args.ids.dim(1), args.coefficient);
+  if (args.combine) args.combine(ctx, counts);
+  std::vector<double> slopes = BalanceSlopes(counts, args.ids.dim(1), args.coefficient);
   double loss = 0;
   VisitReal(probs.value, [&](auto real) {
     const auto* p = probs.value.data<decltype(real)>();

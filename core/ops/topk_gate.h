@@ -13,6 +13,7 @@
 
 #include <span>
 
+#include "core/ops/combine_ranks.h"
 #include "core/tape.h"
 
 namespace cadre::ops {
@@ -53,10 +54,15 @@ Tensor ExpertCounts(Context& ctx, const Tensor& ids, std::span<const int32_t> of
 //   f = E / (k L_s) * count of e in s,  P = mean of probs[., e] over the L_s tokens of s
 // Segments are sequences, or the whole microbatch as one. Divide the coefficient by the step's
 // count of segments; times k it is transformers' definition.
+//
+// Where a segment's tokens are spread over ranks, each has the offsets of its own tokens in all S
+// segments, combine sums the counts, i32 [S, E], over the ranks, and a rank's loss is its tokens'
+// share: the ranks' losses add up to the loss.
 struct BalanceLossArgs {
   Tensor ids;                        // i32 [T, k]
   std::span<const int32_t> offsets;  // [S + 1], ascending from 0 to T
   double coefficient = 0.0;
+  CombineRanks combine = {};
 };
 Var BalanceLoss(Context& ctx, const Var& probs, const BalanceLossArgs& args);  // f64 [1]
 
