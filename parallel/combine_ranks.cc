@@ -2,19 +2,9 @@
 
 #include <algorithm>
 #include <cmath>
-#include <vector>
-
-#include "core/trace.h"
 
 namespace cadre {
 namespace {
-
-bool Landed(Context& ctx, Work& work, const OpLabel& label) {
-  TraceScope scope(ctx.trace, "wait", {{"what", label.what}, {"layer", label.layer}});
-  const absl::Status status = work.Wait();
-  if (!status.ok()) ctx.groups->Record(status);
-  return status.ok();
-}
 
 // parts [n, 3, R] -> whole [3, R], in rank order.
 template <typename Real>

@@ -7,6 +7,7 @@
 // A failed group fails every later operation at once, so nothing waits in between.
 #pragma once
 
+#include "core/context.h"
 #include "core/status.h"
 #include "parallel/communicator.h"
 
@@ -31,6 +32,9 @@ struct ParallelGroups {
     if (failure.ok()) failure = status;
   }
 };
+
+// Blocks until `work` is done. False: it failed, which ctx.groups now says.
+bool Landed(Context& ctx, Work& work, const OpLabel& label);
 
 inline int GroupSize(const Communicator* group) { return group == nullptr ? 1 : group->size(); }
 inline int GroupRank(const Communicator* group) { return group == nullptr ? 0 : group->rank(); }

@@ -5,7 +5,6 @@
 #include <utility>
 
 #include "core/ops/elementwise.h"
-#include "core/trace.h"
 
 namespace cadre {
 namespace {
@@ -96,11 +95,7 @@ InFlight Begin(Context& ctx, const Exchange& exchange, const Tensor& x) {
 }
 
 Tensor Land(Context& ctx, const InFlight& flight, const OpLabel& label) {
-  if (flight.work == nullptr) return flight.output;
-  TraceScope scope(ctx.trace, "wait", {{"what", label.what}, {"layer", label.layer}});
-  const absl::Status status = flight.work->Wait();
-  if (status.ok()) return flight.output;
-  ctx.groups->Record(status);
+  if (flight.work == nullptr || Landed(ctx, *flight.work, label)) return flight.output;
   return ctx.Zeros(flight.output.shape(), flight.output.dtype());
 }
 
@@ -124,7 +119,6 @@ PendingVar StartExchange(Context& ctx, const Var& x, Exchange exchange) {
   if (GroupSize(exchange.group) == 1) {
     exchange.group = nullptr;
   } else {
-    CADRE_CHECK(ctx.groups != nullptr, "{} without groups", NameOf(exchange.op));
     InFlight flight = Begin(ctx, exchange, x.value);
     pending.output_ = flight.output;
     pending.work_ = flight.work;
