@@ -3,6 +3,7 @@
 //   OMP_WAIT_POLICY=passive GOMP_SPINCOUNT=300
 //     build/release/bench_train_step [dense|moe] [steps] [trace.json]
 // Prints one JSON document; tokens_per_second and mfu are medians over the steps.
+#include <cmath>
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -77,7 +78,7 @@ struct Run {
     StepBatches batches = RandomStep(model->spec().vocab, static_cast<uint64_t>(index));
     const double start = Now();
     *loss = step->Run(ctx, batches).cross_entropy;
-    const double norm = GradientNorm(ctx, model->parameters(), chunks);
+    const double norm = std::sqrt(SquaredNorm(ctx, model->parameters(), chunks));
     TraceScope scope(ctx.trace, "optimizer");
     optimizer->Step(ctx, {.lr = 1e-4, .gradient_scale = ClipFactor(norm, 1.0)});
     return Now() - start;

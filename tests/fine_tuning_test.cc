@@ -172,7 +172,7 @@ TEST(TrainStepWithoutLossTokens, IsFiniteAndMovesNothing) {
   const StepLosses losses = runner.Run(ctx, batches);
   EXPECT_EQ(losses.total(), 0.0);
   ParameterStore& store = (*model)->parameters();
-  EXPECT_EQ(GradientNorm(ctx, store, TrainableChunks(store)), 0.0);
+  EXPECT_EQ(std::sqrt(SquaredNorm(ctx, store, TrainableChunks(store))), 0.0);
   auto optimizer = MakeOptimizer(config.optimizer(), store, allocator);
   ASSERT_TRUE(optimizer.ok());
   (*optimizer)->AdoptWeights();

@@ -106,7 +106,7 @@ class Replay {
       const StepLosses losses = runner.Run(ctx_, ReadRow(file, want.size(), step));
       errors.loss = std::max(errors.loss, std::fabs(losses.total() - want[step]) / want[step]);
       if (step == 0) CompareGradients(file, &errors);
-      const double norm = GradientNorm(ctx_, model->parameters(), chunks);
+      const double norm = std::sqrt(SquaredNorm(ctx_, model->parameters(), chunks));
       errors.gradient_norm =
           std::max(errors.gradient_norm, std::fabs(norm - norms[step]) / norms[step]);
       optimizer->Step(ctx_,

@@ -51,9 +51,13 @@ config::TrainConfig ParseTrainConfig(const std::string& yaml) {
 }
 
 absl::StatusOr<std::unique_ptr<Trainer>> OpenRun(const config::TrainConfig& config,
-                                                 const std::string& output, int threads) {
+                                                 const std::string& output, int threads,
+                                                 TrainerOptions more) {
   static spdlog::logger quiet("test", std::make_shared<spdlog::sinks::null_sink_mt>());
-  return Trainer::Create(config, {.output = output, .threads = threads, .log = &quiet});
+  more.output = output;
+  more.threads = threads;
+  more.log = &quiet;
+  return Trainer::Create(config, more);
 }
 
 }  // namespace cadre::testing_run

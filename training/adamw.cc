@@ -40,18 +40,24 @@ AdamWScalars<T> Scalars(const config::OptimizerConfig& config, const OptimizerSt
 
 class AdamW final : public Optimizer {
  public:
-  AdamW(const config::OptimizerConfig& config, ParameterStore& store, Allocator& allocator)
-      : config_(config), store_(store), chunks_(TrainableChunks(store)) {
-    for (const ParamBucket& bucket : store.buckets()) {
+  AdamW(const config::OptimizerConfig& config, ParameterStore& store, Allocator& allocator,
+        std::vector<Shard> owned)
+      : config_(config),
+        store_(store),
+        owned_(std::move(owned)),
+        chunks_(TrainableChunks(store, owned_)) {
+    for (size_t b = 0; b < store.buckets().size(); ++b) {
+      const ParamBucket& bucket = store.buckets()[b];
+      const Shape shape = {owned_[b].numel};
       Tensor& master = master_.emplace_back();
       Tensor& exp_avg = exp_avg_.emplace_back();
       Tensor& exp_avg_sq = exp_avg_sq_.emplace_back();
       if (!bucket.gradients.defined()) continue;
       CADRE_CHECK(bucket.dtype != DType::kF16, "f16 weights cannot be trained");
       DType dtype = bucket.gradients.dtype();
-      exp_avg = Tensor::Zeros(allocator, {bucket.numel}, dtype);
-      exp_avg_sq = Tensor::Zeros(allocator, {bucket.numel}, dtype);
-      if (bucket.dtype == DType::kBF16) master = Tensor::Zeros(allocator, {bucket.numel}, dtype);
+      exp_avg = Tensor::Zeros(allocator, shape, dtype);
+      exp_avg_sq = Tensor::Zeros(allocator, shape, dtype);
+      if (bucket.dtype == DType::kBF16) master = Tensor::Zeros(allocator, shape, dtype);
     }
     for (const ParamChunk& chunk : chunks_) {
       decays_.push_back(Decays(store.spec(chunk.param), config.decay()));
@@ -62,9 +68,9 @@ class AdamW final : public Optimizer {
   void AdoptWeights() override {
     for (size_t b = 0; b < master_.size(); ++b) {
       if (!master_[b].defined()) continue;
-      const Tensor& weights = store_.buckets()[b].weights;
-      for (int64_t i = 0; i < weights.numel(); ++i) {
-        master_[b].data<float>()[i] = static_cast<float>(weights.data<BF16>()[i]);
+      const BF16* weights = store_.buckets()[b].weights.data<BF16>() + owned_[b].begin;
+      for (int64_t i = 0; i < owned_[b].numel; ++i) {
+        master_[b].data<float>()[i] = static_cast<float>(weights[i]);
       }
     }
   }
@@ -99,17 +105,19 @@ class AdamW final : public Optimizer {
   AdamWRun<T> Run(const ParamChunk& chunk) const {
     const ParamBucket& bucket = store_.buckets()[chunk.bucket];
     bool separate = master_[chunk.bucket].defined();
-    const Tensor& weight = separate ? master_[chunk.bucket] : bucket.weights;
+    const int64_t offset = chunk.offset - owned_[chunk.bucket].begin;  // in the state
     return {.gradient = bucket.gradients.data<T>() + chunk.offset,
-            .weight = weight.data<T>() + chunk.offset,
-            .exp_avg = exp_avg_[chunk.bucket].data<T>() + chunk.offset,
-            .exp_avg_sq = exp_avg_sq_[chunk.bucket].data<T>() + chunk.offset,
+            .weight = separate ? master_[chunk.bucket].data<T>() + offset
+                               : bucket.weights.data<T>() + chunk.offset,
+            .exp_avg = exp_avg_[chunk.bucket].data<T>() + offset,
+            .exp_avg_sq = exp_avg_sq_[chunk.bucket].data<T>() + offset,
             .compute_weight = separate ? bucket.weights.data<BF16>() + chunk.offset : nullptr,
             .n = chunk.numel};
   }
 
   config::OptimizerConfig config_;
   ParameterStore& store_;
+  std::vector<Shard> owned_;  // by bucket
   std::vector<ParamChunk> chunks_;
   std::vector<bool> decays_;  // one per chunk
   std::vector<Tensor> master_, exp_avg_, exp_avg_sq_;
@@ -119,8 +127,8 @@ class AdamW final : public Optimizer {
 }  // namespace
 
 std::unique_ptr<Optimizer> MakeAdamW(const config::OptimizerConfig& config, ParameterStore& store,
-                                     Allocator& allocator) {
-  return std::make_unique<AdamW>(config, store, allocator);
+                                     Allocator& allocator, std::vector<Shard> owned) {
+  return std::make_unique<AdamW>(config, store, allocator, std::move(owned));
 }
 
 int64_t AdamWStateBytes(int64_t elements, DType weight_dtype) {

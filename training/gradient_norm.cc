@@ -14,7 +14,8 @@ constexpr int64_t kChunk = 1 << 14;
 
 }  // namespace
 
-std::vector<ParamChunk> TrainableChunks(const ParameterStore& store) {
+std::vector<ParamChunk> TrainableChunks(const ParameterStore& store,
+                                        const std::vector<Shard>& owned) {
   std::vector<ParamChunk> chunks;
   for (ParamId id = 0; id < store.size(); ++id) {
     if (!store.WantsGradient(id)) continue;
@@ -22,19 +23,22 @@ std::vector<ParamChunk> TrainableChunks(const ParameterStore& store) {
     const ParamBucket& bucket = store.buckets()[bucket_index];
     auto place = std::find(bucket.params.begin(), bucket.params.end(), id);
     int64_t offset = bucket.offsets[place - bucket.params.begin()];
-    int64_t numel = store.spec(id).shape.numel();
-    for (int64_t begin = 0; begin < numel; begin += kChunk) {
-      chunks.push_back({.param = id,
-                        .bucket = bucket_index,
-                        .offset = offset + begin,
-                        .numel = std::min(kChunk, numel - begin)});
+    const int64_t end = offset + store.spec(id).shape.numel();
+    const Shard part = owned.empty() ? Shard{0, bucket.numel} : owned[bucket_index];
+    // Cut where the whole parameter would be, whatever the part.
+    for (; offset < end; offset += kChunk) {
+      const int64_t first = std::max(offset, part.begin);
+      const int64_t last = std::min({offset + kChunk, end, part.end()});
+      if (first >= last) continue;
+      chunks.push_back(
+          {.param = id, .bucket = bucket_index, .offset = first, .numel = last - first});
     }
   }
   return chunks;
 }
 
-double GradientNorm(Context& ctx, const ParameterStore& store,
-                    const std::vector<ParamChunk>& chunks) {
+double SquaredNorm(Context& ctx, const ParameterStore& store,
+                   const std::vector<ParamChunk>& chunks) {
   std::vector<double> partial(chunks.size());
   int64_t count = static_cast<int64_t>(chunks.size());
   ParallelFor(ctx, count, 1, [&](int64_t begin, int64_t end) {
@@ -47,7 +51,7 @@ double GradientNorm(Context& ctx, const ParameterStore& store,
   });
   double sum = 0.0;
   for (double value : partial) sum += value;
-  return std::sqrt(sum);
+  return sum;
 }
 
 double ClipFactor(double norm, double max_norm) {

@@ -1,6 +1,6 @@
-// The global gradient norm, each element counted once in element order: parameters in the store's
-// order, each in chunks of a fixed size whose sums of squares (in double) are folded left to right.
-// The same bits at any thread count.
+// The gradient norm of what a rank owns, each element counted once in element order: parameters in
+// the store's order, each in chunks of a fixed size whose sums of squares (in double) are folded
+// left to right. The same bits at any thread count.
 #pragma once
 
 #include <cstdint>
@@ -8,6 +8,7 @@
 
 #include "core/context.h"
 #include "core/parameters.h"
+#include "parallel/shard.h"
 
 namespace cadre {
 
@@ -20,13 +21,15 @@ struct ParamChunk {
   int64_t numel = 0;
 };
 
-// All trainable parameters that have gradients, in the store's order.
-std::vector<ParamChunk> TrainableChunks(const ParameterStore& store);
+// All trainable parameters that have gradients, in the store's order; of each bucket the part
+// owned[bucket] alone, where it is not empty.
+std::vector<ParamChunk> TrainableChunks(const ParameterStore& store,
+                                        const std::vector<Shard>& owned = {});
 
-// sqrt(sum of squares) of the gradients. Not finite where a gradient is not, or the sum overflows
-// a double. Calls OpenMP.
-double GradientNorm(Context& ctx, const ParameterStore& store,
-                    const std::vector<ParamChunk>& chunks);
+// The gradients' sum of squares. Not finite where a gradient is not, or the sum overflows a
+// double. Calls OpenMP.
+double SquaredNorm(Context& ctx, const ParameterStore& store,
+                   const std::vector<ParamChunk>& chunks);
 
 // What gradients are multiplied by to bring their norm to `max_norm` at most, as
 // torch.nn.utils.clip_grad_norm_ does: min(1, max_norm / (norm + 1e-6)). 1 where max_norm is 0.

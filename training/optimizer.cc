@@ -8,7 +8,8 @@ namespace {
 
 struct Row {
   config::OptimizerKind kind;
-  std::unique_ptr<Optimizer> (*make)(const config::OptimizerConfig&, ParameterStore&, Allocator&);
+  std::unique_ptr<Optimizer> (*make)(const config::OptimizerConfig&, ParameterStore&, Allocator&,
+                                     std::vector<Shard>);
   int64_t (*state_bytes)(int64_t elements, DType weight_dtype);
 };
 
@@ -27,7 +28,8 @@ const Row* Find(config::OptimizerKind kind) {
 
 absl::StatusOr<std::unique_ptr<Optimizer>> MakeOptimizer(const config::OptimizerConfig& config,
                                                          ParameterStore& store,
-                                                         Allocator& allocator) {
+                                                         Allocator& allocator,
+                                                         std::vector<Shard> owned) {
   const Row* row = Find(config.kind());
   if (row == nullptr) {
     return InvalidArgument("optimizer.kind: {} is unknown", static_cast<int>(config.kind()));
@@ -36,7 +38,10 @@ absl::StatusOr<std::unique_ptr<Optimizer>> MakeOptimizer(const config::Optimizer
     return InvalidArgument("optimizer: beta1 {} and beta2 {} must be under 1", config.beta1(),
                            config.beta2());
   }
-  return row->make(config, store, allocator);
+  if (owned.empty()) {
+    for (const ParamBucket& bucket : store.buckets()) owned.push_back({0, bucket.numel});
+  }
+  return row->make(config, store, allocator, std::move(owned));
 }
 
 int64_t OptimizerStateBytes(const config::OptimizerConfig& config, const ParameterStore& store,

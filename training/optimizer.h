@@ -2,6 +2,10 @@
 // flat tensors shaped like the buckets, so that checkpoints, resharding and offload treat it as
 // they treat weights, and reach it by parameter name through ParameterStore::View.
 //
+// Where data-parallel ranks share the state out (ZeRO-1 and on: Rajbhandari et al., "ZeRO: Memory
+// Optimizations Toward Training Trillion Parameter Models", 2020), an optimizer has the state of
+// its part of each bucket and updates that part alone.
+//
 // One thread at a time; Step enters OpenMP. The store and the allocator outlive the optimizer.
 #pragma once
 
@@ -13,6 +17,7 @@
 #include "core/context.h"
 #include "core/parameters.h"
 #include "core/status.h"
+#include "parallel/shard.h"
 
 namespace cadre {
 
@@ -23,7 +28,8 @@ class OptimizerConfig;
 // One kind of state, e.g. "exp_avg".
 struct OptimizerSlot {
   std::string_view name;
-  std::vector<Tensor> buckets;  // one per bucket of the store, [numel]; undefined where it has none
+  // One per bucket of the store, [numel of the owned part]; undefined where it has none.
+  std::vector<Tensor> buckets;
 };
 
 struct OptimizerStep {
@@ -52,9 +58,11 @@ class Optimizer {
 };
 
 // From the table of optimizers. The state is allocated here, for the buckets with gradients.
+// owned: the part of each bucket; empty: all of all.
 absl::StatusOr<std::unique_ptr<Optimizer>> MakeOptimizer(const config::OptimizerConfig& config,
                                                          ParameterStore& store,
-                                                         Allocator& allocator);
+                                                         Allocator& allocator,
+                                                         std::vector<Shard> owned = {});
 
 // Bytes of state that MakeOptimizer will allocate; callable before the store is allocated.
 int64_t OptimizerStateBytes(const config::OptimizerConfig& config, const ParameterStore& store,

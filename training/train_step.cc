@@ -30,19 +30,22 @@ Batch ToBatch(Allocator& allocator, const PackedBatch& packed) {
           .offsets = packed.offsets};
 }
 
-absl::StatusOr<StepBatches> ReadStep(SampleStream& stream, int64_t step, int64_t global,
-                                     int64_t micro) {
+absl::StatusOr<StepBatches> ReadStep(SampleStream& stream, int64_t step, const StepShape& shape) {
   StepBatches batches;
-  for (int64_t begin = 0; begin < global; begin += micro) {
+  const int64_t own = shape.global / shape.ranks, first = step * shape.global + shape.rank * own;
+  for (int64_t begin = first; begin < first + own; begin += shape.micro) {
     PackedBatch& packed = batches.micro.emplace_back();
-    for (int64_t i = begin; i < std::min(begin + micro, global); ++i) {
-      batches.samples.push_back(step * global + i);
-      CADRE_RETURN_IF_ERROR(stream.Append(step * global + i, &packed));
+    for (int64_t i = begin; i < std::min(begin + shape.micro, first + own); ++i) {
+      batches.samples.push_back(i);
+      CADRE_RETURN_IF_ERROR(stream.Append(i, &packed));
     }
     batches.tokens += static_cast<int64_t>(packed.ids.size());
     batches.loss_tokens += packed.loss_tokens;
     batches.sequences += static_cast<int64_t>(packed.offsets.size()) - 1;
   }
+  batches.microbatches = static_cast<int64_t>(batches.micro.size());
+  // Every sample has as many tokens.
+  batches.first_token = batches.tokens * shape.rank;
   return batches;
 }
 
@@ -74,7 +77,7 @@ void TrainStep::RunMicroBatch(Context& ctx, const StepBatches& batches, const Pa
   ctx.tape = &tape;
   const config::MoeTrainingConfig& moe = config_.moe();
   const bool per_sequence = moe.balance_scope() == config::BALANCE_SCOPE_SEQUENCE;
-  const auto scopes = static_cast<double>(per_sequence ? batches.sequences : batches.micro.size());
+  const auto scopes = static_cast<double>(per_sequence ? batches.sequences : batches.microbatches);
   ForwardOptions options{
       .router = {.balance = moe.balance_loss_coef() / scopes,
                  .per_sequence = per_sequence,
@@ -109,12 +112,28 @@ StepLosses TrainStep::Run(Context& ctx, const StepBatches& batches) {
   model_.parameters().ZeroGradients();
   for (LayerLoad& layer : loads_) layer.load.Clear();
   StepLosses losses;
-  int64_t first_token = 0;
+  int64_t first_token = batches.first_token;
   for (const PackedBatch& packed : batches.micro) {
     RunMicroBatch(ctx, batches, packed, first_token, &losses);
     first_token += static_cast<int64_t>(packed.ids.size());
   }
   return losses;
+}
+
+std::vector<int64_t> TrainStep::ExpertCounts() const {
+  std::vector<int64_t> counts;
+  for (const LayerLoad& layer : loads_) {
+    counts.insert(counts.end(), layer.load.counts().begin(), layer.load.counts().end());
+  }
+  return counts;
+}
+
+void TrainStep::SetExpertCounts(std::span<const int64_t> counts) {
+  for (LayerLoad& layer : loads_) {
+    const std::span<int64_t> own = layer.load.counts();
+    std::copy_n(counts.begin(), own.size(), own.begin());
+    counts = counts.subspan(own.size());
+  }
 }
 
 void TrainStep::UpdateRouterBiases(Context& ctx) {
@@ -133,13 +152,13 @@ double TrainStep::ExpertLoadMaxOverMean() const {
 }
 
 absl::StatusOr<double> EvaluateLoss(Context& ctx, const Model& model, SampleStream& stream,
-                                    int64_t begin, int64_t count, int64_t micro) {
-  CADRE_ASSIGN_OR_RETURN(const int64_t tokens, stream.LossTokens(begin, count));
+                                    const EvaluationPart& part) {
+  CADRE_ASSIGN_OR_RETURN(const int64_t tokens, stream.LossTokens(0, part.count));
   if (tokens == 0) return 0.0;
   double loss = 0;
-  for (int64_t row = begin; row < begin + count; row += micro) {
+  for (int64_t row = part.rank * part.micro; row < part.count; row += part.ranks * part.micro) {
     PackedBatch packed;
-    for (int64_t i = row; i < std::min(row + micro, begin + count); ++i) {
+    for (int64_t i = row; i < std::min(row + part.micro, part.count); ++i) {
       CADRE_RETURN_IF_ERROR(stream.Append(i, &packed));
     }
     DecoderOutput out = model.decoder().Forward(ctx, ToBatch(*ctx.allocator, packed));

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <vector>
 
 #include "model/model.h"
@@ -15,19 +16,29 @@
 
 namespace cadre {
 
-// What one step trains on, on the host.
+// What one step trains on, on the host: this rank's microbatches, and what the whole step has.
 struct StepBatches {
   std::vector<PackedBatch> micro;
   std::vector<int64_t> samples;  // indices in the stream, for dumps
+  int64_t first_token = 0;       // of the first sample, in the step's batch
+
+  // Of this rank's batches as read; of the step once they are summed over the ranks.
   int64_t tokens = 0;
   int64_t loss_tokens = 0;
   int64_t sequences = 0;
+  int64_t microbatches = 0;
 };
 
-// Samples [step * global, (step + 1) * global) in microbatches of `micro` rows. Errors are the
-// stream's.
-absl::StatusOr<StepBatches> ReadStep(SampleStream& stream, int64_t step, int64_t global,
-                                     int64_t micro);
+struct StepShape {
+  int64_t global = 1;  // samples of a step
+  int64_t micro = 1;   // of a microbatch
+  // This rank's place among the data-parallel ranks: each takes the next global / ranks samples.
+  int64_t rank = 0;
+  int64_t ranks = 1;
+};
+
+// This rank's share of samples [step * global, (step + 1) * global). Errors are the stream's.
+absl::StatusOr<StepBatches> ReadStep(SampleStream& stream, int64_t step, const StepShape& shape);
 
 struct StepLosses {
   double cross_entropy = 0;  // nats per loss token
@@ -38,13 +49,20 @@ struct StepLosses {
 
 class TrainStep {
  public:
-  // `micro_batches`: per step, which tells the store how many gradients each parameter reports.
+  // `micro_batches`: this rank's, per step; tells the store how many gradients each parameter
+  // reports.
   TrainStep(Model& model, const config::TrainConfig& config, int64_t micro_batches);
 
-  // Gradients are zeroed first. ctx.step must be the step (it keys the random draws).
+  // Gradients are zeroed first. ctx.step must be the step (it keys the random draws). The losses
+  // are this rank's share of the step's.
   StepLosses Run(Context& ctx, const StepBatches& batches);
 
-  // Applied after the optimizer's update, from the counts of the last Run.
+  // Tokens that each expert of each mixture layer was given in the last Run, layer by layer: to be
+  // summed over the ranks, and read by what follows.
+  std::vector<int64_t> ExpertCounts() const;
+  void SetExpertCounts(std::span<const int64_t> counts);
+
+  // Applied after the optimizer's update.
   void UpdateRouterBiases(Context& ctx);
 
   // Over layers, the largest of the fullest expert's load over the mean; 0 without experts.
@@ -67,8 +85,13 @@ class TrainStep {
 // The batch as the decoder takes it.
 Batch ToBatch(Allocator& allocator, const PackedBatch& packed);
 
-// Mean cross entropy per loss token over samples [begin, begin + count), without gradients.
+// A part of the mean cross entropy per loss token over samples [0, count), without gradients: that
+// of the microbatches rank, rank + ranks, ... The parts of all ranks add up to the mean.
+struct EvaluationPart {
+  int64_t count = 0, micro = 1;
+  int64_t rank = 0, ranks = 1;
+};
 absl::StatusOr<double> EvaluateLoss(Context& ctx, const Model& model, SampleStream& stream,
-                                    int64_t begin, int64_t count, int64_t micro);
+                                    const EvaluationPart& part);
 
 }  // namespace cadre

@@ -17,6 +17,7 @@
 #include "training/checkpoint_weights.h"
 #include "training/gemm_peak.h"
 #include "training/gradient_norm.h"
+#include "training/layout_needs.h"
 #include "training/training_data.h"
 
 namespace cadre {
@@ -55,34 +56,11 @@ absl::Status CheckConfig(const config::TrainConfig& config) {
   return absl::OkStatus();
 }
 
-// What the data cursor means: a resumed run must see the samples that the first one would have.
-absl::Status CheckSameData(const std::string& saved_yaml, const config::TrainConfig& now) {
-  config::TrainConfig saved;
-  CADRE_RETURN_IF_ERROR(ParseYaml(saved_yaml, "the checkpoint's configuration", &saved));
-  auto differ = [](const std::string& field, auto was, auto is) {
-    return InvalidArgument(
-        "{}: {}, the checkpoint was trained with {}; another order of the data "
-        "needs an output folder of its own (init_from takes the weights over)",
-        field, is, was);
-  };
-  if (saved.seed() != now.seed()) return differ("seed", saved.seed(), now.seed());
-  if (saved.global_batch_size() != now.global_batch_size()) {
-    return differ("global_batch_size", saved.global_batch_size(), now.global_batch_size());
-  }
-  const config::DataConfig &was = saved.data(), &is = now.data();
-  if (was.seed() != is.seed()) return differ("data.seed", was.seed(), is.seed());
-  if (was.seq_len() != is.seq_len()) return differ("data.seq_len", was.seq_len(), is.seq_len());
-  if (was.shuffle() != is.shuffle()) return differ("data.shuffle", was.shuffle(), is.shuffle());
-  if (was.sources_size() != is.sources_size()) {
-    return differ("data.sources", was.sources_size(), is.sources_size());
-  }
-  return absl::OkStatus();
-}
-
 }  // namespace
 
-Trainer::Trainer(const config::TrainConfig& config, const TrainerOptions& options)
-    : config_(config), options_(options) {
+Trainer::Trainer(const config::TrainConfig& config, const TrainerOptions& options,
+                 const Layout& layout)
+    : config_(config), options_(options), ranks_(options.world, layout) {
   ctx_ = {.allocator = &allocator_,
           .threads = options.threads,
           .packed = &packed_,
@@ -95,7 +73,9 @@ Trainer::~Trainer() = default;
 absl::StatusOr<std::unique_ptr<Trainer>> Trainer::Create(const config::TrainConfig& config,
                                                          const TrainerOptions& options) {
   CADRE_RETURN_IF_ERROR(CheckConfig(config));
-  std::unique_ptr<Trainer> trainer(new Trainer(config, options));
+  const int world = options.world == nullptr ? 1 : options.world->size();
+  CADRE_ASSIGN_OR_RETURN(const Layout layout, LayoutOfRun(config, world));
+  std::unique_ptr<Trainer> trainer(new Trainer(config, options, layout));
   CADRE_RETURN_IF_ERROR(trainer->Open());
   return trainer;
 }
@@ -113,10 +93,12 @@ absl::Status Trainer::Open() {
   if (validation_.has_value()) measured_.data += validation_->order_bytes();
   CADRE_RETURN_IF_ERROR(OpenState());
   CADRE_RETURN_IF_ERROR(Resume());
-  CADRE_RETURN_IF_ERROR(WriteFileAtomic(options_.output + "/config.yaml", DumpYaml(config_)));
-  CADRE_RETURN_IF_ERROR(OpenMetrics());
-  PrintPlan();
-  return absl::OkStatus();
+  if (ranks_.leader()) {
+    CADRE_RETURN_IF_ERROR(WriteFileAtomic(options_.output + "/config.yaml", DumpYaml(config_)));
+    CADRE_RETURN_IF_ERROR(OpenMetrics());
+    PrintPlan();
+  }
+  return ranks_.Meet({"ready"});
 }
 
 absl::Status Trainer::OpenModel() {
@@ -164,14 +146,16 @@ absl::Status Trainer::OpenData() {
 
 absl::Status Trainer::OpenState() {
   ParameterStore& store = model_->parameters();
-  CADRE_ASSIGN_OR_RETURN(optimizer_, MakeOptimizer(config_.optimizer(), store, allocator_));
+  ranks_.ReduceGradients(store);
+  const std::vector<Shard> owned = ranks_.OwnedShards();
+  CADRE_ASSIGN_OR_RETURN(optimizer_, MakeOptimizer(config_.optimizer(), store, allocator_, owned));
   optimizer_->AdoptWeights();
-  chunks_ = TrainableChunks(store);
+  chunks_ = TrainableChunks(store, owned);
   CADRE_ASSIGN_OR_RETURN(
       schedule_,
       LrSchedule::Create(config_.lr_schedule(), config_.optimizer().lr(), config_.train_steps()));
   guard_.emplace(config_.bad_step());
-  step_runner_.emplace(*model_, config_, config_.global_batch_size() / config_.micro_batch_size());
+  step_runner_.emplace(*model_, config_, ranks_.layout().microbatches);
   plan_ = PlanTraining(config_, model_->spec(), store, ComputeDType(config_.dtype()), measured_);
   CheckpointSaverOptions options{
       .root = options_.output + "/checkpoints",
@@ -185,119 +169,87 @@ absl::Status Trainer::OpenState() {
   return absl::OkStatus();
 }
 
-// A run that begins at step 0 in a used folder sets what it finds aside, so that no later resume
-// mixes the two.
-absl::Status Trainer::StartAnew(const std::string& root) {
-  if (!std::filesystem::exists(root)) return absl::OkStatus();
-  CADRE_ASSIGN_OR_RETURN(auto abandoned, AbandonLaterCheckpoints(root, -1));
-  for (const std::string& name : abandoned) options_.log->warn("{}/{} was set aside", root, name);
-  return absl::OkStatus();
-}
-
-absl::Status Trainer::Resume() {
-  const std::string root = options_.output + "/checkpoints";
-  if (!options_.resume) return StartAnew(root);
-  CADRE_ASSIGN_OR_RETURN(auto found, FindGoodCheckpoint(root, [this](const std::string& line) {
-                           options_.log->warn("{}", line);
-                         }));
-  if (!found.has_value()) {
-    CADRE_ASSIGN_OR_RETURN(auto all, ListCheckpoints(root));
-    if (all.empty()) return absl::OkStatus();
-    return DataLoss("{}: none of its {} checkpoints is whole; --resume never sets them aside", root,
-                    all.size());
-  }
-  const CheckpointState& state = found->manifest.state;
-  CADRE_RETURN_IF_ERROR(CheckSameData(state.config, config_));
-  CADRE_RETURN_IF_ERROR(LoadCheckpoint(*found, DumpYaml(model_->config().model),
-                                       HfLoadWeights(ctx_, *model_), model_->parameters(),
-                                       *optimizer_));
-  model_->parameters().RestoreVersion(state.weight_version);
-  step_ = saved_ = state.step;
-  tokens_ = state.tokens;
-  guard_->Restore(state.guard);
-  CADRE_ASSIGN_OR_RETURN(auto abandoned, AbandonLaterCheckpoints(root, step_));
-  for (const std::string& name : abandoned) options_.log->warn("{}/{} was set aside", root, name);
-  options_.log->info("resumed from {} at step {}", found->path, step_);
-  return absl::OkStatus();
-}
-
-absl::Status Trainer::OpenMetrics() {
-  CADRE_ASSIGN_OR_RETURN(
-      metrics_, JsonlWriter::Open(options_.output + "/metrics.jsonl", step_ > 0 ? step_ : -1));
-  if (config_.log().tensorboard()) {
-    CADRE_ASSIGN_OR_RETURN(tensorboard_, TensorBoardWriter::Create(options_.output, "cadre"));
-  }
-  if (options_.progress != nullptr) {
-    progress_.emplace(ProgressOptions{.file = options_.progress,
-                                      .terminal = options_.terminal,
-                                      .columns = options_.columns,
-                                      .total_steps = config_.train_steps(),
-                                      .line_steps = config_.log().interval()});
-  }
-  peak_flops_ = MeasureGemmPeak(ctx_, ComputeDType(config_.dtype()));
-  return absl::OkStatus();
-}
-
-void Trainer::PrintPlan() const {
-  const ParameterCounts counts = CountParameters(model_->spec());
-  options_.log->info("{}: {} parameters, {} active per token", model_->spec().model_type,
-                     FormatCount(static_cast<double>(counts.total)),
-                     FormatCount(static_cast<double>(counts.active)));
-  options_.log->info("{}", plan_.ToString());
-  options_.log->info(
-      "data: {} tokens an epoch, {} tokens a step; matrix products peak at {:.0f} GFLOP/s",
-      FormatCount(static_cast<double>(stream_->epoch_tokens())),
-      FormatCount(static_cast<double>(config_.global_batch_size()) * config_.data().seq_len()),
-      peak_flops_ / 1e9);
+absl::StatusOr<bool> Trainer::Stopping() {
+  return ranks_.Any(options_.stop != nullptr && options_.stop->load(), {"stop"});
 }
 
 absl::Status Trainer::Run() {
-  while (step_ < config_.train_steps() && !Stopping()) {
+  bool stopping = false;
+  while (step_ < config_.train_steps()) {
+    CADRE_ASSIGN_OR_RETURN(stopping, Stopping());
+    if (stopping) break;
     CADRE_ASSIGN_OR_RETURN(StepReport report, Step());
     const config::EvalConfig& eval = config_.eval();
     const bool last = step_ == config_.train_steps();
     if (validation_.has_value() && eval.interval() > 0 && (last || step_ % eval.interval() == 0)) {
       CADRE_ASSIGN_OR_RETURN(report.eval_loss, Evaluate());
     }
-    Report(report);
+    if (ranks_.leader()) Report(report);
     CADRE_RETURN_IF_ERROR(MaybeSave(last));
   }
-  if (Stopping() && step_ < config_.train_steps()) {
+  if (stopping) {
     options_.log->info("stopping at step {}, saving", step_);
     CADRE_RETURN_IF_ERROR(MaybeSave(true));
   }
   if (progress_.has_value()) progress_->Finish();
   const absl::Status saved = saver_->Wait();
+  CADRE_RETURN_IF_ERROR(ranks_.Meet({"end"}));
   ReportMemory();
   return saved;
 }
 
-void Trainer::ReportMemory() const {
-  const auto peak = static_cast<double>(ReadResidentMemory().peak);
-  const auto planned = static_cast<double>(plan_.total());
-  constexpr double kGiB = 1 << 30;
-  options_.log->info("peak memory {:.2f} GiB resident, {:.2f} planned ({:.0f}%); {:.2f} in tensors",
-                     peak / kGiB, planned / kGiB, 100 * peak / planned,
-                     static_cast<double>(peak_bytes()) / kGiB);
+absl::StatusOr<StepBatches> Trainer::ReadBatches() {
+  CADRE_ASSIGN_OR_RETURN(StepBatches batches, ReadStep(*stream_, step_,
+                                                       {.global = config_.global_batch_size(),
+                                                        .micro = config_.micro_batch_size(),
+                                                        .rank = ranks_.data_rank(),
+                                                        .ranks = ranks_.data_size()}));
+  int64_t counts[] = {batches.tokens, batches.loss_tokens, batches.sequences, batches.microbatches};
+  CADRE_RETURN_IF_ERROR(ranks_.Sum(counts, {"batch"}));
+  batches.tokens = counts[0];
+  batches.loss_tokens = counts[1];
+  batches.sequences = counts[2];
+  batches.microbatches = counts[3];
+  return batches;
+}
+
+absl::Status Trainer::ComputeGradients(const StepBatches& batches, StepReport* report) {
+  report->losses = step_runner_->Run(ctx_, batches);
+  CADRE_RETURN_IF_ERROR(ranks_.FinishGradients());
+  if (options_.inspect_gradients) {
+    options_.inspect_gradients(step_, model_->parameters(), ranks_.OwnedShards());
+  }
+  double losses[] = {report->losses.cross_entropy, report->losses.z_loss, report->losses.router};
+  CADRE_RETURN_IF_ERROR(ranks_.Sum(losses, {"loss"}));
+  report->losses = {losses[0], losses[1], losses[2]};
+  std::vector<int64_t> counts = step_runner_->ExpertCounts();
+  CADRE_RETURN_IF_ERROR(ranks_.Sum(std::span(counts), {"expert counts"}));
+  step_runner_->SetExpertCounts(counts);
+  CADRE_ASSIGN_OR_RETURN(const double squared,
+                         ranks_.SumOverOwners(SquaredNorm(ctx_, model_->parameters(), chunks_)));
+  report->gradient_norm = std::sqrt(squared);
+  return absl::OkStatus();
+}
+
+absl::Status Trainer::Update(const StepReport& report) {
+  TraceScope scope(options_.trace, "optimizer");
+  optimizer_->Step(ctx_, {.lr = report.lr,
+                          .gradient_scale = ClipFactor(report.gradient_norm,
+                                                       config_.optimizer().clip_grad_norm())});
+  step_runner_->UpdateRouterBiases(ctx_);
+  return ranks_.GatherWeights();
 }
 
 absl::StatusOr<Trainer::StepReport> Trainer::Step() {
   TraceScope scope(options_.trace, "step", {{"step", step_}});
   const double start = Now();
   ctx_.step = step_;
-  CADRE_ASSIGN_OR_RETURN(StepBatches batches, ReadStep(*stream_, step_, config_.global_batch_size(),
-                                                       config_.micro_batch_size()));
+  CADRE_ASSIGN_OR_RETURN(const StepBatches batches, ReadBatches());
   StepReport report{.lr = schedule_->At(step_), .tokens = batches.tokens};
-  report.losses = step_runner_->Run(ctx_, batches);
-  report.gradient_norm = GradientNorm(ctx_, model_->parameters(), chunks_);
+  CADRE_RETURN_IF_ERROR(ComputeGradients(batches, &report));
+  losses_.push_back(report.losses.cross_entropy);
   CADRE_RETURN_IF_ERROR(Judge(batches, &report));
-  if (report.applied) {
-    TraceScope update(options_.trace, "optimizer");
-    optimizer_->Step(ctx_, {.lr = report.lr,
-                            .gradient_scale = ClipFactor(report.gradient_norm,
-                                                         config_.optimizer().clip_grad_norm())});
-    step_runner_->UpdateRouterBiases(ctx_);
-  }
+  if (report.applied) CADRE_RETURN_IF_ERROR(Update(report));
   ++step_;
   tokens_ += batches.tokens;
   report.seconds = Now() - start;
@@ -333,49 +285,13 @@ absl::Status Trainer::Judge(const StepBatches& batches, StepReport* report) {
   return absl::OkStatus();
 }
 
-void Trainer::Report(const StepReport& report) {
-  const double rate = static_cast<double>(report.tokens) / report.seconds;
-  const double mfu = rate * flops_per_token_ / peak_flops_;
-  std::vector<Metric> metrics = {
-      {"loss", report.losses.cross_entropy},
-      {"lr", report.lr},
-      {"grad_norm", report.gradient_norm},
-      {"tokens_per_second", rate},
-      {"mfu", mfu},
-      {"tokens", static_cast<double>(tokens_)},
-      {"step_seconds", report.seconds},
-      {"applied", report.applied ? 1.0 : 0.0},
-      {"peak_resident_bytes", static_cast<double>(ReadResidentMemory().peak)},
-      {"planned_bytes", static_cast<double>(plan_.total())}};
-  if (report.losses.z_loss != 0) metrics.push_back({"z_loss", report.losses.z_loss});
-  if (const double load = step_runner_->ExpertLoadMaxOverMean(); load > 0) {
-    metrics.push_back({"router_loss", report.losses.router});
-    metrics.push_back({"expert_load_max_over_mean", load});
-  }
-  if (report.eval_loss.has_value()) metrics.push_back({"eval_loss", *report.eval_loss});
-  // A full disk costs these lines, not the run.
-  absl::Status written = metrics_->Write(step_, metrics);
-  if (written.ok() && tensorboard_.has_value()) written = tensorboard_->Write(step_, metrics);
-  if (!written.ok()) options_.log->error("{}", Message(written));
-  if (progress_.has_value()) {
-    progress_->Update(
-        {.step = step_, .loss = report.losses.cross_entropy, .tokens_per_second = rate, .mfu = mfu},
-        Now());
-  }
-  if (report.eval_loss.has_value()) {
-    if (progress_.has_value()) progress_->Finish();
-    options_.log->info("step {}: held-out loss {:.4f}, perplexity {:.2f}", step_, *report.eval_loss,
-                       std::exp(*report.eval_loss));
-  }
-}
-
 absl::Status Trainer::MaybeSave(bool last) {
   // A failed save costs that checkpoint, never the run: the disk may have room again by the next.
   if (absl::Status earlier = saver_->Poll(); !earlier.ok())
     options_.log->error("{}", Message(earlier));
   const int64_t interval = config_.checkpoint().interval();
   const bool due = last || (interval > 0 && step_ % interval == 0);
-  if (!due || saved_ == step_) return absl::OkStatus();
+  if (!due || saved_ == step_ || !ranks_.leader()) return absl::OkStatus();
   TraceScope scope(options_.trace, "checkpoint");
   saver_->Save(ctx_, {.step = step_,
                       .weight_version = model_->parameters().version(),
@@ -395,8 +311,14 @@ absl::StatusOr<double> Trainer::Evaluate() {
   const int64_t micro = config_.micro_batch_size();
   const int64_t rows =
       config_.eval().batches() == 0 ? validation_->epoch_rows() : config_.eval().batches() * micro;
-  return EvaluateLoss(ctx_, *model_, *validation_, 0, std::min(rows, validation_->epoch_rows()),
-                      micro);
+  CADRE_ASSIGN_OR_RETURN(double loss,
+                         EvaluateLoss(ctx_, *model_, *validation_,
+                                      {.count = std::min(rows, validation_->epoch_rows()),
+                                       .micro = micro,
+                                       .rank = ranks_.data_rank(),
+                                       .ranks = ranks_.data_size()}));
+  CADRE_RETURN_IF_ERROR(ranks_.Sum(std::span(&loss, 1), {"evaluate"}));
+  return loss;
 }
 
 }  // namespace cadre

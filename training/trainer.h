@@ -1,4 +1,5 @@
-// Trainer: a training run in one process, from its configuration to its last checkpoint.
+// Trainer: one rank's part of a training run, from its configuration to its last checkpoint. Rank 0
+// alone writes the files of the run and shows progress.
 //
 //   CADRE_ASSIGN_OR_RETURN(auto trainer, Trainer::Create(config, options));
 //   CADRE_RETURN_IF_ERROR(trainer->Run());
@@ -14,6 +15,7 @@
 
 #include <atomic>
 #include <cstdio>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -32,6 +34,7 @@
 #include "training/optimizer.h"
 #include "training/step_guard.h"
 #include "training/train_step.h"
+#include "training/training_ranks.h"
 
 namespace spdlog {
 class logger;
@@ -49,6 +52,12 @@ struct TrainerOptions {
   Trace* trace = nullptr;
   spdlog::logger* log = nullptr;            // borrowed, never null
   const std::atomic<bool>* stop = nullptr;  // set: save and return; may be null
+  // Called once a step, when gradients are summed and before they are clipped: for tests and dumps.
+  // `owned`: the part of each bucket that has them on this rank.
+  std::function<void(int64_t step, ParameterStore& store, const std::vector<Shard>& owned)>
+      inspect_gradients;
+  // The ranks that train together, each with a trainer of its own; null: this one alone.
+  World* world = nullptr;
 };
 
 class Trainer {
@@ -61,6 +70,8 @@ class Trainer {
   // bad-step policy stopped it; kUnavailable where the last checkpoint could not be written.
   absl::Status Run();
 
+  // The mean loss of every step that this object ran, the same on all ranks.
+  const std::vector<double>& losses() const { return losses_; }
   int64_t step() const { return step_; }
   const MemoryPlan& plan() const { return plan_; }
   // The most that was alive in tensors at once.
@@ -75,29 +86,35 @@ class Trainer {
     std::optional<double> eval_loss;
   };
 
-  Trainer(const config::TrainConfig& config, const TrainerOptions& options);
+  Trainer(const config::TrainConfig& config, const TrainerOptions& options, const Layout& layout);
   absl::Status Open();
   absl::Status OpenData();
   absl::Status OpenModel();
   absl::Status OpenState();
   absl::Status Resume();
+  absl::StatusOr<std::optional<FoundCheckpoint>> FindResumePoint(const std::string& root);
+  absl::Status Restore(const FoundCheckpoint& found);
   absl::Status StartAnew(const std::string& root);
   absl::Status OpenMetrics();
   void PrintPlan() const;
   void ReportMemory() const;
 
   absl::StatusOr<StepReport> Step();
+  absl::StatusOr<StepBatches> ReadBatches();
+  absl::Status ComputeGradients(const StepBatches& batches, StepReport* report);
+  absl::Status Update(const StepReport& report);
   absl::Status Judge(const StepBatches& batches, StepReport* report);
   void Report(const StepReport& report);
   absl::Status MaybeSave(bool last);
   absl::StatusOr<double> Evaluate();
-  bool Stopping() const { return options_.stop != nullptr && options_.stop->load(); }
+  absl::StatusOr<bool> Stopping();
 
   const config::TrainConfig config_;
   const TrainerOptions options_;
   HostAllocator allocator_;
   PackedWeights packed_;
   Context ctx_;
+  TrainingRanks ranks_;
   std::string model_source_;      // folder with the model's other files, or empty
   std::string tokenizer_folder_;  // or empty
   std::unique_ptr<Model> model_;
@@ -118,6 +135,7 @@ class Trainer {
   int64_t step_ = 0;    // steps done
   int64_t saved_ = -1;  // the newest step handed to the saver
   int64_t tokens_ = 0;
+  std::vector<double> losses_;
 };
 
 }  // namespace cadre

@@ -1,0 +1,25 @@
+#include "parallel/mesh.h"
+
+#include <numeric>
+
+namespace cadre {
+
+Mesh::Mesh(World* world, const Layout& layout) : layout_(layout) {
+  CADRE_CHECK(layout.world() == (world == nullptr ? 1 : world->size()),
+              "{} ranks for a world of {}", layout.world(), world == nullptr ? 1 : world->size());
+  if (world == nullptr || world->size() == 1) return;
+  rank_ = world->rank();
+  place_ = CoordinatesOf(layout, rank_);
+  std::vector<int> all(static_cast<size_t>(world->size()));
+  std::iota(all.begin(), all.end(), 0);
+  world_ = world->NewGroup("world", all);
+  for (const Axis axis : kAxes) {
+    // Every rank makes every group, so that all count alike.
+    std::vector<int> ranks = GroupRanks(layout, axis, rank_);
+    if (ranks.empty()) ranks = {rank_};
+    auto group = world->NewGroup(std::string(Name(axis)), ranks);
+    if (group->size() > 1) groups_[static_cast<size_t>(axis)] = std::move(group);
+  }
+}
+
+}  // namespace cadre

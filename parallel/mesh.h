@@ -1,0 +1,39 @@
+// Mesh: the groups of one rank under a layout, made once.
+//
+//   Mesh mesh(&world, layout);
+//   Communicator* tp = mesh.group(Axis::kTp);   // null where the axis has one rank
+//
+// As thread-safe as its communicators: a group is used by one thread.
+#pragma once
+
+#include <array>
+#include <memory>
+
+#include "parallel/communicator.h"
+#include "parallel/layout.h"
+#include "parallel/world.h"
+
+namespace cadre {
+
+class Mesh {
+ public:
+  // world: null for a layout of one rank; else it outlives the mesh, and all its ranks make their
+  // meshes at the same time.
+  Mesh(World* world, const Layout& layout);
+
+  const Layout& layout() const { return layout_; }
+  int rank() const { return rank_; }
+  const Coordinates& place() const { return place_; }
+  // All ranks; null in a world of one.
+  Communicator* world() const { return world_.get(); }
+  Communicator* group(Axis axis) const { return groups_[static_cast<size_t>(axis)].get(); }
+
+ private:
+  const Layout layout_;
+  int rank_ = 0;
+  Coordinates place_;
+  std::unique_ptr<Communicator> world_;
+  std::array<std::unique_ptr<Communicator>, std::size(kAxes)> groups_;
+};
+
+}  // namespace cadre

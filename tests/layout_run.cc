@@ -1,0 +1,94 @@
+#include "tests/layout_run.h"
+
+#include <algorithm>
+#include <cmath>
+#include <mutex>
+
+#include <gtest/gtest.h>
+
+#include "parallel/test_ranks.h"
+#include "tests/training_run.h"
+
+namespace cadre::testing_run {
+namespace {
+
+// Adds what a rank owns of the gradients to the whole.
+void Collect(const ParameterStore& store, const std::vector<Shard>& owned, LayoutRun* run) {
+  for (ParamId id = 0; id < store.size(); ++id) {
+    if (!store.WantsGradient(id)) continue;
+    const int b = store.bucket_of(id);
+    const ParamBucket& bucket = store.buckets()[static_cast<size_t>(b)];
+    const auto place = std::ranges::find(bucket.params, id) - bucket.params.begin();
+    const int64_t begin = bucket.offsets[static_cast<size_t>(place)];
+    const int64_t numel = store.spec(id).shape.numel();
+    std::vector<double>& all = run->gradients[store.spec(id).name];
+    all.resize(static_cast<size_t>(numel));
+    const Shard part = owned[static_cast<size_t>(b)];
+    for (int64_t i = std::max(begin, part.begin); i < std::min(begin + numel, part.end()); ++i) {
+      all[static_cast<size_t>(i - begin)] = bucket.gradients.dtype() == DType::kF64
+                                                ? bucket.gradients.data<double>()[i]
+                                                : bucket.gradients.data<float>()[i];
+    }
+  }
+}
+
+}  // namespace
+
+LayoutRun TrainUnder(const config::TrainConfig& config, int world, const std::string& output) {
+  LayoutRun run;
+  std::mutex mutex;
+  const auto train = [&](World* ranks) {
+    TrainerOptions options;
+    options.world = ranks;
+    options.inspect_gradients = [&](int64_t step, ParameterStore& store,
+                                    const std::vector<Shard>& owned) {
+      const std::lock_guard lock(mutex);
+      if (step == 0) Collect(store, owned, &run);
+    };
+    auto trainer = OpenRun(config, output, 1, options);
+    ASSERT_TRUE(trainer.ok()) << Message(trainer.status());
+    const absl::Status status = (*trainer)->Run();
+    ASSERT_TRUE(status.ok()) << Message(status);
+    const std::lock_guard lock(mutex);
+    if (run.losses.empty()) run.losses = (*trainer)->losses();
+    EXPECT_EQ(run.losses, (*trainer)->losses());
+  };
+  if (world == 1) {
+    train(nullptr);
+  } else {
+    RunRanks(world, [&](World& ranks) { train(&ranks); });
+  }
+  return run;
+}
+
+Gap LargestGap(const LayoutRun& expected, const LayoutRun& got) {
+  Gap gap;
+  EXPECT_EQ(expected.gradients.size(), got.gradients.size());
+  for (const auto& [name, values] : expected.gradients) {
+    const auto found = got.gradients.find(name);
+    if (found == got.gradients.end() || found->second.size() != values.size()) {
+      ADD_FAILURE() << "no gradient of " << name;
+      continue;
+    }
+    double difference = 0, norm = 0;
+    for (size_t i = 0; i < values.size(); ++i) {
+      difference += std::pow(values[i] - found->second[i], 2);
+      norm += std::pow(values[i], 2);
+    }
+    const double relative = std::sqrt(difference / std::max(norm, 1e-300));
+    if (!(relative <= gap.relative)) gap = {relative, name};
+  }
+  return gap;
+}
+
+double LargestLossGap(const LayoutRun& expected, const LayoutRun& got) {
+  EXPECT_EQ(expected.losses.size(), got.losses.size());
+  double gap = 0;
+  for (size_t i = 0; i < std::min(expected.losses.size(), got.losses.size()); ++i) {
+    gap =
+        std::max(gap, std::abs(expected.losses[i] - got.losses[i]) / std::abs(expected.losses[i]));
+  }
+  return gap;
+}
+
+}  // namespace cadre::testing_run

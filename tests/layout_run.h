@@ -1,0 +1,30 @@
+// One training run under a layout, its ranks as threads: what it lost and what its gradients were.
+#pragma once
+
+#include <map>
+#include <string>
+#include <vector>
+
+#include "proto/train_config.pb.h"
+
+namespace cadre::testing_run {
+
+struct LayoutRun {
+  std::vector<double> losses;                            // by step
+  std::map<std::string, std::vector<double>> gradients;  // of the first step, by parameter
+};
+
+// Every rank must give the same losses, bit for bit.
+LayoutRun TrainUnder(const config::TrainConfig& config, int world, const std::string& output);
+
+// The largest relative L2 difference over all parameters, and which it was.
+struct Gap {
+  double relative = 0;
+  std::string parameter;
+};
+Gap LargestGap(const LayoutRun& expected, const LayoutRun& got);
+
+// The largest relative difference of a step's loss.
+double LargestLossGap(const LayoutRun& expected, const LayoutRun& got);
+
+}  // namespace cadre::testing_run

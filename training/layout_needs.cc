@@ -1,0 +1,59 @@
+#include "training/layout_needs.h"
+
+#include "model/hf_config.h"
+
+namespace cadre {
+namespace {
+
+absl::Status CheckSupported(const Layout& layout) {
+  const auto missing = [](const char* field, int value) {
+    return Unimplemented("{}: {}; training knows data parallelism so far", field, value);
+  };
+  if (layout.tp > 1) return missing("parallel.tensor_parallel_size", layout.tp);
+  if (layout.pp > 1) return missing("parallel.pipeline_parallel_size", layout.pp);
+  if (layout.cp > 1) return missing("parallel.context_parallel_size", layout.cp);
+  if (layout.ep > 1) return missing("parallel.expert_parallel_size", layout.ep);
+  if (layout.dp > 1 && layout.zero_stage > 0)
+    return missing("parallel.zero_stage", layout.zero_stage);
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+LayoutNeeds LayoutNeedsOf(const DecoderSpec& spec, const config::TrainConfig& config) {
+  const LayerSpec& first = spec.layers.front();
+  LayoutNeeds needs = {.num_layers = static_cast<int>(spec.layers.size()),
+                       .num_attention_heads = static_cast<int>(first.attention.heads),
+                       .num_key_value_heads = static_cast<int>(first.attention.kv_heads),
+                       .vocab_size = static_cast<int>(spec.vocab),
+                       .seq_len = static_cast<int>(config.data().seq_len()),
+                       .global_batch_size = config.global_batch_size(),
+                       .micro_batch_size = config.micro_batch_size()};
+  for (const LayerSpec& layer : spec.layers) {
+    if (!layer.is_moe) {
+      needs.intermediate_size = static_cast<int>(layer.mlp.intermediate);
+      continue;
+    }
+    ++needs.num_moe_layers;
+    needs.num_experts = static_cast<int>(layer.moe.router.experts);
+    needs.moe_intermediate_size = static_cast<int>(layer.moe.intermediate);
+    needs.shared_expert_intermediate_size = static_cast<int>(layer.moe.shared_intermediate);
+  }
+  return needs;
+}
+
+absl::StatusOr<Layout> LayoutOfRun(const config::TrainConfig& config, int world) {
+  config::ModelConfig model = config.model();
+  if (!config.has_model()) {
+    CADRE_ASSIGN_OR_RETURN(HfConfig hf, LoadHfConfig(config.has_init_from() ? config.init_from()
+                                                                            : config.model_path()));
+    model = hf.model;
+  }
+  CADRE_ASSIGN_OR_RETURN(const DecoderSpec spec, ResolveModelConfig(model));
+  CADRE_ASSIGN_OR_RETURN(Layout layout,
+                         ResolveLayout(config.parallel(), world, LayoutNeedsOf(spec, config)));
+  CADRE_RETURN_IF_ERROR(CheckSupported(layout));
+  return layout;
+}
+
+}  // namespace cadre

@@ -1,0 +1,17 @@
+// What a training configuration asks of a layout. Callable from any thread.
+#pragma once
+
+#include "core/status.h"
+#include "model/decoder_spec.h"
+#include "parallel/layout.h"
+#include "proto/train_config.pb.h"
+
+namespace cadre {
+
+LayoutNeeds LayoutNeedsOf(const DecoderSpec& spec, const config::TrainConfig& config);
+
+// Whether `config` can run on `world` ranks, read from its files alone: for launchers, before they
+// start a rank. Errors as ResolveLayout's and the model configuration's.
+absl::StatusOr<Layout> LayoutOfRun(const config::TrainConfig& config, int world);
+
+}  // namespace cadre

@@ -1,0 +1,96 @@
+// What a run tells: its plan, metrics, progress and memory.
+#include <cmath>
+
+#include <spdlog/spdlog.h>
+
+#include "core/process_memory.h"
+#include "model/model_cost.h"
+#include "training/gemm_peak.h"
+#include "training/trainer.h"
+
+namespace cadre {
+namespace {
+
+double Now() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+}  // namespace
+
+absl::Status Trainer::OpenMetrics() {
+  CADRE_ASSIGN_OR_RETURN(
+      metrics_, JsonlWriter::Open(options_.output + "/metrics.jsonl", step_ > 0 ? step_ : -1));
+  if (config_.log().tensorboard()) {
+    CADRE_ASSIGN_OR_RETURN(tensorboard_, TensorBoardWriter::Create(options_.output, "cadre"));
+  }
+  if (options_.progress != nullptr) {
+    progress_.emplace(ProgressOptions{.file = options_.progress,
+                                      .terminal = options_.terminal,
+                                      .columns = options_.columns,
+                                      .total_steps = config_.train_steps(),
+                                      .line_steps = config_.log().interval()});
+  }
+  peak_flops_ =
+      MeasureGemmPeak(ctx_, model_->dtype()) * static_cast<double>(ranks_.layout().world());
+  return absl::OkStatus();
+}
+
+void Trainer::PrintPlan() const {
+  const ParameterCounts counts = CountParameters(model_->spec());
+  options_.log->info("{}: {} parameters, {} active per token", model_->spec().model_type,
+                     FormatCount(static_cast<double>(counts.total)),
+                     FormatCount(static_cast<double>(counts.active)));
+  options_.log->info("{}", plan_.ToString());
+  options_.log->info(
+      "data: {} tokens an epoch, {} tokens a step; matrix products peak at {:.0f} GFLOP/s",
+      FormatCount(static_cast<double>(stream_->epoch_tokens())),
+      FormatCount(static_cast<double>(config_.global_batch_size()) * config_.data().seq_len()),
+      peak_flops_ / 1e9);
+}
+
+void Trainer::ReportMemory() const {
+  const auto peak = static_cast<double>(ReadResidentMemory().peak);
+  const auto planned = static_cast<double>(plan_.total());
+  constexpr double kGiB = 1 << 30;
+  options_.log->info("peak memory {:.2f} GiB resident, {:.2f} planned ({:.0f}%); {:.2f} in tensors",
+                     peak / kGiB, planned / kGiB, 100 * peak / planned,
+                     static_cast<double>(peak_bytes()) / kGiB);
+}
+
+void Trainer::Report(const StepReport& report) {
+  const double rate = static_cast<double>(report.tokens) / report.seconds;
+  const double mfu = rate * flops_per_token_ / peak_flops_;
+  std::vector<Metric> metrics = {
+      {"loss", report.losses.cross_entropy},
+      {"lr", report.lr},
+      {"grad_norm", report.gradient_norm},
+      {"tokens_per_second", rate},
+      {"mfu", mfu},
+      {"tokens", static_cast<double>(tokens_)},
+      {"step_seconds", report.seconds},
+      {"applied", report.applied ? 1.0 : 0.0},
+      {"peak_resident_bytes", static_cast<double>(ReadResidentMemory().peak)},
+      {"planned_bytes", static_cast<double>(plan_.total())}};
+  if (report.losses.z_loss != 0) metrics.push_back({"z_loss", report.losses.z_loss});
+  if (const double load = step_runner_->ExpertLoadMaxOverMean(); load > 0) {
+    metrics.push_back({"router_loss", report.losses.router});
+    metrics.push_back({"expert_load_max_over_mean", load});
+  }
+  if (report.eval_loss.has_value()) metrics.push_back({"eval_loss", *report.eval_loss});
+  // A full disk costs these lines, not the run.
+  absl::Status written = metrics_->Write(step_, metrics);
+  if (written.ok() && tensorboard_.has_value()) written = tensorboard_->Write(step_, metrics);
+  if (!written.ok()) options_.log->error("{}", Message(written));
+  if (progress_.has_value()) {
+    progress_->Update(
+        {.step = step_, .loss = report.losses.cross_entropy, .tokens_per_second = rate, .mfu = mfu},
+        Now());
+  }
+  if (report.eval_loss.has_value()) {
+    if (progress_.has_value()) progress_->Finish();
+    options_.log->info("step {}: held-out loss {:.4f}, perplexity {:.2f}", step_, *report.eval_loss,
+                       std::exp(*report.eval_loss));
+  }
+}
+
+}  // namespace cadre

@@ -1,0 +1,96 @@
+#include "training/training_ranks.h"
+
+#include <algorithm>
+#include <chrono>
+
+namespace cadre {
+
+template <typename T>
+absl::Status TrainingRanks::SumValues(std::span<T> values, const OpLabel& label) {
+  Communicator* group = mesh_.group(Axis::kDp);
+  if (group == nullptr) return absl::OkStatus();
+  const Tensor buffer = Tensor::Of<T>(allocator_, {static_cast<int64_t>(values.size())}, values);
+  CADRE_RETURN_IF_ERROR(group->AllReduce(buffer, ReduceOp::kSum, label)->Wait());
+  std::ranges::copy(buffer.span<T>(), values.begin());
+  return absl::OkStatus();
+}
+
+absl::Status TrainingRanks::Sum(std::span<int64_t> values, const OpLabel& label) {
+  return SumValues(values, label);
+}
+
+absl::Status TrainingRanks::Sum(std::span<double> values, const OpLabel& label) {
+  return SumValues(values, label);
+}
+
+absl::StatusOr<bool> TrainingRanks::Any(bool mine, const OpLabel& label) {
+  if (mesh_.world() == nullptr) return mine;
+  const Tensor flag = Tensor::Zeros(allocator_, {1}, DType::kI32);
+  *flag.data<int32_t>() = mine ? 1 : 0;
+  CADRE_RETURN_IF_ERROR(mesh_.world()->AllReduce(flag, ReduceOp::kMax, label)->Wait());
+  return *flag.data<int32_t>() != 0;
+}
+
+absl::StatusOr<int64_t> TrainingRanks::FromLeader(int64_t value, const OpLabel& label) {
+  if (mesh_.world() == nullptr) return value;
+  const Tensor said = Tensor::Zeros(allocator_, {1}, DType::kI64);
+  *said.data<int64_t>() = value;
+  CADRE_RETURN_IF_ERROR(mesh_.world()->Broadcast(said, 0, label)->Wait());
+  return *said.data<int64_t>();
+}
+
+absl::Status TrainingRanks::Meet(const OpLabel& label) {
+  return mesh_.world() == nullptr ? absl::OkStatus() : mesh_.world()->Barrier(label)->Wait();
+}
+
+Communicator* TrainingRanks::GroupOf(const ParamBucket& bucket) const {
+  return mesh_.group(bucket.group == ParamGroup::kExpert ? Axis::kEdp : Axis::kDpCp);
+}
+
+void TrainingRanks::ReduceGradients(ParameterStore& store) {
+  store_ = &store;
+  reducer_.emplace(store, GradientReducer::Options{
+                              .group_of = [this](const ParamBucket& b) { return GroupOf(b); },
+                              .scatter = layout().zero_stage >= 1});
+}
+
+std::vector<Shard> TrainingRanks::OwnedShards() const {
+  std::vector<Shard> shards;
+  for (size_t b = 0; b < store_->buckets().size(); ++b) {
+    shards.push_back(reducer_->shard(static_cast<int>(b)));
+  }
+  return shards;
+}
+
+absl::Status TrainingRanks::FinishGradients() { return reducer_->Finish(); }
+
+absl::StatusOr<double> TrainingRanks::SumOverOwners(double mine) {
+  if (layout().zero_stage == 0) return mine;
+  CADRE_RETURN_IF_ERROR(Sum(std::span(&mine, 1), {"gradient norm"}));
+  return mine;
+}
+
+absl::Status TrainingRanks::GatherWeights() {
+  if (layout().zero_stage == 0) return absl::OkStatus();
+  const auto start = std::chrono::steady_clock::now();
+  std::vector<WorkPtr> works;
+  for (const ParamBucket& bucket : store_->buckets()) {
+    Communicator* group = bucket.gradients.defined() ? GroupOf(bucket) : nullptr;
+    if (group == nullptr) continue;
+    const Shard mine = ShardOf(bucket.numel, group->size(), group->rank());
+    works.push_back(group->AllGatherV(bucket.weights.Narrow(mine.begin, mine.numel), bucket.weights,
+                                      ShardSizes(bucket.numel, group->size()),
+                                      {"weights", bucket.layer}));
+  }
+  absl::Status status;
+  for (const WorkPtr& work : works) status.Update(work->Wait());
+  gather_seconds_ +=
+      std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  return status;
+}
+
+double TrainingRanks::blocked_seconds() const {
+  return gather_seconds_ + (reducer_.has_value() ? reducer_->blocked_seconds() : 0);
+}
+
+}  // namespace cadre

@@ -1,0 +1,70 @@
+// TrainingRanks: what a training run does together with the other ranks of its world: sums over
+// data-parallel ranks, one decision for all, and the gradients' reduction. In one process every
+// sum is the rank's own value.
+//
+// One thread, the trainer's. Every rank makes the same calls in the same order.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "core/host_allocator.h"
+#include "core/parameters.h"
+#include "core/status.h"
+#include "parallel/gradient_reducer.h"
+#include "parallel/mesh.h"
+
+namespace cadre {
+
+class TrainingRanks {
+ public:
+  // world: null for one process; else outlives this.
+  TrainingRanks(World* world, const Layout& layout) : mesh_(world, layout) {}
+
+  const Layout& layout() const { return mesh_.layout(); }
+  // The one that writes metrics, progress and the checkpoint's manifest.
+  bool leader() const { return mesh_.rank() == 0; }
+  int data_rank() const { return mesh_.place().dp; }
+  int data_size() const { return layout().dp; }
+
+  // In place, over the data-parallel ranks, in their order.
+  absl::Status Sum(std::span<int64_t> values, const OpLabel& label);
+  absl::Status Sum(std::span<double> values, const OpLabel& label);
+  // Whether any rank of the world says so.
+  absl::StatusOr<bool> Any(bool mine, const OpLabel& label);
+  // The leader's value.
+  absl::StatusOr<int64_t> FromLeader(int64_t value, const OpLabel& label);
+  // All ranks of the world are here.
+  absl::Status Meet(const OpLabel& label);
+
+  // Sums the store's gradients from now on as backward passes complete its buckets. The store has
+  // been allocated with gradients, and outlives this.
+  void ReduceGradients(ParameterStore& store);
+  // The part of each bucket whose gradients this rank will have summed, and updates.
+  std::vector<Shard> OwnedShards() const;
+  // After the backward passes, before gradients are read.
+  absl::Status FinishGradients();
+  // The sum over all that own different parts.
+  absl::StatusOr<double> SumOverOwners(double mine);
+  // After the update: every rank gets the weights that others own.
+  absl::Status GatherWeights();
+
+  // Seconds spent waiting for gradients and weights so far.
+  double blocked_seconds() const;
+
+ private:
+  template <typename T>
+  absl::Status SumValues(std::span<T> values, const OpLabel& label);
+  Communicator* GroupOf(const ParamBucket& bucket) const;
+
+  Mesh mesh_;
+  HostAllocator allocator_;
+  ParameterStore* store_ = nullptr;
+  std::optional<GradientReducer> reducer_;
+  double gather_seconds_ = 0;
+};
+
+}  // namespace cadre
