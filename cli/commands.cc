@@ -13,6 +13,7 @@ void AddCommands(CLI::App& root, absl::Status* status) {
   AddServeCommand(root, status);
   AddGenerateCommand(root, status);
   AddTrainCommand(root, status);
+  AddScheduleCommand(root, status);
   AddVersionCommand(root, status);
 }
 

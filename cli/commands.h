@@ -17,6 +17,7 @@ namespace cadre::cli {
 void AddCheckpointCommand(CLI::App& root, absl::Status* status);
 void AddDataCommand(CLI::App& root, absl::Status* status);
 void AddGenerateCommand(CLI::App& root, absl::Status* status);
+void AddScheduleCommand(CLI::App& root, absl::Status* status);
 void AddServeCommand(CLI::App& root, absl::Status* status);
 void AddTrainCommand(CLI::App& root, absl::Status* status);
 void AddVersionCommand(CLI::App& root, absl::Status* status);
