@@ -4,9 +4,15 @@
 
 #include <CLI/CLI.hpp>
 
+#include "cli/environment.h"
 #include "core/log.h"
 
 namespace cadre::cli {
+namespace {
+
+constexpr int kMaxThreads = 4096;
+
+}  // namespace
 
 void AddComputeFlags(CLI::App& command, ComputeFlags* flags) {
   command.add_option("--device", flags->device, "cpu or cuda")->capture_default_str();
@@ -24,6 +30,12 @@ int ResolveThreads(int threads) {
   cpu_set_t cores;
   CPU_ZERO(&cores);
   if (sched_getaffinity(0, sizeof cores, &cores) != 0) return 1;
+  // What the user, or a launcher whose ranks outnumber the cores, asks for.
+  int wanted = 0;
+  if (const auto omp = Variable("OMP_NUM_THREADS");
+      omp && CLI::detail::lexical_cast(*omp, wanted)) {
+    if (wanted > 0 && wanted <= kMaxThreads) return wanted;
+  }
   return CPU_COUNT(&cores);
 }
 
@@ -39,7 +51,6 @@ absl::StatusOr<Compute> ResolveCompute(const ComputeFlags& flags, const std::str
     return InvalidArgument("--dtype {}: allowed are bf16, f32 and f64", flags.dtype);
   }
   compute.dtype = *dtype;
-  constexpr int kMaxThreads = 4096;
   if (flags.threads < 0 || flags.threads > kMaxThreads) {
     return InvalidArgument("--threads {}: allowed are 0 to {}", flags.threads, kMaxThreads);
   }

@@ -35,7 +35,7 @@ struct Compute {
 // kInvalidArgument names the flag; kUnavailable where there is no such device.
 absl::StatusOr<Compute> ResolveCompute(const ComputeFlags& flags, const std::string& verb);
 
-// `threads`, or for 0 the cores that this process may run on.
+// `threads`, or for 0 OMP_NUM_THREADS, or the cores that this process may run on.
 int ResolveThreads(int threads);
 
 }  // namespace cadre::cli

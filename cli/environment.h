@@ -1,6 +1,12 @@
 // What the program takes from its environment; nothing below cli reads environment variables.
 #pragma once
 
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "core/status.h"
+
 namespace cadre::cli {
 
 // How long OpenMP's threads look for work before they sleep. libgomp's default spins until it
@@ -11,5 +17,17 @@ namespace cadre::cli {
 // the same arguments; returns where both are set, where the policy is another one, or where that
 // fails.
 void EnsureOpenMpWaits(char** argv);
+
+// The value of a variable; nullopt where it is not set.
+std::optional<std::string> Variable(const std::string& name);
+// All of them, NAME=value.
+std::vector<std::string> AllVariables();
+
+// This machine's name, with its domain where the system knows one. Asks the resolver.
+std::string HostName();
+
+// A rank that a launcher started ends with it. kUnavailable: the launcher is gone already.
+absl::Status FollowLauncherIfAny();
+bool HasLauncher();
 
 }  // namespace cadre::cli

@@ -7,6 +7,7 @@
 
 #include "cli/commands.h"
 #include "cli/environment.h"
+#include "cluster/rank_environment.h"
 #include "core/status.h"
 
 namespace {
@@ -14,6 +15,11 @@ namespace {
 int ExitCode(const absl::Status& status) {
   if (status.ok()) return 0;
   std::fprintf(stderr, "error: %s\n", cadre::Message(status).c_str());
+  if (const auto code = cadre::cli::GetExitCode(status)) return *code;
+  if (cadre::cli::HasLauncher() && (status.code() == absl::StatusCode::kUnavailable ||
+                                    status.code() == absl::StatusCode::kDeadlineExceeded)) {
+    return cadre::kPeerLostExitCode;
+  }
   return status.code() == absl::StatusCode::kInvalidArgument ? 2 : 1;
 }
 
@@ -30,6 +36,9 @@ void ReturnLargeBlocks() {
 int main(int argc, char** argv) {
   cadre::cli::EnsureOpenMpWaits(argv);
   ReturnLargeBlocks();
+  if (const absl::Status launcher = cadre::cli::FollowLauncherIfAny(); !launcher.ok()) {
+    return ExitCode(launcher);
+  }
   CLI::App app("Cadre trains and serves large language models and mixtures of experts.", "cadre");
   app.set_version_flag("--version", "cadre " CADRE_VERSION);
   app.require_subcommand(1);

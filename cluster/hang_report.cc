@@ -146,7 +146,10 @@ std::optional<HangReport> FindHang(const Ranks& ranks, int64_t now_ns, const Han
   }
   report.rank = culprit->rank;
   report.text = fmt::format("rank {} hangs{}{}", culprit->rank,
-                            culprit->stopped ? " (stopped by a signal)" : "", Where(*culprit));
+                            culprit->stopped ? " (stopped by a signal)"
+                            : culprit->ended ? " (its process has ended)"
+                                             : "",
+                            Where(*culprit));
   if (waiting.empty()) {
     report.text += fmt::format("; nothing moves since {:.1f} s", since);
     return report;

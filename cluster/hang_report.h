@@ -14,6 +14,7 @@ namespace cadre {
 struct RankView {
   int rank = 0;
   bool stopped = false;                  // by a signal or a debugger
+  bool ended = false;                    // its process has, well or not
   std::optional<FlightSnapshot> record;  // none: it has not recorded anything yet
 };
 

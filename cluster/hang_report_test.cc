@@ -130,6 +130,12 @@ TEST(HangReport, ARankThatHasNotRecordedAnything) {
             "'layer 3 mlp' of group tp since 2.1 s");
 }
 
+TEST(HangReport, ARankThatEndedWhileOthersWait) {
+  auto views = Waiting({2});
+  views[2].ended = true;
+  EXPECT_EQ(Text(views).substr(0, 42), "rank 2 hangs (its process has ended) at st");
+}
+
 TEST(HangReport, OperationsInFlightDoNotHideWhoIsBehind) {
   // 2 has a bucket in flight that the others have entered, too, and computes.
   auto views = Waiting({2});

@@ -28,6 +28,10 @@ constexpr char kTokenVariable[] = "CADRE_JOB_TOKEN";             // never on a c
 constexpr char kLauncherVariable[] = "CADRE_LAUNCHER_PID";       // ends its ranks with itself
 constexpr char kFlightRecordVariable[] = "CADRE_FLIGHT_RECORD";  // file to record into
 
+// What a rank that a launcher started exits with when it ends because it lost a peer: the launcher
+// looks for the one that died first.
+constexpr int kPeerLostExitCode = 3;
+
 struct RankEnvironment {
   std::string source;  // "torchrun", "Slurm"
   int rank = 0;

@@ -1,6 +1,7 @@
 #include "core/process_stat.h"
 
 #include <fcntl.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <cstdio>
@@ -31,5 +32,8 @@ absl::StatusOr<ProcessStat> ReadProcessStat(int64_t pid) {
   stat.start_time = start;
   return stat;
 }
+
+// glibc 2.36 declares pidfd_open for C alone.
+int OpenProcess(int64_t pid) { return static_cast<int>(syscall(SYS_pidfd_open, pid, 0)); }
 
 }  // namespace cadre

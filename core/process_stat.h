@@ -16,4 +16,7 @@ struct ProcessStat {
 // kNotFound: no such process (or no /proc).
 absl::StatusOr<ProcessStat> ReadProcessStat(int64_t pid);
 
+// A descriptor that is readable once the process has ended, for the caller to close; -1 and errno.
+int OpenProcess(int64_t pid);
+
 }  // namespace cadre

@@ -1,6 +1,7 @@
 #include "core/process_stat.h"
 
 #include <gtest/gtest.h>
+#include <poll.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -26,7 +27,13 @@ TEST(ProcessStat, StoppedDeadAndGoneAreToldApart) {
   int status = 0;
   ASSERT_EQ(waitpid(child, &status, WUNTRACED), child);
   EXPECT_EQ(ReadProcessStat(child)->state, 'T');
+  const int ended = OpenProcess(child);
+  ASSERT_GE(ended, 0);
+  pollfd file = {.fd = ended, .events = POLLIN, .revents = 0};
+  EXPECT_EQ(poll(&file, 1, 0), 0);
   kill(child, SIGCONT);
+  EXPECT_EQ(poll(&file, 1, -1), 1);
+  close(ended);
   siginfo_t info;
   ASSERT_EQ(waitid(P_PID, static_cast<id_t>(child), &info, WEXITED | WNOWAIT), 0);
   EXPECT_EQ(ReadProcessStat(child)->state, 'Z');

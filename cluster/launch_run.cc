@@ -1,0 +1,357 @@
+#include "cluster/launch_run.h"
+
+#include <fcntl.h>
+#include <poll.h>
+#include <sys/eventfd.h>
+#include <sys/signalfd.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <csignal>
+#include <cstring>
+#include <utility>
+
+#include "cluster/core_shares.h"
+#include "cluster/rank_environment.h"
+#include "core/file.h"
+
+namespace cadre {
+namespace {
+
+using rendezvous::Event;
+using rendezvous::Failure;
+
+// Where the rendezvous cannot be asked whose fault it is, this node decides for itself.
+constexpr std::chrono::milliseconds kWaitForVerdict{1000};
+
+Failure FailureOf(int rank, const RankExit& exit, std::string last_error) {
+  Failure failure;
+  failure.set_rank(rank);
+  failure.set_kind(exit.killed ? Failure::KILLED : Failure::EXITED);
+  failure.set_code(exit.code);
+  failure.set_peer_lost(!exit.killed && exit.code == kPeerLostExitCode);
+  failure.set_last_error(std::move(last_error));
+  return failure;
+}
+
+Event FailedEvent(const Failure& failure) {
+  Event event;
+  event.set_kind(Event::FAILED);
+  *event.mutable_failure() = failure;
+  return event;
+}
+
+absl::StatusOr<int> OpenLog(const LauncherOptions& options, int rank, int64_t generation) {
+  if (options.log_folder.empty()) return -1;
+  const std::string path = fmt::format("{}/rank-{:04}.log", options.log_folder, rank);
+  const int flags = O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | (generation == 0 ? O_TRUNC : 0);
+  const int file = open(path.c_str(), flags, 0644);
+  if (file < 0) return ErrnoError(path, "cannot create", errno);
+  return file;
+}
+
+}  // namespace
+
+std::string Describe(const Failure& failure, int nodes) {
+  const std::string node = nodes > 1 ? fmt::format(" on node {}", failure.node()) : "";
+  const std::string who =
+      failure.rank() < 0 ? "the job" : fmt::format("rank {}{}", failure.rank(), node);
+  switch (failure.kind()) {
+    case Failure::KILLED: {
+      const char* name = sigabbrev_np(failure.code());
+      return fmt::format("{} was killed by signal {}{}", who, failure.code(),
+                         name == nullptr ? "" : fmt::format(" (SIG{})", name));
+    }
+    case Failure::HUNG:
+      return fmt::format("{} hung for longer than --hang-timeout", who);
+    case Failure::LAUNCHER_GONE:
+      return fmt::format("the launcher of node {} is gone", failure.node());
+    default:
+      return fmt::format("{} exited with code {}", who, failure.code());
+  }
+}
+
+int ExitCode(const Failure& failure) {
+  switch (failure.kind()) {
+    case Failure::KILLED:
+      return 128 + failure.code();
+    case Failure::EXITED:
+      return failure.code();
+    default:
+      return 1;
+  }
+}
+
+LaunchRun::LaunchRun(const LauncherOptions& options, const LaunchPlace& place, LauncherLink* link,
+                     RankTerminal* terminal, int signals)
+    : options_(options),
+      place_(place),
+      link_(link),
+      terminal_(terminal),
+      signals_(signals),
+      mail_bell_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {}
+
+LaunchRun::~LaunchRun() {
+  watchdog_.reset();
+  close(mail_bell_);
+}
+
+std::string LaunchRun::RecordPath(int rank) const {
+  return fmt::format("{}/rank-{:04}", place_.records, rank);
+}
+
+std::vector<std::string> LaunchRun::Variables(int local_rank, int threads) const {
+  const int rank = place_.first_rank + local_rank;
+  std::vector<std::string> variables = {
+      fmt::format("RANK={}", rank),
+      fmt::format("WORLD_SIZE={}", place_.world_size),
+      fmt::format("LOCAL_RANK={}", local_rank),
+      fmt::format("LOCAL_WORLD_SIZE={}", options_.processes),
+      fmt::format("GROUP_RANK={}", options_.node_rank),
+      fmt::format("MASTER_ADDR={}", place_.rendezvous.host),
+      fmt::format("MASTER_PORT={}", place_.rendezvous.port),
+      fmt::format("TORCHELASTIC_RESTART_COUNT={}", place_.generation),
+      fmt::format("TORCHELASTIC_MAX_RESTARTS={}", options_.max_restarts),
+      fmt::format("{}={}", kRendezvousVariable,
+                  Endpoint(place_.rendezvous.host, place_.rendezvous.port)),
+      fmt::format("{}={}", kTokenVariable, place_.token),
+      fmt::format("{}={}", kLauncherVariable, getpid()),
+      fmt::format("{}={}", kFlightRecordVariable, RecordPath(rank))};
+  if (options_.pin_cores) variables.push_back(fmt::format("OMP_NUM_THREADS={}", threads));
+  return variables;
+}
+
+absl::StatusOr<LaunchRun::Rank> LaunchRun::StartRank(int local_rank) {
+  const int rank = place_.first_rank + local_rank;
+  CoreShare share;
+  if (options_.pin_cores) share = ShareCores(AllowedCores(), local_rank, options_.processes);
+  CADRE_ASSIGN_OR_RETURN(const int log, OpenLog(options_, rank, place_.generation));
+  auto output = std::make_unique<RankOutput>(rank, rank == 0, log, terminal_);
+  CADRE_ASSIGN_OR_RETURN(
+      RankProcess process,
+      RankProcess::Start(
+          {.program = options_.program,
+           .arguments = options_.arguments,
+           .environment = WithVariables(options_.environment, Variables(local_rank, share.threads)),
+           .cores = share.cores,
+           .output_terminal = rank == 0 && isatty(STDOUT_FILENO) == 1,
+           .error_terminal = rank == 0 && isatty(STDERR_FILENO) == 1}));
+  return Rank{std::move(process), std::move(output)};
+}
+
+void LaunchRun::Post(Mail mail) {
+  {
+    const std::lock_guard lock(mutex_);
+    mail_.push_back(std::move(mail));
+  }
+  const uint64_t one = 1;
+  // Full only when it already wakes.
+  [[maybe_unused]] const ssize_t n = write(mail_bell_, &one, sizeof one);
+}
+
+void LaunchRun::StartWatchdog() {
+  HangWatchdogOptions options{.hang = {.world_size = place_.world_size},
+                              .expires_after = options_.hang_timeout};
+  for (size_t i = 0; i < ranks_.size(); ++i) {
+    const int rank = place_.first_rank + static_cast<int>(i);
+    options.ranks.push_back(
+        {.rank = rank, .pid = ranks_[i].process.pid(), .record = RecordPath(rank)});
+  }
+  watchdog_ = std::make_unique<HangWatchdog>(
+      std::move(options), [this](const HangReport& hang, bool expired) {
+        Post({.event = std::nullopt, .hang = hang, .expired = expired});
+      });
+}
+
+absl::StatusOr<Event> LaunchRun::Run() {
+  for (int local_rank = 0; local_rank < options_.processes; ++local_rank) {
+    CADRE_ASSIGN_OR_RETURN(Rank rank, StartRank(local_rank));
+    ranks_.push_back(std::move(rank));
+    ++running_;
+  }
+  StartWatchdog();
+  link_->Watch(place_.generation,
+               [this](const Event& event) { Post({.event = event, .hang = std::nullopt}); });
+  while (running_ > 0 || !outcome_) Wait();
+  watchdog_.reset();
+  terminal_->Release();
+  return *outcome_;
+}
+
+std::optional<LaunchRun::Clock::time_point> LaunchRun::NextTime() const {
+  std::optional<Clock::time_point> next = terminal_->NextRelease();
+  for (const auto& time : {own_verdict_at_, kill_at_}) {
+    if (time && (!next || *time < *next)) next = time;
+  }
+  return next;
+}
+
+void LaunchRun::Wait() {
+  std::vector<pollfd> files = {{signals_, POLLIN, 0}, {mail_bell_, POLLIN, 0}};
+  for (const Rank& rank : ranks_) {  // negative ones are passed over
+    files.push_back({rank.process.ended(), POLLIN, 0});
+    files.push_back({rank.process.output(), POLLIN, 0});
+    files.push_back({rank.process.errors(), POLLIN, 0});
+  }
+  int milliseconds = -1;
+  if (const auto next = NextTime()) {
+    const auto left = std::chrono::ceil<std::chrono::milliseconds>(*next - Clock::now());
+    milliseconds = static_cast<int>(std::max<int64_t>(left.count(), 0));
+  }
+  if (poll(files.data(), files.size(), milliseconds) < 0) return;
+  // Deaths before anything that others say because of them.
+  TakeEnded();
+  for (Rank& rank : ranks_) {
+    Read(rank, false);
+    Read(rank, true);
+  }
+  TakeMail();
+  TakeSignals();
+  Tick(Clock::now());
+}
+
+void LaunchRun::Read(Rank& rank, bool errors) {
+  char buffer[16384];
+  // Bounded, so that one that writes without end does not hold up the others.
+  for (int i = 0; i < 16; ++i) {
+    const int file = errors ? rank.process.errors() : rank.process.output();
+    if (file < 0) return;
+    const ssize_t n = read(file, buffer, sizeof buffer);
+    if (n < 0 && (errno == EAGAIN || errno == EINTR)) return;
+    if (n > 0) {
+      rank.output->Take(errors, {buffer, static_cast<size_t>(n)});
+    } else if (errors) {  // a pseudo-terminal ends with EIO
+      rank.process.CloseErrors();
+    } else {
+      rank.process.CloseOutput();
+    }
+  }
+}
+
+void LaunchRun::TakeEnded() {
+  std::vector<pollfd> files;
+  for (const Rank& rank : ranks_) files.push_back({rank.process.ended(), POLLIN, 0});
+  poll(files.data(), files.size(), 0);
+  std::vector<Failure> failures;
+  for (size_t i = 0; i < ranks_.size(); ++i) {
+    if ((files[i].revents & POLLIN) == 0) continue;
+    Rank& rank = ranks_[i];
+    Read(rank, false);
+    Read(rank, true);
+    rank.output->Finish();
+    const RankExit exit = rank.process.Reap();
+    rank.process.CloseOutput();
+    rank.process.CloseErrors();
+    --running_;
+    if (!exit.killed && exit.code == 0) {
+      ++done_;
+      continue;
+    }
+    failures.push_back(
+        FailureOf(place_.first_rank + static_cast<int>(i), exit, rank.output->LastError()));
+  }
+  // Of several seen at once, a signal was there before the exits that it caused.
+  std::stable_sort(failures.begin(), failures.end(), [](const Failure& a, const Failure& b) {
+    return a.kind() == Failure::KILLED && b.kind() != Failure::KILLED;
+  });
+  for (const Failure& failure : failures) Report(failure);
+  if (done_ == options_.processes && !outcome_) {
+    Event event;
+    event.set_kind(Event::DONE);
+    link_->Report(place_.generation, event);
+    done_ = -1;  // once
+  }
+}
+
+void LaunchRun::Report(const Failure& failure) {
+  if (outcome_) return;
+  if (!first_failure_) {
+    first_failure_ = failure;
+    first_failure_->set_node(options_.node_rank);
+    own_verdict_at_ = Clock::now() + kWaitForVerdict;
+  }
+  link_->Report(place_.generation, FailedEvent(failure));
+}
+
+void LaunchRun::TakeSignals() {
+  signalfd_siginfo info;
+  while (read(signals_, &info, sizeof info) == sizeof info) {
+    const int signal = static_cast<int>(info.ssi_signo);
+    Event stop;
+    stop.set_kind(Event::STOP);
+    if (stop_signal_ == 0) {
+      stop_signal_ = signal;
+      link_->Report(place_.generation, stop);
+      SignalAll(signal);
+      continue;
+    }
+    Failure failure;
+    failure.set_rank(-1);
+    failure.set_kind(Failure::KILLED);
+    failure.set_code(signal);
+    Report(failure);
+    SignalAll(SIGKILL);
+  }
+}
+
+void LaunchRun::TakeMail() {
+  uint64_t rings;
+  [[maybe_unused]] const ssize_t n = read(mail_bell_, &rings, sizeof rings);
+  std::deque<Mail> mail;
+  {
+    const std::lock_guard lock(mutex_);
+    mail.swap(mail_);
+  }
+  for (const Mail& one : mail) {
+    if (one.event) {
+      TakeEvent(*one.event);
+    } else if (!outcome_ && !one.expired) {
+      terminal_->Line("warning: " + one.hang->text);
+    } else if (!outcome_) {
+      Failure failure;
+      failure.set_rank(one.hang->rank);
+      failure.set_kind(Failure::HUNG);
+      failure.set_last_error(one.hang->text);
+      Report(failure);
+    }
+  }
+}
+
+void LaunchRun::TakeEvent(const Event& event) {
+  if (outcome_) return;
+  if (event.kind() != Event::STOP) return EndAll(event);
+  if (stop_signal_ != 0) return;  // it came from here
+  stop_signal_ = SIGTERM;
+  SignalAll(SIGTERM);
+}
+
+void LaunchRun::EndAll(const Event& outcome) {
+  outcome_ = outcome;
+  own_verdict_at_.reset();
+  if (outcome.kind() != Event::FAILED) return;
+  const Failure& failure = outcome.failure();
+  if (!failure.last_error().empty()) {
+    terminal_->Line(failure.rank() < 0
+                        ? failure.last_error()
+                        : fmt::format("[rank {}] {}", failure.rank(), failure.last_error()));
+  }
+  terminal_->Release(failure.last_error());
+  SignalAll(SIGTERM);
+  kill_at_ = Clock::now() + kTermToKill;
+}
+
+void LaunchRun::Tick(Clock::time_point now) {
+  terminal_->ReleaseOld(now);
+  if (own_verdict_at_ && now >= *own_verdict_at_) EndAll(FailedEvent(*first_failure_));
+  if (kill_at_ && now >= *kill_at_) {
+    SignalAll(SIGKILL);
+    kill_at_.reset();
+  }
+}
+
+void LaunchRun::SignalAll(int signal) {
+  for (const Rank& rank : ranks_) rank.process.Signal(signal);
+}
+
+}  // namespace cadre

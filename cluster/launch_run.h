@@ -1,0 +1,99 @@
+// One start of a job's ranks on this node, until all of them have ended. Private to this folder.
+#pragma once
+
+#include <chrono>
+#include <deque>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "cluster/hang_watchdog.h"
+#include "cluster/launcher.h"
+#include "cluster/launcher_link.h"
+#include "cluster/rank_output.h"
+#include "cluster/rank_process.h"
+#include "core/status.h"
+#include "proto/rendezvous.pb.h"
+
+namespace cadre {
+
+struct LaunchPlace {
+  int64_t generation = 0;
+  int first_rank = 0;
+  int world_size = 0;
+  HostPort rendezvous;
+  std::string token;
+  std::string records;  // folder of flight records
+};
+
+class LaunchRun {
+ public:
+  static constexpr std::chrono::milliseconds kTermToKill{1000};
+
+  // `signals`: a descriptor of signalfd. All are borrowed.
+  LaunchRun(const LauncherOptions& options, const LaunchPlace& place, LauncherLink* link,
+            RankTerminal* terminal, int signals);
+  ~LaunchRun();
+  // The job's outcome. Errors: a rank that could not be started.
+  absl::StatusOr<rendezvous::Event> Run();
+
+ private:
+  using Clock = std::chrono::steady_clock;
+  struct Rank {
+    RankProcess process;
+    std::unique_ptr<RankOutput> output;
+  };
+  // What other threads tell this one.
+  struct Mail {
+    std::optional<rendezvous::Event> event;
+    std::optional<HangReport> hang;
+    bool expired = false;
+  };
+
+  absl::StatusOr<Rank> StartRank(int local_rank);
+  std::vector<std::string> Variables(int local_rank, int threads) const;
+  std::string RecordPath(int rank) const;
+  void StartWatchdog();
+  void Post(Mail mail);
+
+  void Wait();
+  void Read(Rank& rank, bool errors);
+  void TakeSignals();
+  void TakeMail();
+  void TakeEvent(const rendezvous::Event& event);
+  void TakeEnded();
+  void Tick(Clock::time_point now);
+  std::optional<Clock::time_point> NextTime() const;
+
+  void SignalAll(int signal);
+  void Report(const rendezvous::Failure& failure);
+  // The outcome is known: the ranks that still run are to end.
+  void EndAll(const rendezvous::Event& outcome);
+
+  const LauncherOptions& options_;
+  const LaunchPlace place_;
+  LauncherLink* link_;
+  RankTerminal* terminal_;
+  int signals_;
+  int mail_bell_;  // an eventfd
+  std::mutex mutex_;
+  std::deque<Mail> mail_;  // under mutex_
+
+  std::vector<Rank> ranks_;
+  int running_ = 0;
+  int done_ = 0;
+  int stop_signal_ = 0;  // the first that was passed on
+  std::optional<rendezvous::Event> outcome_;
+  std::optional<rendezvous::Failure> first_failure_;  // of this node
+  std::optional<Clock::time_point> own_verdict_at_;   // where the rendezvous gives none
+  std::optional<Clock::time_point> kill_at_;
+  std::unique_ptr<HangWatchdog> watchdog_;
+};
+
+// "rank 3 was killed by signal 9 (SIGKILL)", with its node where there are several.
+std::string Describe(const rendezvous::Failure& failure, int nodes);
+int ExitCode(const rendezvous::Failure& failure);
+
+}  // namespace cadre

@@ -1,0 +1,242 @@
+#include "cluster/launcher.h"
+
+#include <poll.h>
+#include <sys/eventfd.h>
+#include <sys/signalfd.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <csignal>
+#include <cstdlib>
+#include <filesystem>
+#include <memory>
+#include <random>
+#include <system_error>
+#include <thread>
+
+#include "cluster/gathering.h"
+#include "cluster/launch_run.h"
+#include "core/file.h"
+
+namespace cadre {
+namespace {
+
+using rendezvous::Event;
+using rendezvous::Failure;
+
+// Threads that are started while it lives inherit its mask, so that only the descriptor sees the
+// signals.
+class BlockedSignals {
+ public:
+  BlockedSignals() {
+    sigemptyset(&set_);
+    for (const int signal : {SIGINT, SIGTERM, SIGHUP}) {
+      struct sigaction action;
+      // Under nohup a terminal that closes is no reason to stop.
+      sigaction(signal, nullptr, &action);
+      if (action.sa_handler != SIG_IGN) sigaddset(&set_, signal);
+    }
+    pthread_sigmask(SIG_BLOCK, &set_, &before_);
+    file_ = signalfd(-1, &set_, SFD_CLOEXEC | SFD_NONBLOCK);
+    std::signal(SIGPIPE, SIG_IGN);
+  }
+  ~BlockedSignals() {
+    close(file_);
+    pthread_sigmask(SIG_SETMASK, &before_, nullptr);
+  }
+  int file() const { return file_; }
+
+ private:
+  sigset_t set_, before_;
+  int file_;
+};
+
+// While no ranks run there is nothing to end: a signal ends this process, as by default. (A thread,
+// since those of gRPC would inherit signals that are not blocked.)
+class DiesOnSignals {
+ public:
+  explicit DiesOnSignals(const BlockedSignals& signals)
+      : over_(eventfd(0, EFD_CLOEXEC)), thread_([this, file = signals.file()] { Watch(file); }) {}
+  ~DiesOnSignals() {
+    const uint64_t one = 1;
+    [[maybe_unused]] const ssize_t n = write(over_, &one, sizeof one);
+    thread_.join();
+    close(over_);
+  }
+
+ private:
+  void Watch(int signals) const {
+    pollfd files[] = {{over_, POLLIN, 0}, {signals, POLLIN, 0}};
+    while (poll(files, 2, -1) < 0) {
+    }
+    signalfd_siginfo info;
+    if (files[0].revents != 0 || read(signals, &info, sizeof info) != sizeof info) return;
+    const int signal = static_cast<int>(info.ssi_signo);
+    sigset_t set;
+    sigemptyset(&set);
+    sigaddset(&set, signal);
+    std::signal(signal, SIG_DFL);
+    pthread_sigmask(SIG_UNBLOCK, &set, nullptr);
+    raise(signal);
+  }
+
+  int over_;
+  std::thread thread_;
+};
+
+class TemporaryFolder {
+ public:
+  // In memory where that is possible.
+  static absl::StatusOr<std::unique_ptr<TemporaryFolder>> Create(const std::string& fallback) {
+    int error = ENOENT;
+    for (const std::string& parent : {std::string("/dev/shm"), fallback, std::string("/tmp")}) {
+      if (parent.empty()) continue;
+      std::unique_ptr<TemporaryFolder> folder(new TemporaryFolder);
+      folder->path_ = parent + "/cadre-launch-XXXXXX";
+      if (mkdtemp(folder->path_.data()) != nullptr) return folder;
+      error = errno;
+      folder->path_.clear();
+    }
+    return ErrnoError("/dev/shm, TMPDIR and /tmp", "cannot create a folder", error);
+  }
+  ~TemporaryFolder() {
+    std::error_code ignored;
+    if (!path_.empty()) std::filesystem::remove_all(path_, ignored);
+  }
+  const std::string& path() const { return path_; }
+
+ private:
+  TemporaryFolder() = default;
+  std::string path_;
+};
+
+std::string DrawToken() {
+  std::random_device random;
+  std::string token;
+  for (int i = 0; i < 4; ++i) token += fmt::format("{:08x}", random());
+  return token;
+}
+
+absl::Status CheckOptions(const LauncherOptions& options) {
+  constexpr int kMax = Gathering::kMaxMembers;
+  if (options.processes < 1 || options.processes > kMax) {
+    return InvalidArgument("--nproc-per-node {}: 1 to {} are allowed", options.processes, kMax);
+  }
+  if (options.nodes < 1 || options.nodes > kMax) {
+    return InvalidArgument("--nnodes {}: 1 to {} are allowed", options.nodes, kMax);
+  }
+  if (options.node_rank < 0 || options.node_rank >= options.nodes) {
+    return InvalidArgument("--node-rank {}: 0 to {} are allowed", options.node_rank,
+                           options.nodes - 1);
+  }
+  if (options.max_restarts < 0) {
+    return InvalidArgument("--max-restarts {}: 0 and more are allowed", options.max_restarts);
+  }
+  if (options.nodes > 1 && options.rendezvous.host.empty()) {
+    return InvalidArgument("--nnodes {}: --rdzv-endpoint HOST:PORT is needed", options.nodes);
+  }
+  if (options.nodes > 1 && options.token.empty()) {
+    return InvalidArgument(
+        "--nnodes {}: set CADRE_JOB_TOKEN to one secret on all nodes, so that no stranger joins",
+        options.nodes);
+  }
+  return absl::OkStatus();
+}
+
+class Launcher {
+ public:
+  explicit Launcher(const LauncherOptions& options)
+      : options_(options), terminal_(STDOUT_FILENO, STDERR_FILENO, isatty(STDERR_FILENO) == 1) {}
+
+  absl::StatusOr<LaunchOutcome> Run();
+
+ private:
+  absl::Status Meet();
+  absl::StatusOr<Event> RunOnce(int64_t generation);
+  LaunchOutcome Outcome(const Event& event) const;
+
+  const LauncherOptions& options_;
+  RankTerminal terminal_;
+  BlockedSignals signals_;
+  LaunchPlace place_;
+  std::unique_ptr<RendezvousServer> server_;
+  std::unique_ptr<LauncherLink> link_;  // after the server, so that it ends first
+};
+
+// Node 0 listens on all addresses: its name may be another one's from outside. The token keeps
+// strangers out.
+absl::Status Launcher::Meet() {
+  const bool alone = options_.nodes == 1;
+  place_.rendezvous = alone ? HostPort{"127.0.0.1", 0} : options_.rendezvous;
+  place_.token = alone && options_.token.empty() ? DrawToken() : options_.token;
+  if (options_.node_rank == 0) {
+    const std::string& host = place_.rendezvous.host;
+    CADRE_ASSIGN_OR_RETURN(server_,
+                           RendezvousServer::Start({.host = IsLoopback(host) ? host : "::",
+                                                    .port = place_.rendezvous.port,
+                                                    .token = place_.token,
+                                                    .nodes = options_.nodes,
+                                                    .max_restarts = options_.max_restarts}));
+    place_.rendezvous.port = server_->port();
+  }
+  CADRE_ASSIGN_OR_RETURN(link_, LauncherLink::Connect({.host = place_.rendezvous.host,
+                                                       .port = place_.rendezvous.port,
+                                                       .token = place_.token,
+                                                       .number = options_.node_rank,
+                                                       .size = options_.nodes,
+                                                       .timeout = options_.rendezvous_timeout}));
+  return absl::OkStatus();
+}
+
+absl::StatusOr<Event> Launcher::RunOnce(int64_t generation) {
+  {
+    const DiesOnSignals interruptible(signals_);
+    CADRE_ASSIGN_OR_RETURN(const rendezvous::JoinReply joined,
+                           link_->Join(generation, options_.processes));
+    place_.first_rank = joined.first_rank();
+    place_.world_size = joined.world_size();
+  }
+  place_.generation = generation;
+  CADRE_ASSIGN_OR_RETURN(const auto folder, TemporaryFolder::Create(options_.temporary_folder));
+  place_.records = folder->path();
+  LaunchRun run(options_, place_, link_.get(), &terminal_, signals_.file());
+  return run.Run();
+}
+
+LaunchOutcome Launcher::Outcome(const Event& event) const {
+  if (event.kind() != Event::FAILED) return {};
+  const Failure& failure = event.failure();
+  LaunchOutcome outcome{.exit_code = ExitCode(failure), .error = Describe(failure, options_.nodes)};
+  if (!options_.log_folder.empty() && failure.rank() >= 0 && failure.node() == options_.node_rank) {
+    outcome.error +=
+        fmt::format("; all it wrote: {}/rank-{:04}.log", options_.log_folder, failure.rank());
+  }
+  return outcome;
+}
+
+absl::StatusOr<LaunchOutcome> Launcher::Run() {
+  {
+    const DiesOnSignals interruptible(signals_);
+    CADRE_RETURN_IF_ERROR(Meet());
+  }
+  if (!options_.log_folder.empty()) {
+    std::error_code error;
+    std::filesystem::create_directories(options_.log_folder, error);
+    if (error) return ErrnoError(options_.log_folder, "cannot create", error.value());
+  }
+  for (int64_t generation = 0;; ++generation) {
+    CADRE_ASSIGN_OR_RETURN(const Event event, RunOnce(generation));
+    if (!event.restart()) return Outcome(event);
+    terminal_.Line(fmt::format("warning: {}; all ranks start again (restart {})",
+                               Outcome(event).error, generation + 1));
+  }
+}
+
+}  // namespace
+
+absl::StatusOr<LaunchOutcome> Launch(const LauncherOptions& options) {
+  CADRE_RETURN_IF_ERROR(CheckOptions(options));
+  return Launcher(options).Run();
+}
+
+}  // namespace cadre

@@ -1,0 +1,55 @@
+// A launcher's line to the rendezvous, where the launchers of a job agree on how it is cut up and
+// tell one another what happened. Private to this folder.
+//
+// Join blocks; Watch and Report do not. Events come on a thread of gRPC's.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <set>
+
+#include "cluster/rendezvous_channel.h"
+#include "core/status.h"
+#include "proto/rendezvous.grpc.pb.h"
+
+namespace cadre {
+
+class LauncherLink {
+ public:
+  using OnEvent = std::function<void(const rendezvous::Event&)>;
+
+  // `peer`'s number and size are of nodes.
+  static absl::StatusOr<std::unique_ptr<LauncherLink>> Connect(const RendezvousPeer& peer);
+  // Gives up what is under way; no event comes after it.
+  ~LauncherLink();
+
+  // Blocks until the launchers of all nodes came for this generation.
+  absl::StatusOr<rendezvous::JoinReply> Join(int64_t generation, int processes);
+  // The events of a generation, in order, up to its outcome. Where the rendezvous is gone, that is
+  // the last one: node 0's launcher is.
+  void Watch(int64_t generation, OnEvent on_event) {
+    WatchFrom(generation, 0, std::move(on_event));
+  }
+  void Report(int64_t generation, const rendezvous::Event& event);
+
+ private:
+  explicit LauncherLink(const RendezvousPeer& peer) : peer_(peer), caller_(MakeCaller(peer)) {}
+  void WatchFrom(int64_t generation, int number, OnEvent on_event);
+  rendezvous::Caller CallerOf(int64_t generation) const;
+  // Keeps a call's context while it is under way. False: this link ends.
+  bool Begin(const std::shared_ptr<grpc::ClientContext>& context);
+  void End(const std::shared_ptr<grpc::ClientContext>& context);
+
+  const RendezvousPeer peer_;
+  const rendezvous::Caller caller_;
+  std::unique_ptr<rendezvous::Rendezvous::Stub> stub_;
+  std::mutex mutex_;
+  std::condition_variable idle_;
+  bool ending_ = false;
+  std::set<std::shared_ptr<grpc::ClientContext>> calls_;
+};
+
+}  // namespace cadre
