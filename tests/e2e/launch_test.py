@@ -1,0 +1,366 @@
+#!/usr/bin/env python3
+"""`cadre launch`: exit codes, culprits, logs, signals, hangs, restarts, several nodes. The ranks are
+tests/e2e/rank_program.cc, which does as it is told.
+
+    python3 tests/e2e/launch_test.py [--cadre build/release/cadre] [unittest flags, test names]
+"""
+
+import contextlib
+import os
+import pathlib
+import pty
+import signal
+import socket
+import subprocess
+import time
+import unittest
+
+import e2e
+
+CODE_PEER_LOST = 3
+
+
+def program():
+    return e2e.Options.cadre.parent / "cadre_rank_program"
+
+
+def arguments(flags, actions, ranks):
+    return ["launch", "--nproc-per-node", ranks, *flags, "--program", program(), *actions]
+
+
+def launch(*actions, flags=(), ranks=4, code=0):
+    """Runs the launcher to its end; asserts its exit code."""
+    return e2e.cadre(*arguments(flags, actions, ranks), code=code)
+
+
+def launching(*actions, flags=(), ranks=4):
+    return e2e.running(*arguments(flags, actions, ranks))
+
+
+def last_line(done):
+    return done.stderr.rstrip().splitlines()[-1]
+
+
+def records():
+    """Folders of flight records that are there now."""
+    return set(pathlib.Path("/dev/shm").glob("cadre-launch-*"))
+
+
+def alive(pid):
+    """Whether it runs: a dead one that nobody has waited for does not."""
+    try:
+        stat = pathlib.Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
+    except OSError:
+        return False
+    return stat.rsplit(")", 1)[1].split()[0] not in "ZX"
+
+
+@contextlib.contextmanager
+def free_port():
+    """A port that stays free for whoever allows reuse, as the rendezvous does."""
+    with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        taken.bind(("127.0.0.1", 0))
+        yield taken.getsockname()[1]
+
+
+class Case(unittest.TestCase):
+    def setUp(self):
+        self.folder = e2e.temporary_folder()
+
+    def pids(self, process, ranks):
+        """Of the ranks, once each has written it by `*:file=FOLDER/` ... ."""
+        paths = [self.folder / f"pid{rank}" for rank in ranks]
+        e2e.wait_until(lambda: all(path.exists() for path in paths), process, "the ranks run")
+        return [int(path.read_text(encoding="utf-8")) for path in paths]
+
+    def files(self, ranks=range(4)):
+        return [f"{rank}:file={self.folder}/pid{rank}" for rank in ranks]
+
+    def wait_for(self, process, text):
+        e2e.wait_until(lambda: text in process.output(), process, f"the launcher says {text!r}")
+
+    def assert_ended(self, process, pids, code):
+        self.assertEqual(process.wait(e2e.TIMEOUT), code, process.output())
+        self.assertEqual([pid for pid in pids if alive(pid)], [])
+
+
+class Ends(Case):
+    def test_all_well(self):
+        before = records()
+        done = launch("*:gather=a", "*:out=hello", "*:say=world")
+        self.assertEqual((done.stdout, done.stderr), ("hello\n", "world\n"))
+        self.assertEqual(records(), before)
+
+    def test_a_ranks_exit_code_is_the_launchers(self):
+        done = launch("*:gather=a", "2:say=error: no bread", "2:exit=7", "*:hold", code=7)
+        self.assertEqual(done.stderr, "[rank 2] error: no bread\nerror: rank 2 exited with code 7\n")
+
+    def test_a_signal_is_128_and_itself(self):
+        done = launch("*:gather=a", "3:crash", "*:hold", code=128 + signal.SIGABRT)
+        self.assertEqual(last_line(done), "error: rank 3 was killed by signal 6 (SIGABRT)")
+
+    def test_one_that_lost_a_peer_is_shown_after_the_one_that_died(self):
+        # 0 and 1 hear of it first and say so, the launcher before anybody else.
+        with launching("*:gather=a", *self.files(), "0:say=error: rank 3 is lost",
+                       f"0:exit={CODE_PEER_LOST}", "1:say=error: rank 3 is lost, too",
+                       f"1:exit={CODE_PEER_LOST}", "*:hold") as process:
+            pids = self.pids(process, range(4))
+            e2e.wait_until(lambda: not alive(pids[0]), process, "rank 0 ended")
+            os.kill(pids[3], signal.SIGKILL)
+            self.assert_ended(process, pids, 128 + signal.SIGKILL)
+            *lost, last = process.output().splitlines()
+            self.assertEqual(sorted(lost), ["[rank 1] error: rank 3 is lost, too",
+                                            "error: rank 3 is lost"])
+            self.assertEqual(last, "error: rank 3 was killed by signal 9 (SIGKILL)")
+
+    def test_where_nobody_else_died_the_first_that_lost_a_peer_is_it(self):
+        done = launch("1:say=error: lost", f"1:exit={CODE_PEER_LOST}", "*:hold", code=CODE_PEER_LOST)
+        self.assertEqual(done.stderr, "[rank 1] error: lost\nerror: rank 1 exited with code 3\n")
+
+    def test_a_killed_rank_ends_all_soon(self):
+        with launching(*self.files(), "*:hold") as process:
+            pids = self.pids(process, range(4))
+            began = time.monotonic()
+            os.kill(pids[1], signal.SIGKILL)
+            self.assert_ended(process, pids, 128 + signal.SIGKILL)
+            print(f"a killed rank: all ended after {time.monotonic() - began:.2f} s (bound: 2 s)")
+
+    def test_a_usage_error_is_said_once(self):
+        done = launch("*:say=error: --what: no such option", "*:exit=2", flags=["--max-restarts", 3],
+                      code=2)
+        self.assertEqual(done.stderr.count("--what"), 1, done.stderr)
+
+    def test_a_program_that_is_not_there(self):
+        line = e2e.refused("launch", "--nproc-per-node", 2, "--program", "/no/such", "x", code=1)
+        self.assertIn("/no/such", line)
+
+
+class Output(Case):
+    def test_logs_have_all_and_the_terminal_what_matters(self):
+        logs = self.folder / "logs"
+        done = launch("*:gather=a", "*:say=plain", "1:say=warning: slow", "*:out=result",
+                      flags=["--log-dir", logs])
+        self.assertEqual(done.stdout, "result\n")
+        self.assertEqual(sorted(done.stderr.splitlines()), ["[rank 1] warning: slow", "plain"])
+        self.assertEqual(sorted(path.name for path in logs.iterdir()),
+                         [f"rank-000{rank}.log" for rank in range(4)])
+        self.assertEqual(sorted((logs / "rank-0001.log").read_text().splitlines()),
+                         ["plain", "result", "warning: slow"])
+        done = launch("3:exit=1", flags=["--log-dir", logs], code=1)
+        self.assertIn(f"all it wrote: {logs}/rank-0003.log", last_line(done))
+
+    def test_rank_zero_sees_a_terminal_where_there_is_one(self):
+        ours, theirs = pty.openpty()
+        with subprocess.Popen([e2e.Options.cadre, "launch", "--nproc-per-node", "2", "--program",
+                               "/usr/bin/env", "sh", "-c", "test -t 2 && echo $RANK >&2"],
+                              stdout=subprocess.DEVNULL, stderr=theirs) as process:
+            os.close(theirs)
+            shown = b""
+            with contextlib.suppress(OSError):
+                while piece := os.read(ours, 4096):
+                    shown += piece
+        os.close(ours)
+        self.assertTrue(shown.startswith(b"0\r\n"), shown)
+
+    def test_ranks_know_who_they_are(self):
+        names = ["RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK",
+                 "TORCHELASTIC_RESTART_COUNT", "OMP_NUM_THREADS"]
+        done = launch(*(f"0:environ={name}" for name in names), ranks=3)
+        cores = len(os.sched_getaffinity(0))
+        self.assertEqual(done.stdout.split(),
+                         ["RANK=0", "WORLD_SIZE=3", "LOCAL_RANK=0", "LOCAL_WORLD_SIZE=3",
+                          "GROUP_RANK=0", "TORCHELASTIC_RESTART_COUNT=0",
+                          f"OMP_NUM_THREADS={max(cores // 3, 1)}"])
+
+    def test_the_users_threads_are_left_alone(self):
+        os.environ["OMP_NUM_THREADS"] = "5"
+        try:
+            self.assertEqual(launch("0:environ=OMP_NUM_THREADS").stdout, "OMP_NUM_THREADS=5\n")
+        finally:
+            del os.environ["OMP_NUM_THREADS"]
+
+    def test_the_token_is_on_no_command_line(self):
+        with launching(*self.files([0]), "*:hold", ranks=1) as process:
+            (pid,) = self.pids(process, [0])
+            environ = pathlib.Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+            (token,) = [v.split(b"=")[1] for v in environ if v.startswith(b"CADRE_JOB_TOKEN=")]
+            self.assertEqual(len(token), 32)
+            for one in (pid, process.pid):
+                self.assertNotIn(token, pathlib.Path(f"/proc/{one}/cmdline").read_bytes())
+
+
+class Signals(Case):
+    def test_ctrl_c_reaches_each_rank_once(self):
+        for number in (signal.SIGINT, signal.SIGTERM):
+            for path in self.folder.glob("pid*"):
+                path.unlink()
+            with launching(*self.files(), "*:wait") as process:
+                pids = self.pids(process, range(4))
+                process.send_signal(number)
+                self.assert_ended(process, pids, 0)
+                self.assertEqual(process.output().count(f"got signal {number:d}"), 4)
+
+    def test_a_second_one_kills(self):
+        with launching(*self.files(), "*:hold") as process:
+            pids = self.pids(process, range(4))
+            process.send_signal(signal.SIGINT)
+            process.send_signal(signal.SIGTERM)
+            self.assertIn(process.wait(e2e.TIMEOUT), (130, 137, 143), process.output())
+            self.assertEqual([pid for pid in pids if alive(pid)], [])
+
+    def test_ranks_do_not_survive_their_launcher(self):
+        with launching(*self.files(), "*:wait") as process:
+            pids = self.pids(process, range(4))
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            deadline = time.monotonic() + e2e.TIMEOUT
+            while any(alive(pid) for pid in pids):
+                self.assertLess(time.monotonic(), deadline)
+                time.sleep(0.02)
+
+
+class Hangs(Case):
+    BEGUN = ("*:step=15", "*:step=16", "*:step=17", "*:gather=begun", "2:activity=forward,3",
+             "0:begin=tp,all_reduce,layer 3 mlp,8", "1:begin=tp,all_reduce,layer 3 mlp,8",
+             "3:begin=tp,all_reduce,layer 3 mlp,8")
+    WAIT = "ranks 0, 1, 3 wait for it in all_reduce 'layer 3 mlp' of group tp since "
+
+    def test_a_stopped_rank_is_named_with_what_it_holds_up(self):
+        with launching(*self.BEGUN, *self.files(), "*:hold") as process:
+            pids = self.pids(process, range(4))
+            os.kill(pids[2], signal.SIGSTOP)
+            self.wait_for(process, self.WAIT)
+            (line,) = [l for l in process.output().splitlines() if "hangs" in l]
+            self.assertTrue(line.startswith(
+                "warning: rank 2 hangs (stopped by a signal) in forward of layer 3 at step 17; "
+                + self.WAIT), line)
+
+    def test_one_that_never_comes_is_named(self):
+        with launching(*self.BEGUN, *self.files(), "*:hold") as process:
+            self.wait_for(process, "rank 2 hangs in forward of layer 3 at step 17; " + self.WAIT)
+
+    def test_hang_timeout_ends_the_job_and_counts_as_a_failure(self):
+        done = launch(*self.BEGUN, "*:hold", flags=["--hang-timeout", 2.5], code=1)
+        self.assertEqual(last_line(done), "error: rank 2 hung for longer than --hang-timeout")
+        self.assertIn("[rank 2] rank 2 hangs in forward of layer 3", done.stderr)
+
+
+class Restarts(Case):
+    def test_all_ranks_start_again(self):
+        done = launch("0:environ=TORCHELASTIC_RESTART_COUNT", "*:gather=a", "1@0:exit=4", "2@1:crash",
+                      "*@0:hold", "*@1:hold", flags=["--max-restarts", 2])
+        self.assertEqual(done.stdout.split(),
+                         [f"TORCHELASTIC_RESTART_COUNT={start}" for start in range(3)])
+        self.assertEqual(done.stderr.splitlines(), [
+            "warning: rank 1 exited with code 4; all ranks start again (restart 1)",
+            "warning: rank 2 was killed by signal 6 (SIGABRT); all ranks start again (restart 2)"])
+
+    def test_not_more_often_than_allowed(self):
+        done = launch("0:out=start", "1:exit=4", "*:hold", flags=["--max-restarts", 2], code=4)
+        self.assertEqual(done.stdout, "start\n" * 3)
+        self.assertEqual(last_line(done), "error: rank 1 exited with code 4")
+
+
+class Nodes(Case):
+    @contextlib.contextmanager
+    def nodes(self, *actions, flags=(), ranks=(2, 2), timeout=60):
+        os.environ["CADRE_JOB_TOKEN"] = "secret"
+        try:
+            with free_port() as port, contextlib.ExitStack() as stack:
+                self.port = port
+                yield [stack.enter_context(launching(
+                    *actions, ranks=count, flags=["--nnodes", len(ranks), "--node-rank", node,
+                                                  "--rdzv-endpoint", f"127.0.0.1:{port}",
+                                                  "--rdzv-timeout", timeout, *flags]))
+                       for node, count in enumerate(ranks) if count]
+        finally:
+            del os.environ["CADRE_JOB_TOKEN"]
+
+    def test_two_make_one_world(self):
+        with self.nodes("*:gather=a", "*:say=warning: here", ranks=(1, 3)) as nodes:
+            for process in nodes:
+                self.assertEqual(process.wait(e2e.TIMEOUT), 0, process.output())
+            self.assertEqual(sorted(nodes[1].output().splitlines()),
+                             [f"[rank {rank}] warning: here" for rank in (1, 2, 3)])
+
+    def test_a_death_on_one_ends_the_other(self):
+        with self.nodes(*self.files(), "*:gather=a", "3:say=error: no bread", "3:exit=9",
+                        "*:hold") as nodes:
+            for process in nodes:
+                self.assertEqual(process.wait(e2e.TIMEOUT), 9, process.output())
+                self.assertEqual(process.output(), "[rank 3] error: no bread\n"
+                                                   "error: rank 3 on node 1 exited with code 9\n")
+
+    def test_they_restart_together(self):
+        with self.nodes("*:gather=a", "3@0:exit=9", "*@0:hold", "*:gather=b",
+                        flags=["--max-restarts", 1]) as nodes:
+            for process in nodes:
+                self.assertEqual(process.wait(e2e.TIMEOUT), 0, process.output())
+                self.assertIn("all ranks start again (restart 1)", process.output())
+
+    def test_ctrl_c_on_one_ends_both(self):
+        with self.nodes(*self.files(), "*:wait") as nodes:
+            pids = self.pids(nodes[0], range(4))
+            nodes[1].send_signal(signal.SIGINT)
+            for process in nodes:
+                self.assert_ended(process, pids if process is nodes[1] else [], 0)
+
+    def test_a_launcher_that_is_gone_ends_the_others(self):
+        for gone in (0, 1):
+            for path in self.folder.glob("pid*"):
+                path.unlink()
+            with self.nodes(*self.files(), "*:wait") as nodes:
+                self.pids(nodes[0], range(4))
+                nodes[gone].send_signal(signal.SIGKILL)
+                left = nodes[1 - gone]
+                self.assertEqual(left.wait(e2e.TIMEOUT), 1, left.output())
+                self.assertEqual(left.output().splitlines()[-1],
+                                 f"error: the launcher of node {gone} is gone")
+
+    def test_a_time_out_names_who_is_missing(self):
+        with self.nodes("*:hold", ranks=(2, 0, 0), timeout=0.5) as (process,):
+            self.assertEqual(process.wait(e2e.TIMEOUT), 1)
+            self.assertEqual(process.output(),
+                             f"error: rendezvous 127.0.0.1:{self.port}: launchers: after 0.5 s "
+                             "nodes 1, 2 of 3 did not come\n")
+
+    def test_nobody_answers(self):
+        with self.nodes("*:hold", ranks=(0, 2), timeout=0.5) as (process,):
+            self.assertEqual(process.wait(e2e.TIMEOUT), 1)
+            self.assertEqual(process.output(), "error: rendezvous: nobody answers at "
+                                               f"127.0.0.1:{self.port} after 0.5 s\n")
+
+    def test_a_port_in_use(self):
+        with socket.socket() as taken:
+            taken.bind(("127.0.0.1", 0))
+            taken.listen()
+            os.environ["CADRE_JOB_TOKEN"] = "secret"
+            try:
+                endpoint = f"127.0.0.1:{taken.getsockname()[1]}"
+                line = e2e.refused("launch", "--nproc-per-node", 1, "--nnodes", 2, "--rdzv-endpoint",
+                                   endpoint, "train", code=1)
+            finally:
+                del os.environ["CADRE_JOB_TOKEN"]
+            self.assertEqual(line, f"rendezvous {endpoint}: the port is in use; choose another one")
+
+    def test_options_that_cannot_be(self):
+        for flags, text in [
+                ((), "--nproc-per-node: how many ranks"),
+                (("--nproc-per-node", "two"), "--nproc-per-node two: a number"),
+                (("--nproc-per-node", 0), "--nproc-per-node 0: 1 to 65536"),
+                (("--nproc-per-node", 2, "--nnodes", 2), "--rdzv-endpoint HOST:PORT is needed"),
+                (("--nproc-per-node", 2, "--nnodes", 2, "--rdzv-endpoint", "a:1"), "CADRE_JOB_TOKEN"),
+                (("--nproc-per-node", 2, "--node-rank", 1), "--node-rank 1: 0 to 0"),
+                (("--nproc-per-node", 2, "--max-restarts", -1), "--max-restarts -1"),
+                (("--nproc-per-node", 2, "--hang-timeout", -1), "--hang-timeout -1"),
+                (("--nproc-per-node", 2, "--rdzv-endpoint", "a:b"), "a port is 1 to 65535"),
+                (("--nproc-per-node", 2, "--bogus"), "--bogus: no such option")]:
+            with self.subTest(flags=flags):
+                self.assertIn(text, e2e.refused("launch", *flags, "train", code=2))
+        self.assertIn("a verb is needed", e2e.refused("launch", "--nproc-per-node", 2, code=2))
+        self.assertIn("Train a model", e2e.cadre("launch", "--nproc-per-node", 2, "train", "--help").stdout)
+
+
+if __name__ == "__main__":
+    unittest.main(argv=e2e.parse())
