@@ -43,6 +43,17 @@ absl::StatusOr<int64_t> RegularFileSize(int fd, const std::string& path) {
   return static_cast<int64_t>(info.st_size);
 }
 
+absl::Status WriteAllAt(int fd, const std::string& path, int64_t offset, std::string_view bytes) {
+  while (!bytes.empty()) {
+    const ssize_t n = pwrite(fd, bytes.data(), bytes.size(), offset);
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) return ErrnoError(path, "cannot write", errno);
+    bytes.remove_prefix(static_cast<size_t>(n));
+    offset += n;
+  }
+  return absl::OkStatus();
+}
+
 std::string FolderOf(const std::string& path) {
   const std::string folder = std::filesystem::path(path).parent_path().string();
   return folder.empty() ? "." : folder;
@@ -191,6 +202,45 @@ absl::Status FileReader::ReadAt(int64_t offset, std::span<std::byte> bytes) cons
   return absl::OkStatus();
 }
 
+absl::StatusOr<InPlaceFile> InPlaceFile::Create(const std::string& path, int64_t size) {
+  InPlaceFile file(path, open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666));
+  if (file.descriptor_ < 0) return ErrnoError(path, "cannot create", errno);
+  int error = 0;
+  do {
+    error = size == 0 ? 0 : posix_fallocate(file.descriptor_, 0, size);
+  } while (error == EINTR);
+  if (error == 0) return file;
+  unlink(path.c_str());
+  return ErrnoError(path, fmt::format("cannot reserve {} bytes", size), error);
+}
+
+absl::StatusOr<InPlaceFile> InPlaceFile::Open(const std::string& path) {
+  InPlaceFile file(path, open(path.c_str(), O_WRONLY | O_CLOEXEC));
+  if (file.descriptor_ < 0) return ErrnoError(path, "cannot open", errno);
+  return file;
+}
+
+InPlaceFile::InPlaceFile(InPlaceFile&& other) noexcept { *this = std::move(other); }
+
+InPlaceFile& InPlaceFile::operator=(InPlaceFile&& other) noexcept {
+  std::swap(path_, other.path_);
+  std::swap(descriptor_, other.descriptor_);
+  return *this;
+}
+
+InPlaceFile::~InPlaceFile() {
+  if (descriptor_ >= 0) close(descriptor_);
+}
+
+absl::Status InPlaceFile::WriteAt(int64_t offset, std::string_view bytes) const {
+  return WriteAllAt(descriptor_, path_, offset, bytes);
+}
+
+absl::Status InPlaceFile::Sync() const {
+  if (fsync(descriptor_) != 0) return ErrnoError(path_, "cannot sync", errno);
+  return absl::OkStatus();
+}
+
 absl::StatusOr<AtomicFileWriter> AtomicFileWriter::Create(const std::string& path) {
   AtomicFileWriter writer;
   writer.path_ = path;
@@ -234,14 +284,7 @@ absl::Status AtomicFileWriter::Append(std::span<const std::byte> bytes) {
 
 absl::Status AtomicFileWriter::WriteAt(int64_t offset, std::string_view bytes) {
   CADRE_CHECK(descriptor_ >= 0, "{}: written after Commit", path_);
-  while (!bytes.empty()) {
-    const ssize_t n = pwrite(descriptor_, bytes.data(), bytes.size(), offset);
-    if (n < 0 && errno == EINTR) continue;
-    if (n < 0) return ErrnoError(path_, "cannot write", errno);
-    bytes.remove_prefix(static_cast<size_t>(n));
-    offset += n;
-  }
-  return absl::OkStatus();
+  return WriteAllAt(descriptor_, path_, offset, bytes);
 }
 
 absl::Status AtomicFileWriter::Commit() {

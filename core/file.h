@@ -73,6 +73,27 @@ class FileReader {
   int64_t size_ = 0;
 };
 
+// A file of known size that several processes fill, each its own ranges. Its room is reserved when
+// it is made, so a full disk is an error there and never a signal later. WriteAt and Sync from any
+// thread.
+class InPlaceFile {
+ public:
+  // Replaces what is there. kResourceExhausted: no room for `size` bytes; nothing is left then.
+  static absl::StatusOr<InPlaceFile> Create(const std::string& path, int64_t size);
+  static absl::StatusOr<InPlaceFile> Open(const std::string& path);
+  InPlaceFile(InPlaceFile&& other) noexcept;
+  InPlaceFile& operator=(InPlaceFile&& other) noexcept;
+  ~InPlaceFile();
+
+  absl::Status WriteAt(int64_t offset, std::string_view bytes) const;
+  absl::Status Sync() const;
+
+ private:
+  InPlaceFile(std::string path, int descriptor) : path_(std::move(path)), descriptor_(descriptor) {}
+  std::string path_;
+  int descriptor_ = -1;
+};
+
 // A new file beside `path` that takes its place on Commit; removed when destroyed before that.
 class AtomicFileWriter {
  public:

@@ -103,6 +103,25 @@ TEST_F(File, AFailedReplacementKeepsTheOldFile) {
   EXPECT_EQ(Names(), 1);
 }
 
+TEST_F(File, FillsAFileInPlace) {
+  const std::string path = folder_ + "/a";
+  ASSERT_TRUE(WriteFileAtomic(path, "longer than what follows").ok());
+  auto file = InPlaceFile::Create(path, 6);
+  ASSERT_TRUE(file.ok()) << Message(file.status());
+  EXPECT_EQ(*ReadFile(path), std::string(6, '\0'));
+  auto other = InPlaceFile::Open(path);
+  ASSERT_TRUE(other.ok());
+  ASSERT_TRUE(other->WriteAt(3, "def").ok());
+  ASSERT_TRUE(file->WriteAt(0, "abc").ok());
+  ASSERT_TRUE(other->Sync().ok());
+  EXPECT_EQ(*ReadFile(path), "abcdef");
+  EXPECT_THAT(Message(InPlaceFile::Open(folder_ + "/b").status()), HasSubstr("cannot open"));
+  // Far more than any disk has: nothing is left of it.
+  auto huge = InPlaceFile::Create(folder_ + "/b", int64_t{1} << 61);
+  EXPECT_EQ(huge.status().code(), absl::StatusCode::kResourceExhausted) << Message(huge.status());
+  EXPECT_EQ(Names(), 1);
+}
+
 TEST_F(File, AMappingSurvivesMovesAndReplacement) {
   const std::string path = folder_ + "/a";
   ASSERT_TRUE(WriteFileAtomic(path, "abc").ok());

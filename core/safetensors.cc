@@ -146,17 +146,17 @@ std::span<const std::byte> SafetensorsFile::Bytes(const SafetensorsEntry& entry)
   return file_.bytes().subspan(header_.data_offset + entry.begin, entry.end - entry.begin);
 }
 
-absl::StatusOr<SafetensorsWriter> SafetensorsWriter::Create(const std::string& path,
-                                                            std::vector<SafetensorsEntry> entries,
-                                                            const SafetensorsMetadata& metadata) {
+absl::StatusOr<std::string> LayOutSafetensors(const std::string& path,
+                                              const SafetensorsMetadata& metadata,
+                                              std::vector<SafetensorsEntry>* entries) {
   CADRE_RETURN_IF_ERROR(CheckMetadata(path, metadata));
-  if (entries.size() >= kMaxSafetensorsEntries) {
+  if (entries->size() >= kMaxSafetensorsEntries) {
     return InvalidArgument("{}: {} tensors in one file; at most {} are allowed", path,
-                           entries.size(), kMaxSafetensorsEntries - 1);
+                           entries->size(), kMaxSafetensorsEntries - 1);
   }
   std::unordered_set<std::string_view> names = {"__metadata__"};
   uint64_t at = 0;
-  for (SafetensorsEntry& entry : entries) {
+  for (SafetensorsEntry& entry : *entries) {
     if (!IsUtf8(entry.name)) return InvalidArgument("{}: a tensor's name is no UTF-8", path);
     if (!names.insert(entry.name).second) {
       return InvalidArgument("{}: tensor \"{}\": the name is taken", path, entry.name);
@@ -168,8 +168,15 @@ absl::StatusOr<SafetensorsWriter> SafetensorsWriter::Create(const std::string& p
     entry.begin = at;
     entry.end = at += *bytes;
   }
+  return EncodeHeader(*entries, metadata);
+}
+
+absl::StatusOr<SafetensorsWriter> SafetensorsWriter::Create(const std::string& path,
+                                                            std::vector<SafetensorsEntry> entries,
+                                                            const SafetensorsMetadata& metadata) {
+  CADRE_ASSIGN_OR_RETURN(const std::string header, LayOutSafetensors(path, metadata, &entries));
   CADRE_ASSIGN_OR_RETURN(AtomicFileWriter file, AtomicFileWriter::Create(path));
-  CADRE_RETURN_IF_ERROR(file.Append(EncodeHeader(entries, metadata)));
+  CADRE_RETURN_IF_ERROR(file.Append(header));
   return SafetensorsWriter(std::move(file), std::move(entries));
 }
 

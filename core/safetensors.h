@@ -101,6 +101,13 @@ class SafetensorsFile {
   std::unordered_map<std::string_view, size_t> by_name_;
 };
 
+// Lays `entries` one after the other, filling in their places, and returns what goes before them in
+// a file. kInvalidArgument where names repeat, are no UTF-8, are too many or a shape overflows;
+// `path` names the file in errors.
+absl::StatusOr<std::string> LayOutSafetensors(const std::string& path,
+                                              const SafetensorsMetadata& metadata,
+                                              std::vector<SafetensorsEntry>* entries);
+
 // Streams tensors into a file in the order given to Create; the file appears whole on Finish.
 //
 //   CADRE_ASSIGN_OR_RETURN(auto writer, SafetensorsWriter::Create(path, entries, {}));
@@ -108,7 +115,7 @@ class SafetensorsFile {
 //   CADRE_RETURN_IF_ERROR(writer.Finish());
 class SafetensorsWriter {
  public:
-  // kInvalidArgument where names repeat, are no UTF-8, are too many or a shape overflows.
+  // Errors as LayOutSafetensors'.
   static absl::StatusOr<SafetensorsWriter> Create(const std::string& path,
                                                   std::vector<SafetensorsEntry> entries,
                                                   const SafetensorsMetadata& metadata);

@@ -1,7 +1,6 @@
 #include "core/safetensors_folder.h"
 
 #include <simdjson.h>
-#include <unistd.h>
 
 #include <map>
 #include <nlohmann/json.hpp>
@@ -12,8 +11,8 @@
 namespace cadre {
 namespace {
 
-constexpr char kSingle[] = "model.safetensors";
-constexpr char kIndex[] = "model.safetensors.index.json";
+constexpr char kSuffix[] = ".safetensors";
+constexpr char kIndexSuffix[] = ".index.json";
 constexpr int64_t kMaxIndexBytes = 100'000'000;
 
 using WeightMap = std::map<std::string, std::string>;  // tensor -> file
@@ -47,19 +46,21 @@ absl::StatusOr<WeightMap> ReadIndex(const std::string& path) {
 
 }  // namespace
 
-absl::StatusOr<SafetensorsFolder> SafetensorsFolder::Open(const std::string& folder) {
+absl::StatusOr<SafetensorsFolder> SafetensorsFolder::Open(const std::string& folder,
+                                                          const std::string& stem) {
   SafetensorsFolder opened;
-  auto single = SafetensorsFile::Open(folder + "/" + kSingle);
+  const std::string single_name = stem + kSuffix, index_name = SafetensorsIndexName(stem);
+  auto single = SafetensorsFile::Open(folder + "/" + single_name);
   if (single.ok()) {
     opened.files_.push_back(*std::move(single));
     CADRE_RETURN_IF_ERROR(opened.AddTensors());
     return opened;
   }
   if (single.status().code() != absl::StatusCode::kNotFound) return single.status();
-  const std::string index_path = folder + "/" + kIndex;
+  const std::string index_path = folder + "/" + index_name;
   absl::StatusOr<WeightMap> index = ReadIndex(index_path);
   if (index.status().code() == absl::StatusCode::kNotFound) {
-    return NotFound("{}: holds neither {} nor {}", folder, kSingle, kIndex);
+    return NotFound("{}: holds neither {} nor {}", folder, single_name, index_name);
   }
   CADRE_RETURN_IF_ERROR(index.status());
   std::map<std::string, size_t> shards;
@@ -109,84 +110,52 @@ SafetensorsFolder::Tensor SafetensorsFolder::Find(std::string_view name) const {
   return it == by_name_.end() ? Tensor() : tensors_[it->second];
 }
 
-absl::StatusOr<SafetensorsFolderWriter> SafetensorsFolderWriter::Create(
-    const std::string& folder, std::vector<SafetensorsEntry> entries,
+int64_t SafetensorsShard::bytes() const {
+  const uint64_t data = entries.empty() ? 0 : entries.back().end;
+  return static_cast<int64_t>(header.size() + data);
+}
+
+absl::StatusOr<std::vector<SafetensorsShard>> PlanSafetensorsShards(
+    const std::string& stem, std::vector<SafetensorsEntry> entries,
     const SafetensorsMetadata& metadata, int64_t max_shard_bytes) {
-  SafetensorsFolderWriter writer;
-  writer.folder_ = folder;
-  writer.metadata_ = metadata;
-  writer.shards_.emplace_back();
+  std::vector<SafetensorsShard> shards(1);
   uint64_t bytes = 0;
   for (SafetensorsEntry& entry : entries) {
     const std::optional<uint64_t> size = ByteSize(entry);
-    if (!size) return InvalidArgument("{}: tensor \"{}\": its shape overflows", folder, entry.name);
-    const std::vector<SafetensorsEntry>& shard = writer.shards_.back();
+    if (!size) return InvalidArgument("{}: tensor \"{}\": its shape overflows", stem, entry.name);
+    const std::vector<SafetensorsEntry>& shard = shards.back().entries;
     const bool full = bytes + *size > static_cast<uint64_t>(max_shard_bytes) ||
                       shard.size() + 1 == kMaxSafetensorsEntries;
     if (!shard.empty() && full) {
-      writer.shards_.emplace_back();
+      shards.emplace_back();
       bytes = 0;
     }
     bytes += *size;
-    writer.shards_.back().push_back(std::move(entry));
+    shards.back().entries.push_back(std::move(entry));
   }
-  const size_t count = writer.shards_.size();
-  for (size_t i = 0; i < count; ++i) {
-    writer.shard_names_.push_back(
-        count == 1 ? kSingle : fmt::format("model-{:05}-of-{:05}.safetensors", i + 1, count));
+  for (size_t i = 0; i < shards.size(); ++i) {
+    SafetensorsShard& shard = shards[i];
+    shard.name = shards.size() == 1
+                     ? stem + kSuffix
+                     : fmt::format("{}-{:05}-of-{:05}{}", stem, i + 1, shards.size(), kSuffix);
+    CADRE_ASSIGN_OR_RETURN(shard.header, LayOutSafetensors(shard.name, metadata, &shard.entries));
   }
-  CADRE_RETURN_IF_ERROR(writer.OpenShard());
-  return writer;
+  return shards;
 }
 
-absl::Status SafetensorsFolderWriter::OpenShard() {
-  CADRE_ASSIGN_OR_RETURN(
-      SafetensorsWriter file,
-      SafetensorsWriter::Create(folder_ + "/" + shard_names_[shard_], shards_[shard_], metadata_));
-  open_.push_back(std::move(file));
-  next_ = 0;
-  return absl::OkStatus();
-}
+std::string SafetensorsIndexName(const std::string& stem) { return stem + kSuffix + kIndexSuffix; }
 
-absl::Status SafetensorsFolderWriter::FinishShard() {
-  CADRE_RETURN_IF_ERROR(open_.back().Finish());
-  open_.clear();
-  names_.push_back(shard_names_[shard_]);
-  return absl::OkStatus();
-}
-
-absl::Status SafetensorsFolderWriter::Write(std::string_view name,
-                                            std::span<const std::byte> bytes) {
-  if (next_ == shards_[shard_].size()) {
-    CADRE_CHECK(shard_ + 1 < shards_.size(), "{}: tensor {} was not announced", folder_, name);
-    CADRE_RETURN_IF_ERROR(FinishShard());
-    ++shard_;
-    CADRE_RETURN_IF_ERROR(OpenShard());
-  }
-  ++next_;
-  return open_.back().Write(name, bytes);
-}
-
-absl::Status SafetensorsFolderWriter::Finish() {
-  CADRE_CHECK(shard_ + 1 == shards_.size() && next_ == shards_[shard_].size(),
-              "{}: finished before its last tensor", folder_);
-  CADRE_RETURN_IF_ERROR(FinishShard());
-  if (shards_.size() == 1) return absl::OkStatus();
+std::string SafetensorsIndex(const std::vector<SafetensorsShard>& shards) {
   uint64_t total = 0;
   nlohmann::json index = {{"weight_map", nlohmann::json::object()}};
-  for (size_t i = 0; i < shards_.size(); ++i) {
-    for (const SafetensorsEntry& entry : shards_[i]) {
+  for (const SafetensorsShard& shard : shards) {
+    for (const SafetensorsEntry& entry : shard.entries) {
       total += *ByteSize(entry);
-      if (index["weight_map"].contains(entry.name)) {
-        return InvalidArgument("{}: tensor \"{}\": the name is taken", folder_, entry.name);
-      }
-      index["weight_map"][entry.name] = shard_names_[i];
+      index["weight_map"][entry.name] = shard.name;
     }
   }
   index["metadata"] = {{"total_size", total}};
-  CADRE_RETURN_IF_ERROR(WriteFileAtomic(folder_ + "/" + kIndex, index.dump(2) + "\n"));
-  names_.push_back(kIndex);
-  return absl::OkStatus();
+  return index.dump(2) + "\n";
 }
 
 }  // namespace cadre

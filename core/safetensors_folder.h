@@ -1,5 +1,5 @@
-// A model's weights as Hugging Face lays them out: model.safetensors, or shards named by
-// model.safetensors.index.json.
+// A set of tensors as Hugging Face lays a model's weights out: model.safetensors, or shards named
+// by model.safetensors.index.json. Optimizer state lies in such sets with other names.
 //
 // Reading: the index must agree with the shards exactly. Refused: shard names with folders in them,
 // a missing shard, a tensor of the index that its shard lacks, a tensor of a shard that the index
@@ -20,8 +20,9 @@ namespace cadre {
 
 class SafetensorsFolder {
  public:
-  // model.safetensors where it exists, else the index. kNotFound where neither does.
-  static absl::StatusOr<SafetensorsFolder> Open(const std::string& folder);
+  // STEM.safetensors where it exists, else the index. kNotFound where neither does.
+  static absl::StatusOr<SafetensorsFolder> Open(const std::string& folder,
+                                                const std::string& stem = "model");
 
   struct Tensor {
     const SafetensorsFile* file = nullptr;
@@ -41,35 +42,23 @@ class SafetensorsFolder {
   std::unordered_map<std::string_view, size_t> by_name_;
 };
 
-// Streams tensors, in the given order, into one file or as many shards as `max_shard_bytes` asks
-// for (a tensor above it gets a shard of its own). The index comes last; each file appears whole.
-// A shard ends at kMaxSafetensorsEntries, too. Files of an earlier, differently split save are not
-// removed: write into a fresh folder.
-class SafetensorsFolderWriter {
- public:
-  static absl::StatusOr<SafetensorsFolderWriter> Create(const std::string& folder,
-                                                        std::vector<SafetensorsEntry> entries,
-                                                        const SafetensorsMetadata& metadata,
-                                                        int64_t max_shard_bytes);
-  // A whole tensor, in the order given.
-  absl::Status Write(std::string_view name, std::span<const std::byte> bytes);
-  absl::Status Finish();
-  // File names written, without the folder; complete after Finish.
-  const std::vector<std::string>& names() const { return names_; }
-
- private:
-  SafetensorsFolderWriter() = default;
-  absl::Status OpenShard();
-  absl::Status FinishShard();
-
-  std::string folder_;
-  SafetensorsMetadata metadata_;
-  std::vector<std::vector<SafetensorsEntry>> shards_;
-  std::vector<std::string> shard_names_;
-  std::vector<std::string> names_;
-  std::vector<SafetensorsWriter> open_;  // none or one
-  size_t shard_ = 0;                     // being written
-  size_t next_ = 0;                      // tensor in it
+// A file of a set, planned: `header`, then the entries' bytes where their places say.
+struct SafetensorsShard {
+  std::string name;  // without the folder
+  std::vector<SafetensorsEntry> entries;
+  std::string header;
+  int64_t bytes() const;  // of the file
 };
+
+// Cuts tensors, in the given order, into one file (STEM.safetensors) or as many shards
+// (STEM-00001-of-00003.safetensors) as `max_shard_bytes` asks for; a tensor above it gets a shard
+// of its own. A shard ends at kMaxSafetensorsEntries, too. Errors as LayOutSafetensors'.
+absl::StatusOr<std::vector<SafetensorsShard>> PlanSafetensorsShards(
+    const std::string& stem, std::vector<SafetensorsEntry> entries,
+    const SafetensorsMetadata& metadata, int64_t max_shard_bytes);
+
+// What belongs into STEM.safetensors.index.json where there are several shards.
+std::string SafetensorsIndex(const std::vector<SafetensorsShard>& shards);
+std::string SafetensorsIndexName(const std::string& stem);
 
 }  // namespace cadre

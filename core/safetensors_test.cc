@@ -270,26 +270,32 @@ TEST_F(SafetensorsFiles, TheWriterSplitsWhatNoReaderWouldTake) {
   }
   EXPECT_THAT(Message(SafetensorsWriter::Create(folder_ + "/many", entries, {}).status()),
               HasSubstr("262145 tensors in one file; at most 262143"));
-  auto writer = SafetensorsFolderWriter::Create(folder_, entries, {}, 1 << 20);
-  ASSERT_TRUE(writer.ok()) << Message(writer.status());
-  for (const SafetensorsEntry& entry : entries) ASSERT_TRUE(writer->Write(entry.name, {}).ok());
-  ASSERT_TRUE(writer->Finish().ok());
-  EXPECT_EQ(writer->names().size(), 3u);  // two shards and the index
+  auto shards = PlanSafetensorsShards("model", entries, {}, 1 << 20);
+  ASSERT_TRUE(shards.ok()) << Message(shards.status());
+  EXPECT_EQ(shards->size(), 2u);
 }
 
 TEST_F(SafetensorsFiles, FoldersRoundTripWholeAndInShards) {
   for (const int64_t max_shard : {1000, 10, 1}) {
     const std::string folder = fmt::format("{}/{}", folder_, max_shard);
     fs::create_directories(folder);
-    auto writer = SafetensorsFolderWriter::Create(folder, Entries(), {{"format", "pt"}}, max_shard);
-    ASSERT_TRUE(writer.ok()) << writer.status();
-    for (const SafetensorsEntry& entry : Entries()) {
-      ASSERT_TRUE(
-          writer->Write(entry.name, AsBytes(std::string(*ByteSize(entry), entry.name[0]))).ok());
+    auto shards = PlanSafetensorsShards("state", Entries(), {{"format", "pt"}}, max_shard);
+    ASSERT_TRUE(shards.ok()) << shards.status();
+    EXPECT_EQ(shards->size(), max_shard == 1000 ? 1 : max_shard == 10 ? 2 : 4);
+    for (const SafetensorsShard& shard : *shards) {
+      std::string bytes = shard.header;
+      for (const SafetensorsEntry& entry : shard.entries) {
+        EXPECT_EQ(bytes.size(), shard.header.size() + entry.begin);
+        bytes += std::string(*ByteSize(entry), entry.name[0]);
+      }
+      EXPECT_EQ(static_cast<int64_t>(bytes.size()), shard.bytes());
+      ASSERT_TRUE(WriteFileAtomic(folder + "/" + shard.name, bytes).ok());
     }
-    ASSERT_TRUE(writer->Finish().ok());
-    EXPECT_EQ(writer->names().size(), max_shard == 1000 ? 1 : max_shard == 10 ? 3 : 5);
-    auto read = SafetensorsFolder::Open(folder);
+    if (shards->size() > 1) {
+      std::string index = SafetensorsIndex(*shards);
+      ASSERT_TRUE(WriteFileAtomic(folder + "/" + SafetensorsIndexName("state"), index).ok());
+    }
+    auto read = SafetensorsFolder::Open(folder, "state");
     ASSERT_TRUE(read.ok()) << read.status();
     const SafetensorsFolder moved = *std::move(read);
     EXPECT_EQ(moved.tensors().size(), 4);

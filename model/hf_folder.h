@@ -9,8 +9,8 @@
 // wanted.
 #pragma once
 
-#include <functional>
 #include <map>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -18,9 +18,11 @@
 #include "core/parameters.h"
 #include "core/safetensors.h"
 #include "core/status.h"
+#include "model/param_layout.h"
 
 namespace cadre {
 
+class Communicator;
 struct HfConfig;
 
 // A tensor that is kept as it was.
@@ -55,14 +57,17 @@ struct SaveWeightsOptions {
   int64_t max_shard_bytes = 5'000'000'000;
   // Its tokenizer files are copied, where it has them; empty: none.
   std::string tokenizer_folder;
+  Communicator* group = nullptr;  // null: one process
 };
 
-// The parameter's values, in its logical shape and any floating dtype (compute weights, or an
-// optimizer's masters).
-using WeightsOf = std::function<Tensor(ParamId)>;
+// Every parameter's own weights, as they lie.
+std::vector<ParamPiece> WholeWeights(const ParameterStore& store);
 
 // Writes config.json, generation_config.json, the weights and the tokenizer's files, each file
 // whole or not at all; files of an earlier save that the new one does not have are removed last.
-absl::Status SaveWeights(Context& ctx, const WeightsOf& weights, const SaveWeightsOptions& options);
+// `weights` are what this rank hands in, compute weights or an optimizer's masters; collective over
+// options.group, with SaveTensors' rules (model/tensor_save.h).
+absl::Status SaveWeights(const ParameterStore& store, std::span<const ParamPiece> weights,
+                         const SaveWeightsOptions& options);
 
 }  // namespace cadre

@@ -38,16 +38,8 @@ class HfFolder : public testing::Test {
   }
 
   absl::Status Save(Model& model, SaveWeightsOptions options) {
-    Context ctx = ctx_;
-    ctx.parameters = &model.parameters();
     options.config = &model.config();
-    ParameterStore& store = model.parameters();
-    auto weights = [&](ParamId id) {
-      Tensor tensor = store.Acquire(id, Lease::kForward);
-      store.Release(id, Lease::kForward);
-      return tensor;
-    };
-    return SaveWeights(ctx, weights, options);
+    return SaveWeights(model.parameters(), WholeWeights(model.parameters()), options);
   }
 
   std::string root_;

@@ -2,91 +2,25 @@
 #include <set>
 
 #include "core/file.h"
-#include "core/ops/elementwise.h"
-#include "core/safetensors_folder.h"
 #include "model/hf_config.h"
 #include "model/hf_folder.h"
-#include "model/param_layout.h"
+#include "model/tensor_save.h"
+#include "parallel/agree.h"
+#include "parallel/groups.h"
 
 namespace cadre {
 namespace {
 
 namespace fs = std::filesystem;
 
-// A part of a stored tensor: elements [begin, begin + count) of a parameter.
-struct Piece {
-  ParamId param;
-  int64_t begin;
-  const ParamSource* source;
-};
-
-struct StoredTensor {
-  SafetensorsEntry entry;
-  std::vector<Piece> pieces;  // in the order of the stored tensor's first dimension
-  const CarriedTensor* carried = nullptr;
-};
-
-std::map<std::string, StoredTensor> Plan(const ParameterStore& store,
-                                         const SaveWeightsOptions& options) {
-  std::map<std::string, StoredTensor> plan;
-  for (ParamId id = 0; id < store.size(); ++id) {
-    const ParamSpec& spec = store.spec(id);
-    int64_t begin = 0;
-    for (const ParamSource& source : spec.sources) {
-      StoredTensor& tensor = plan[source.tensor];
-      tensor.entry.name = source.tensor;
-      tensor.entry.shape.assign(source.shape.dims().begin(), source.shape.dims().end());
-      tensor.entry.type = spec.fp32 ? StoredType::kF32 : options.type;
-      if (options.tensors != nullptr) {
-        auto it = options.tensors->types.find(source.tensor);
-        if (it != options.tensors->types.end()) tensor.entry.type = it->second;
-      }
-      tensor.pieces.push_back({id, begin, &source});
-      begin += BlockElements(source);
-    }
+// What a tensor had in the folder that the model came from, or the save's own type.
+StoredType TypeOf(const SaveWeightsOptions& options, const ParamSpec& spec,
+                  const std::string& tensor) {
+  if (options.tensors != nullptr) {
+    auto it = options.tensors->types.find(tensor);
+    if (it != options.tensors->types.end()) return it->second;
   }
-  if (options.tensors == nullptr) return plan;
-  for (const CarriedTensor& carried : options.tensors->carried) {
-    plan[carried.entry.name] = {.entry = carried.entry, .carried = &carried};
-  }
-  return plan;
-}
-
-// A piece's elements in `dtype`, in the parameter's own order.
-Tensor Typed(Context& ctx, const Tensor& values, const Piece& piece, DType dtype) {
-  Tensor part = values.Reshape({values.numel()}).Narrow(piece.begin, BlockElements(*piece.source));
-  return ops::CastTensor(ctx, part, dtype);
-}
-
-// Appends a piece's elements in `dtype`, as stored.
-void AppendPiece(Context& ctx, const Tensor& values, const Piece& piece, DType dtype,
-                 std::vector<std::byte>* bytes) {
-  Tensor typed = Typed(ctx, values, piece, dtype);
-  const size_t first = bytes->size(), width = SizeOf(dtype);
-  bytes->resize(first + typed.bytes());
-  // Pieces come in the order of the first dimension, so this one's begins where the last ended.
-  const auto stored = static_cast<int64_t>(first / width);
-  const ElementWindow all{0, typed.numel(), stored, stored + typed.numel()};
-  ForEachStoredRun(*piece.source, 0, all, [&](const ParamRun& run) {
-    CopyElements({width, run.count, run.local_stride, run.stored_stride},
-                 typed.raw() + static_cast<size_t>(run.local) * width,
-                 bytes->data() + static_cast<size_t>(run.stored) * width);
-  });
-}
-
-absl::Status WriteTensor(Context& ctx, const WeightsOf& weights, const StoredTensor& tensor,
-                         SafetensorsFolderWriter* writer) {
-  if (tensor.carried != nullptr) return writer->Write(tensor.entry.name, tensor.carried->bytes);
-  const Piece& first = tensor.pieces.front();
-  if (tensor.pieces.size() == 1 && first.source->layout == ParamSource::Layout::kPlain) {
-    Tensor typed = Typed(ctx, weights(first.param), first, *ToDType(tensor.entry.type));
-    return writer->Write(tensor.entry.name, {typed.raw(), typed.bytes()});
-  }
-  std::vector<std::byte> bytes;
-  for (const Piece& piece : tensor.pieces) {
-    AppendPiece(ctx, weights(piece.param), piece, *ToDType(tensor.entry.type), &bytes);
-  }
-  return writer->Write(tensor.entry.name, bytes);
+  return spec.fp32 ? StoredType::kF32 : options.type;
 }
 
 absl::Status CopyTokenizer(const std::string& from, const std::string& to) {
@@ -132,31 +66,49 @@ const char* TorchName(StoredType type) {
 
 }  // namespace
 
-absl::Status SaveWeights(Context& ctx, const WeightsOf& weights,
-                         const SaveWeightsOptions& options) {
-  const std::string& folder = options.folder;
-  std::error_code error;
-  fs::create_directories(folder, error);
-  if (error) return Unavailable("{}: {}", folder, error.message());
+namespace {
 
-  std::map<std::string, StoredTensor> plan = Plan(*ctx.parameters, options);
-  std::vector<SafetensorsEntry> entries;
-  for (const auto& [name, tensor] : plan) entries.push_back(tensor.entry);
-  CADRE_ASSIGN_OR_RETURN(
-      SafetensorsFolderWriter writer,
-      SafetensorsFolderWriter::Create(folder, std::move(entries), {{"format", "pt"}},
-                                      options.max_shard_bytes));
-  for (const auto& [name, tensor] : plan) {
-    CADRE_RETURN_IF_ERROR(WriteTensor(ctx, weights, tensor, &writer));
-  }
-  CADRE_RETURN_IF_ERROR(writer.Finish());
-  std::set<std::string> written(writer.names().begin(), writer.names().end());
+// The files beside the tensors, by one rank.
+absl::Status WriteRest(const SaveWeightsOptions& options, const std::set<std::string>& written) {
+  const std::string& folder = options.folder;
   CADRE_RETURN_IF_ERROR(WriteFileAtomic(folder + "/config.json",
                                         HfConfigJson(*options.config, TorchName(options.type))));
   CADRE_RETURN_IF_ERROR(
       WriteFileAtomic(folder + "/generation_config.json", GenerationConfigJson(*options.config)));
   CADRE_RETURN_IF_ERROR(CopyTokenizer(options.tokenizer_folder, folder));
   return RemoveStale(folder, written);
+}
+
+}  // namespace
+
+std::vector<ParamPiece> WholeWeights(const ParameterStore& store) {
+  std::vector<ParamPiece> pieces;
+  for (ParamId id = 0; id < store.size(); ++id) {
+    Tensor view = store.View(store.buckets()[store.bucket_of(id)].weights, id);
+    pieces.push_back({.param = id, .values = view.Reshape({view.numel()})});
+  }
+  return pieces;
+}
+
+absl::Status SaveWeights(const ParameterStore& store, std::span<const ParamPiece> weights,
+                         const SaveWeightsOptions& options) {
+  std::error_code error;
+  const bool first = GroupRank(options.group) == 0;
+  if (first) fs::create_directories(options.folder, error);
+  absl::Status status =
+      error ? Unavailable("{}: {}", options.folder, error.message()) : absl::OkStatus();
+  CADRE_RETURN_IF_ERROR(AgreeIn(options.group, status, {"folder of weights"}));
+  TensorFiles files{.folder = options.folder,
+                    .metadata = {{"format", "pt"}},
+                    .max_shard_bytes = options.max_shard_bytes,
+                    .type = [&](const ParamSpec& spec, const ParamSource& source, DType) {
+                      return TypeOf(options, spec, source.tensor);
+                    }};
+  if (options.tensors != nullptr) files.carried = &options.tensors->carried;
+  CADRE_ASSIGN_OR_RETURN(const std::vector<std::string> names,
+                         SaveTensors(store, weights, files, options.group));
+  if (first) status = WriteRest(options, {names.begin(), names.end()});
+  return AgreeIn(options.group, status, {"model's files"});
 }
 
 }  // namespace cadre

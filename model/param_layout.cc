@@ -1,6 +1,7 @@
 #include "model/param_layout.h"
 
 #include <cstring>
+#include <type_traits>
 #include <utility>
 
 #include "core/status.h"
@@ -45,6 +46,23 @@ void Copy(const StridedCopy& copy, const std::byte* from, std::byte* to) {
   for (int64_t i = 0; i < copy.count; ++i) {
     std::memcpy(to + i * copy.to_stride * static_cast<int64_t>(kWidth),
                 from + i * copy.from_stride * static_cast<int64_t>(kWidth), kWidth);
+  }
+}
+
+template <typename From, typename To>
+void Convert(const StridedConversion& conversion, const std::byte* from, std::byte* to) {
+  constexpr auto kFrom = static_cast<int64_t>(sizeof(From));
+  constexpr auto kTo = static_cast<int64_t>(sizeof(To));
+  for (int64_t i = 0; i < conversion.count; ++i) {
+    From value;
+    std::memcpy(&value, from + i * conversion.from_stride * kFrom, sizeof(value));
+    To converted;
+    if constexpr (std::is_same_v<To, double>) {
+      converted = static_cast<double>(value);
+    } else {
+      converted = static_cast<To>(static_cast<float>(value));
+    }
+    std::memcpy(to + i * conversion.to_stride * kTo, &converted, sizeof(converted));
   }
 }
 
@@ -103,6 +121,17 @@ void CopyElements(const StridedCopy& copy, const std::byte* from, std::byte* to)
     default:
       CADRE_CHECK(false, "elements of {} bytes", copy.width);
   }
+}
+
+void ConvertElements(const StridedConversion& conversion, const std::byte* from, std::byte* to) {
+  if (conversion.from == conversion.to) {
+    return CopyElements(
+        {SizeOf(conversion.to), conversion.count, conversion.from_stride, conversion.to_stride},
+        from, to);
+  }
+  VisitFloat(conversion.from, [&]<typename From>(From) {
+    VisitFloat(conversion.to, [&]<typename To>(To) { Convert<From, To>(conversion, from, to); });
+  });
 }
 
 }  // namespace cadre

@@ -12,6 +12,14 @@
 
 namespace cadre {
 
+// Elements [begin, begin + values.numel()) of a rank's flat parameter, in any floating dtype: a
+// whole parameter, or a shard of one.
+struct ParamPiece {
+  ParamId param = kNoParam;
+  int64_t begin = 0;
+  Tensor values;
+};
+
 // Elements that this rank holds of a source; they follow those of the sources before it.
 int64_t BlockElements(const ParamSource& source);
 
@@ -140,5 +148,13 @@ struct StridedCopy {
   int64_t from_stride = 1, to_stride = 1;
 };
 void CopyElements(const StridedCopy& copy, const std::byte* from, std::byte* to);
+
+// The same between floating types, by way of fp32 unless `to` is f64.
+struct StridedConversion {
+  DType from = DType::kF32, to = DType::kF32;
+  int64_t count = 0;
+  int64_t from_stride = 1, to_stride = 1;
+};
+void ConvertElements(const StridedConversion& conversion, const std::byte* from, std::byte* to);
 
 }  // namespace cadre

@@ -1,14 +1,14 @@
 #include "training/checkpoint.h"
 
-#include <algorithm>
 #include <cstring>
 #include <filesystem>
 
 #include "core/file.h"
 #include "core/parallel_for.h"
-#include "core/safetensors.h"
+#include "model/tensor_save.h"
+#include "parallel/agree.h"
+#include "parallel/groups.h"
 #include "proto/train_config.pb.h"
-#include "training/checkpoint_state.h"
 
 namespace cadre {
 namespace {
@@ -21,30 +21,35 @@ void CopyTensor(Context& ctx, const Tensor& from, const Tensor& to) {
   });
 }
 
-Tensor EmptyLike(Allocator& allocator, const Tensor& tensor) {
-  return Tensor::Empty(allocator, tensor.shape(), tensor.dtype());
+std::vector<ParamPiece> EmptyLike(Allocator& allocator, const std::vector<ParamPiece>& pieces) {
+  std::vector<ParamPiece> empty = pieces;
+  for (ParamPiece& piece : empty) {
+    piece.values = Tensor::Empty(allocator, piece.values.shape(), piece.values.dtype());
+  }
+  return empty;
+}
+
+void CopyPieces(Context& ctx, const std::vector<ParamPiece>& from,
+                const std::vector<ParamPiece>& to) {
+  for (size_t i = 0; i < from.size(); ++i) {
+    // Weights that never change are written as they lie.
+    if (to[i].values.raw() != from[i].values.raw()) CopyTensor(ctx, from[i].values, to[i].values);
+  }
 }
 
 }  // namespace
 
 CheckpointSaver::CheckpointSaver(CheckpointSaverOptions options, const ParameterStore& store,
-                                 const Optimizer& optimizer, Allocator& allocator)
-    : options_(std::move(options)), store_(store) {
-  live_.weights = PreciseWeights(store, optimizer);
-  for (OptimizerSlot& slot : optimizer.Slots()) {
-    if (slot.name != kMasterSlot) live_.slots.push_back(std::move(slot));
-  }
+                                 RankState state, Allocator& allocator)
+    : options_(std::move(options)), store_(store), live_(std::move(state)) {
   if (!options_.async) return;
-  for (size_t b = 0; b < live_.weights.size(); ++b) {
-    // Weights that never change are written as they lie.
-    const Tensor& weights = live_.weights[b];
-    copy_.weights.push_back(BucketChanges(store, b) ? EmptyLike(allocator, weights) : weights);
+  for (const ParamPiece& piece : live_.weights) {
+    ParamPiece& copy = copy_.weights.emplace_back(piece);
+    if (!Changes(store.spec(piece.param))) continue;
+    copy.values = Tensor::Empty(allocator, piece.values.shape(), piece.values.dtype());
   }
-  for (const OptimizerSlot& slot : live_.slots) {
-    OptimizerSlot& copy = copy_.slots.emplace_back(OptimizerSlot{.name = slot.name});
-    for (const Tensor& tensor : slot.buckets) {
-      copy.buckets.push_back(tensor.defined() ? EmptyLike(allocator, tensor) : Tensor());
-    }
+  for (const StateSlot& slot : live_.slots) {
+    copy_.slots.push_back({slot.name, EmptyLike(allocator, slot.pieces)});
   }
 }
 
@@ -53,12 +58,9 @@ CheckpointSaver::~CheckpointSaver() {
 }
 
 void CheckpointSaver::TakeSnapshot(Context& ctx) {
-  for (size_t b = 0; b < live_.weights.size(); ++b) {
-    if (BucketChanges(store_, b)) CopyTensor(ctx, live_.weights[b], copy_.weights[b]);
-    for (size_t s = 0; s < live_.slots.size(); ++s) {
-      const Tensor& from = live_.slots[s].buckets[b];
-      if (from.defined()) CopyTensor(ctx, from, copy_.slots[s].buckets[b]);
-    }
+  CopyPieces(ctx, live_.weights, copy_.weights);
+  for (size_t s = 0; s < live_.slots.size(); ++s) {
+    CopyPieces(ctx, live_.slots[s].pieces, copy_.slots[s].pieces);
   }
 }
 
@@ -66,7 +68,7 @@ void CheckpointSaver::Save(Context& ctx, CheckpointState state) {
   if (worker_.joinable()) worker_.join();
   // An error that nobody has polled yet is not lost.
   absl::Status earlier = outcome_;
-  auto run = [this, earlier](const Snapshot& snapshot, const CheckpointState& state) {
+  auto run = [this, earlier](const RankState& snapshot, const CheckpointState& state) {
     absl::Status status = Write(snapshot, state);
     if (status.ok()) saved_step_ = state.step;
     outcome_ = earlier.ok() ? status : earlier;
@@ -88,57 +90,80 @@ absl::Status CheckpointSaver::Wait() {
   return Poll();
 }
 
-absl::Status CheckpointSaver::Write(const Snapshot& snapshot, const CheckpointState& state) {
-  auto folder = StartCheckpoint(options_.root, state.step);
-  absl::Status status = folder.status();
-  if (status.ok()) status = WriteInto(*folder, snapshot, state);
-  if (status.ok()) status = PublishCheckpoint(options_.root, *folder, state.step);
+template <typename Body>
+absl::Status CheckpointSaver::ByFirstRank(const char* what, Body&& body) {
+  const absl::Status status = GroupRank(options_.group) == 0 ? body() : absl::OkStatus();
+  return AgreeIn(options_.group, status, {what});
+}
+
+// Ranks that save different steps or slots would wait for one another for ever.
+absl::Status CheckpointSaver::CheckTogether(const CheckpointState& state) {
+  if (options_.group == nullptr) return absl::OkStatus();
+  std::string mine = fmt::format("step {}, slots", state.step);
+  for (const StateSlot& slot : live_.slots) mine += " " + slot.name;
+  CADRE_ASSIGN_OR_RETURN(auto all, GatherText(*options_.group, mine, {"checkpoint"}));
+  for (size_t rank = 1; rank < all.size(); ++rank) {
+    if (all[rank] != all[0]) {
+      return Internal("rank 0 saves {}, rank {} saves {}", all[0], rank, all[rank]);
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckpointSaver::Write(const RankState& snapshot, const CheckpointState& state) {
+  const std::string folder = WritingFolder(options_.root, state.step);
+  absl::Status status = CheckTogether(state);
+  if (status.ok()) {
+    status = ByFirstRank("checkpoint's folder",
+                         [&] { return StartCheckpoint(options_.root, state.step).status(); });
+  }
+  if (status.ok()) status = WriteInto(folder, snapshot, state);
+  if (status.ok()) {
+    status = ByFirstRank("checkpoint published",
+                         [&] { return PublishCheckpoint(options_.root, folder, state.step); });
+  }
   if (!status.ok()) {
-    if (folder.ok()) DiscardCheckpoint(*folder);
+    if (GroupRank(options_.group) == 0) DiscardCheckpoint(folder);
     return Annotate(status, fmt::format("checkpoint of step {} not saved", state.step));
   }
-  return PruneCheckpoints(options_.root, options_.keep_last, state.step);
+  return ByFirstRank("old checkpoints removed", [&] {
+    return PruneCheckpoints(options_.root, options_.keep_last, state.step);
+  });
 }
 
-absl::Status CheckpointSaver::WriteInto(const std::string& folder, const Snapshot& snapshot,
+absl::Status CheckpointSaver::WriteInto(const std::string& folder, const RankState& snapshot,
                                         const CheckpointState& state) {
-  CADRE_RETURN_IF_ERROR(options_.save_weights(
-      folder, [&](ParamId id) { return store_.View(snapshot.weights[store_.bucket_of(id)], id); }));
-  CADRE_RETURN_IF_ERROR(WriteFileAtomic(folder + "/train_config.yaml", state.config));
-  std::string optimizer = folder + "/optimizer";
-  std::error_code error;
-  std::filesystem::create_directory(optimizer, error);
-  if (error) return ErrnoError(optimizer, "cannot create", error.value());
-  OptimizerSlot master{.name = kMasterSlot, .buckets = snapshot.weights};
-  CADRE_RETURN_IF_ERROR(WriteSlot(optimizer, master));
-  for (const OptimizerSlot& slot : snapshot.slots) {
+  Communicator* group = options_.group;
+  CADRE_RETURN_IF_ERROR(AgreeIn(group, options_.save_weights(folder, snapshot.weights, group),
+                                {"checkpoint's weights"}));
+  const std::string optimizer = folder + "/optimizer";
+  CADRE_RETURN_IF_ERROR(ByFirstRank("checkpoint's configuration", [&]() -> absl::Status {
+    CADRE_RETURN_IF_ERROR(WriteFileAtomic(folder + "/train_config.yaml", state.config));
+    std::error_code error;
+    std::filesystem::create_directory(optimizer, error);
+    if (error) return ErrnoError(optimizer, "cannot create", error.value());
+    return absl::OkStatus();
+  }));
+  CADRE_RETURN_IF_ERROR(WriteSlot(optimizer, MasterSlot(store_, snapshot.weights)));
+  for (const StateSlot& slot : snapshot.slots) {
     CADRE_RETURN_IF_ERROR(WriteSlot(optimizer, slot));
   }
-  CADRE_RETURN_IF_ERROR(SyncFolder(optimizer));
-  CADRE_ASSIGN_OR_RETURN(Manifest manifest, DescribeFolder(folder, state));
-  CADRE_RETURN_IF_ERROR(WriteManifest(folder, manifest));
-  return SyncFolder(folder);
+  auto manifest = DescribeFolder(folder, state, group);
+  CADRE_RETURN_IF_ERROR(AgreeIn(group, manifest.status(), {"checkpoint's checksums"}));
+  return ByFirstRank("manifest", [&]() -> absl::Status {
+    CADRE_RETURN_IF_ERROR(WriteManifest(folder, *manifest));
+    return SyncFolder(folder);
+  });
 }
 
-absl::Status CheckpointSaver::WriteSlot(const std::string& folder, const OptimizerSlot& slot) {
-  std::vector<SafetensorsEntry> entries;
-  std::vector<Tensor> tensors;
-  for (ParamId id = 0; id < store_.size(); ++id) {
-    const Tensor& bucket = slot.buckets[store_.bucket_of(id)];
-    if (!bucket.defined() || !Changes(store_.spec(id))) continue;
-    Tensor view = store_.View(bucket, id);
-    auto dims = view.shape().dims();
-    entries.push_back({.name = store_.spec(id).name,
-                       .type = ToStoredType(view.dtype()),
-                       .shape = {dims.begin(), dims.end()}});
-    tensors.push_back(view);
-  }
-  std::string path = fmt::format("{}/{}.safetensors", folder, slot.name);
-  CADRE_ASSIGN_OR_RETURN(auto writer, SafetensorsWriter::Create(path, entries, {}));
-  for (const Tensor& tensor : tensors) {
-    CADRE_RETURN_IF_ERROR(writer.Append(std::span(tensor.raw(), tensor.bytes())));
-  }
-  return writer.Finish();
+absl::Status CheckpointSaver::WriteSlot(const std::string& folder, const StateSlot& slot) {
+  const TensorFiles files{.folder = folder,
+                          .stem = slot.name,
+                          .max_shard_bytes = options_.max_shard_bytes,
+                          .type = [](const ParamSpec&, const ParamSource&, DType dtype) {
+                            return ToStoredType(dtype);
+                          }};
+  return SaveTensors(store_, slot.pieces, files, options_.group).status();
 }
 
 int64_t SnapshotBytes(const config::OptimizerConfig& config, const ParameterStore& store,
@@ -155,16 +180,9 @@ int64_t SnapshotBytes(const config::OptimizerConfig& config, const ParameterStor
   return bytes + OptimizerStateBytes(config, store, compute);
 }
 
-int64_t WriteBufferBytes(const ParameterStore& store, DType compute) {
-  int64_t most = 0;
-  for (ParamId id = 0; id < store.size(); ++id) {
-    for (const ParamSource& source : store.spec(id).sources) {
-      const bool as_it_lies =
-          source.layout == ParamSource::Layout::kPlain && compute != DType::kBF16;
-      if (!as_it_lies) most = std::max(most, source.shape.numel());
-    }
-  }
-  return most * static_cast<int64_t>(SizeOf(compute));
+int64_t WriteBufferBytes() {
+  // The window, and a mark for each of its elements (at least two bytes).
+  return kSaveWindowBytes + kSaveWindowBytes / 2;
 }
 
 }  // namespace cadre

@@ -97,14 +97,20 @@ TEST_F(CheckpointFault, HostileManifestsAreRefused) {
   std::string deep(1 << 20, '[');
   for (const std::string& text :
        {std::string("[]"), std::string("{}"), std::string("null"), deep,
-        std::string(R"({"format": "cadre-checkpoint", "format_version": 1})"),
-        std::string(R"({"format": "other", "format_version": 1})")}) {
+        std::string(R"({"format": "cadre-checkpoint", "format_version": 2})"),
+        std::string(R"({"format": "other", "format_version": 2})")}) {
     WriteBytes(path, text);
     EXPECT_EQ(ReadManifest(newest_).status().code(), absl::StatusCode::kDataLoss)
         << text.substr(0, 80);
   }
-  WriteBytes(path, R"({"format": "cadre-checkpoint", "format_version": 2})");
-  EXPECT_EQ(ReadManifest(newest_).status().code(), absl::StatusCode::kUnimplemented);
+  for (int version : {1, 3}) {
+    WriteBytes(path,
+               fmt::format(R"({{"format": "cadre-checkpoint", "format_version": {}}})", version));
+    absl::Status status = ReadManifest(newest_).status();
+    EXPECT_EQ(status.code(), absl::StatusCode::kUnimplemented);
+    EXPECT_EQ(Message(status),
+              fmt::format("{}: format_version {}; this program reads 2 alone", path, version));
+  }
 }
 
 TEST_F(CheckpointFault, LeftoversOfAKilledSaveAreNoCheckpoints) {

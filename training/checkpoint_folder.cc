@@ -95,8 +95,12 @@ absl::StatusOr<std::optional<FoundCheckpoint>> FindGoodCheckpoint(
   return std::nullopt;
 }
 
+std::string WritingFolder(const std::string& root, int64_t step) {
+  return fmt::format("{}/{}{}", root, kWriting, CheckpointName(step));
+}
+
 absl::StatusOr<std::string> StartCheckpoint(const std::string& root, int64_t step) {
-  std::string folder = fmt::format("{}/{}{}", root, kWriting, CheckpointName(step));
+  std::string folder = WritingFolder(root, step);
   DiscardCheckpoint(folder);
   std::error_code error;
   fs::create_directories(folder, error);

@@ -37,7 +37,10 @@ struct FoundCheckpoint {
 absl::StatusOr<std::optional<FoundCheckpoint>> FindGoodCheckpoint(
     const std::string& root, const std::function<void(const std::string&)>& warn);
 
-// An empty folder to write a checkpoint into; what an interrupted save left there is removed.
+// Where a checkpoint lies while it is written.
+std::string WritingFolder(const std::string& root, int64_t step);
+
+// Makes that folder, empty; what an interrupted save left there is removed.
 absl::StatusOr<std::string> StartCheckpoint(const std::string& root, int64_t step);
 
 // Gives a written folder its name in one step (an earlier checkpoint of the same step is exchanged

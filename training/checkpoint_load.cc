@@ -1,87 +1,109 @@
-#include <cstring>
+#include <algorithm>
+#include <map>
 #include <set>
 #include <string>
 
-#include "core/safetensors.h"
+#include "core/safetensors_folder.h"
+#include "model/hf_folder.h"
 #include "training/checkpoint.h"
-#include "training/checkpoint_state.h"
 
 namespace cadre {
 namespace {
 
-// Values of a file into a tensor of any floating dtype. The file's bytes may be unaligned.
-absl::Status Fill(const SafetensorsFile& file, const SafetensorsEntry& entry, const Tensor& to) {
-  auto dims = to.shape().dims();
-  if (!std::equal(dims.begin(), dims.end(), entry.shape.begin(), entry.shape.end())) {
-    return InvalidArgument("{}: tensor {} has shape {}, the model wants {}", file.path(),
-                           entry.name, Shape(entry.shape).ToString(), to.shape().ToString());
+absl::StatusOr<SafetensorsFolder::Tensor> Lookup(const SafetensorsFolder& files,
+                                                 const std::string& folder,
+                                                 const ParamSource& source) {
+  const SafetensorsFolder::Tensor found = files.Find(source.tensor);
+  if (found.entry == nullptr) {
+    return InvalidArgument("{}: tensor {} is missing; was it frozen in that run?", folder,
+                           source.tensor);
   }
-  std::optional<DType> dtype = ToDType(entry.type);
+  const SafetensorsEntry& entry = *found.entry;
+  if (!std::ranges::equal(source.shape.dims(), entry.shape)) {
+    return InvalidArgument("{}: tensor {} has shape {}, the model wants {}", found.file->path(),
+                           entry.name, Shape(entry.shape).ToString(), source.shape.ToString());
+  }
+  const std::optional<DType> dtype = ToDType(entry.type);
   if (dtype != DType::kF32 && dtype != DType::kF64) {
-    return InvalidArgument("{}: tensor {} is {}; F32 or F64 is allowed", file.path(), entry.name,
-                           Name(entry.type));
+    return InvalidArgument("{}: tensor {} is {}; F32 or F64 is allowed", found.file->path(),
+                           entry.name, Name(entry.type));
   }
-  const std::byte* bytes = file.Bytes(entry).data();
-  if (*dtype == to.dtype()) {
-    std::memcpy(to.raw(), bytes, to.bytes());
-    return absl::OkStatus();
-  }
-  VisitFloat(to.dtype(), [&]<typename To>(To) {
-    To* target = to.data<To>();
-    for (int64_t i = 0; i < to.numel(); ++i) {
-      if (*dtype == DType::kF32) {
-        float value;
-        std::memcpy(&value, bytes + i * sizeof(value), sizeof(value));
-        target[i] = static_cast<To>(value);
-      } else {
-        double value;
-        std::memcpy(&value, bytes + i * sizeof(value), sizeof(value));
-        if constexpr (std::is_same_v<To, double>) {
-          target[i] = value;
-        } else {
-          target[i] = static_cast<To>(static_cast<float>(value));
-        }
-      }
-    }
-  });
-  return absl::OkStatus();
+  return found;
 }
 
-// Every parameter that changes and has a tensor in `buckets` is filled, and the file has no others.
-absl::Status LoadSlot(const std::string& path, const ParameterStore& store,
-                      const std::vector<Tensor>& buckets) {
-  CADRE_ASSIGN_OR_RETURN(SafetensorsFile file, SafetensorsFile::Open(path));
-  size_t used = 0;
-  for (ParamId id = 0; id < store.size(); ++id) {
-    const Tensor& bucket = buckets[store.bucket_of(id)];
-    if (!bucket.defined() || !Changes(store.spec(id))) continue;
-    const SafetensorsEntry* entry = file.Find(store.spec(id).name);
-    if (entry == nullptr) {
-      return InvalidArgument("{}: parameter {} is missing; was it frozen in that run?", path,
-                             store.spec(id).name);
-    }
-    CADRE_RETURN_IF_ERROR(Fill(file, *entry, store.View(bucket, id)));
-    ++used;
+// A set of full-precision tensors: one slot.
+struct SlotFiles {
+  std::string path;  // for errors
+  SafetensorsFolder files;
+
+  static absl::StatusOr<SlotFiles> Open(const std::string& checkpoint, const std::string& name) {
+    const std::string folder = checkpoint + "/optimizer";
+    CADRE_ASSIGN_OR_RETURN(SafetensorsFolder files, SafetensorsFolder::Open(folder, name));
+    return SlotFiles{fmt::format("{}/{}", folder, name), std::move(files)};
   }
-  if (used == file.tensors().size()) return absl::OkStatus();
-  for (const SafetensorsEntry& entry : file.tensors()) {
-    ParamId id = store.Find(entry.name);
-    if (id == kNoParam || !Changes(store.spec(id)) || !buckets[store.bucket_of(id)].defined()) {
+
+  // The piece's elements; their bytes alone are read.
+  absl::Status Fill(const ParamSpec& spec, const ParamPiece& piece) const {
+    const int64_t begin = piece.begin, end = begin + piece.values.numel();
+    const DType to = piece.values.dtype();
+    int64_t local = 0;
+    for (const ParamSource& source : spec.sources) {
+      const int64_t first = std::max(begin, local);
+      local += BlockElements(source);
+      const int64_t last = std::min(end, local);
+      if (first >= last) continue;
+      CADRE_ASSIGN_OR_RETURN(auto found, Lookup(files, path, source));
+      const DType from = *ToDType(found.entry->type);
+      const std::byte* stored = found.Bytes().data();
+      ForEachRun(spec, first, last, [&](const ParamRun& run) {
+        ConvertElements(
+            {.from = from, .to = to, .count = run.count, .from_stride = run.stored_stride},
+            stored + static_cast<size_t>(run.stored) * SizeOf(from),
+            piece.values.raw() + static_cast<size_t>(run.local - begin) * SizeOf(to));
+      });
+    }
+    return absl::OkStatus();
+  }
+
+  // That no tensor belongs to a parameter which this run does not change; a part of a model leaves
+  // tensors that it does not know to other ranks.
+  absl::Status CheckLeftovers(const ParameterStore& store) const {
+    std::map<std::string_view, bool> changes;
+    for (ParamId id = 0; id < store.size(); ++id) {
+      for (const ParamSource& source : store.spec(id).sources) {
+        changes[source.tensor] |= Changes(store.spec(id));
+      }
+    }
+    for (const auto& tensor : files.tensors()) {
+      const std::string& name = tensor.entry->name;
+      auto it = changes.find(name);
+      if (it == changes.end() ? store.part() : it->second) continue;
       return InvalidArgument("{}: tensor {} belongs to no parameter that this run trains", path,
-                             entry.name);
+                             name);
     }
+    return absl::OkStatus();
   }
-  return absl::OkStatus();
+};
+
+absl::Status LoadSlot(const std::string& checkpoint, const ParameterStore& store,
+                      const StateSlot& slot) {
+  CADRE_ASSIGN_OR_RETURN(const SlotFiles files, SlotFiles::Open(checkpoint, slot.name));
+  for (const ParamPiece& piece : slot.pieces) {
+    CADRE_RETURN_IF_ERROR(files.Fill(store.spec(piece.param), piece));
+  }
+  return files.CheckLeftovers(store);
 }
 
 // Compute weights are the rounded masters.
-void RoundMasters(const ParameterStore& store, const std::vector<Tensor>& precise) {
-  for (size_t b = 0; b < precise.size(); ++b) {
-    const Tensor& weights = store.buckets()[b].weights;
-    if (!BucketChanges(store, b) || weights.dtype() != DType::kBF16) continue;
-    const float* from = precise[b].data<float>();
-    BF16* to = weights.data<BF16>();
-    for (int64_t i = 0; i < weights.numel(); ++i) to[i] = BF16(from[i]);
+void RoundMasters(const ParameterStore& store, const std::vector<ParamPiece>& masters) {
+  for (const ParamPiece& piece : masters) {
+    const Tensor weights = store.View(
+        store.buckets()[static_cast<size_t>(store.bucket_of(piece.param))].weights, piece.param);
+    if (weights.dtype() == piece.values.dtype()) continue;
+    ConvertElements(
+        {.from = piece.values.dtype(), .to = weights.dtype(), .count = piece.values.numel()},
+        piece.values.raw(),
+        weights.raw() + static_cast<size_t>(piece.begin) * SizeOf(weights.dtype()));
   }
 }
 
@@ -104,41 +126,49 @@ std::string FirstDifference(const std::string& saved, const std::string& wanted)
 
 }  // namespace
 
-absl::Status LoadCheckpoint(const FoundCheckpoint& found, const std::string& model_config,
-                            const LoadWeightsFn& load_weights, ParameterStore& store,
-                            Optimizer& optimizer) {
-  const CheckpointState& state = found.manifest.state;
-  if (state.model_config != model_config) {
+absl::Status LoadCheckpointState(const FoundCheckpoint& found, const std::string& model_config,
+                                 const LoadWeightsFn& load_weights, ParameterStore& store,
+                                 const RankState& state) {
+  const std::string& saved_config = found.manifest.state.model_config;
+  if (saved_config != model_config) {
     return InvalidArgument("{}: the checkpoint's model differs from this run's: {}", found.path,
-                           FirstDifference(state.model_config, model_config));
+                           FirstDifference(saved_config, model_config));
   }
   CADRE_RETURN_IF_ERROR(load_weights(found.path));
-  std::vector<Tensor> precise = PreciseWeights(store, optimizer);
-  CADRE_RETURN_IF_ERROR(LoadSlot(
-      fmt::format("{}/optimizer/{}.safetensors", found.path, kMasterSlot), store, precise));
-  for (const OptimizerSlot& slot : optimizer.Slots()) {
-    if (slot.name == kMasterSlot) continue;
-    CADRE_RETURN_IF_ERROR(LoadSlot(
-        fmt::format("{}/optimizer/{}.safetensors", found.path, slot.name), store, slot.buckets));
+  const StateSlot master = MasterSlot(store, state.weights);
+  CADRE_RETURN_IF_ERROR(LoadSlot(found.path, store, master));
+  for (const StateSlot& slot : state.slots) {
+    CADRE_RETURN_IF_ERROR(LoadSlot(found.path, store, slot));
   }
-  RoundMasters(store, precise);
-  optimizer.set_updates(state.updates);
+  RoundMasters(store, master.pieces);
   store.WeightsChanged();
   return absl::OkStatus();
 }
 
+absl::Status LoadCheckpoint(const FoundCheckpoint& found, const std::string& model_config,
+                            const LoadWeightsFn& load_weights, ParameterStore& store,
+                            Optimizer& optimizer) {
+  CADRE_RETURN_IF_ERROR(
+      LoadCheckpointState(found, model_config, load_weights, store, WholeState(store, optimizer)));
+  optimizer.set_updates(found.manifest.state.updates);
+  return absl::OkStatus();
+}
+
 absl::Status LoadPreciseWeights(const std::string& checkpoint, ParameterStore& store) {
-  CADRE_ASSIGN_OR_RETURN(
-      SafetensorsFile file,
-      SafetensorsFile::Open(fmt::format("{}/optimizer/{}.safetensors", checkpoint, kMasterSlot)));
-  for (const SafetensorsEntry& entry : file.tensors()) {
-    ParamId id = store.Find(entry.name);
-    if (id == kNoParam) {
-      return InvalidArgument("{}: tensor {} belongs to no parameter of the model", file.path(),
-                             entry.name);
-    }
-    const Tensor& weights = store.buckets()[store.bucket_of(id)].weights;
-    CADRE_RETURN_IF_ERROR(Fill(file, entry, store.View(weights, id)));
+  CADRE_ASSIGN_OR_RETURN(const SlotFiles master,
+                         SlotFiles::Open(checkpoint, std::string(kMasterSlot)));
+  std::set<std::string_view> known;
+  for (const ParamPiece& piece : WholeWeights(store)) {
+    const ParamSpec& spec = store.spec(piece.param);
+    for (const ParamSource& source : spec.sources) known.insert(source.tensor);
+    if (spec.sources.empty() || master.files.Find(spec.sources[0].tensor).entry == nullptr)
+      continue;
+    CADRE_RETURN_IF_ERROR(master.Fill(spec, piece));
+  }
+  for (const auto& tensor : master.files.tensors()) {
+    if (store.part() || known.contains(tensor.entry->name)) continue;
+    return InvalidArgument("{}: tensor {} belongs to no parameter of the model", master.path,
+                           tensor.entry->name);
   }
   store.WeightsChanged();
   return absl::OkStatus();

@@ -1,23 +1,43 @@
-// Which tensors a checkpoint keeps; shared by saving and loading.
+// What of a run a checkpoint keeps; shared by saving and loading.
 #pragma once
 
+#include <string>
 #include <string_view>
 #include <vector>
 
 #include "core/parameters.h"
+#include "model/param_layout.h"
 #include "training/optimizer.h"
 
 namespace cadre {
 
 inline constexpr std::string_view kMasterSlot = "master";
 
+// One kind of optimizer state, e.g. "exp_avg".
+struct StateSlot {
+  std::string name;
+  std::vector<ParamPiece> pieces;
+};
+
+// The tensors of a run as one rank sees them. To save: what this rank hands in, each element by
+// exactly one rank of the group. To load: what it wants filled, which every rank asks for by
+// itself. All ranks have the same slots in the same order, be they empty.
+struct RankState {
+  std::vector<ParamPiece> weights;  // every parameter's, as precise as there is; the master's too
+  std::vector<StateSlot> slots;     // beside the master
+};
+
+// All that a store and its optimizer hold, each parameter one piece. Shares their storage.
+RankState WholeState(const ParameterStore& store, const Optimizer& optimizer);
+
+// The part of a piece that the `replica`-th of `replicas` ranks saves where all hold it alike.
+ParamPiece ShareOf(const ParamPiece& piece, int replicas, int replica);
+
 // Whether a run changes the parameter: trainable ones, and fp32 ones outside the optimizer (the
 // router's bias correction).
 bool Changes(const ParamSpec& spec);
-// Whether it changes any parameter of the bucket.
-bool BucketChanges(const ParameterStore& store, size_t bucket);
 
-// One tensor per bucket: the optimizer's master where it has one, else the weights themselves.
-std::vector<Tensor> PreciseWeights(const ParameterStore& store, const Optimizer& optimizer);
+// The weights that a run changes: what the master slot holds.
+StateSlot MasterSlot(const ParameterStore& store, const std::vector<ParamPiece>& weights);
 
 }  // namespace cadre

@@ -78,9 +78,10 @@ TEST(Checkpoint, AnAsynchronousSaveHoldsTheStateOfItsMoment) {
   std::shared_future<void> opened = gate.get_future().share();
   CheckpointSaverOptions options = run.SaverOptions(root, /*async=*/true);
   auto save = options.save_weights;
-  options.save_weights = [save, opened](const std::string& folder, const ParameterValues& values) {
+  options.save_weights = [save, opened](const std::string& folder,
+                                        std::span<const ParamPiece> weights, Communicator* group) {
     opened.wait();
-    return save(folder, values);
+    return save(folder, weights, group);
   };
   CheckpointSaver saver(options, run.store, *run.optimizer, run.allocator);
   saver.Save(run.ctx, run.State());
@@ -103,9 +104,10 @@ TEST(Checkpoint, ASecondSaveWaitsForTheFirst) {
   CheckpointSaverOptions options = run.SaverOptions(root, /*async=*/true);
   std::atomic<int> inside = 0, most = 0;
   auto save = options.save_weights;
-  options.save_weights = [&, save](const std::string& folder, const ParameterValues& values) {
+  options.save_weights = [&, save](const std::string& folder, std::span<const ParamPiece> weights,
+                                   Communicator* group) {
     most = std::max(most.load(), ++inside);
-    absl::Status status = save(folder, values);
+    absl::Status status = save(folder, weights, group);
     --inside;
     return status;
   };
@@ -129,8 +131,9 @@ TEST(Checkpoint, AFailedSaveIsReportedOnceAndHarmsNothing) {
   CheckpointSaverOptions options = run.SaverOptions(root, /*async=*/true);
   bool fail = false;
   auto save = options.save_weights;
-  options.save_weights = [&, save](const std::string& folder, const ParameterValues& values) {
-    CADRE_RETURN_IF_ERROR(save(folder, values));
+  options.save_weights = [&, save](const std::string& folder, std::span<const ParamPiece> weights,
+                                   Communicator* group) {
+    CADRE_RETURN_IF_ERROR(save(folder, weights, group));
     return fail ? ResourceExhausted("{}: cannot write: No space left on device", folder)
                 : absl::OkStatus();
   };
@@ -227,7 +230,7 @@ TEST(Checkpoint, RefusesWhatDoesNotFit) {
   specs = RunSpecs();
   specs[1].name = "l0.v";
   TestRun missing(DType::kBF16, specs);
-  EXPECT_THAT(Message(missing.Load(found)), HasSubstr("parameter l0.v is missing"));
+  EXPECT_THAT(Message(missing.Load(found)), HasSubstr("tensor l0.v is missing"));
 
   specs = RunSpecs();
   specs[4].trainable = false;

@@ -13,6 +13,7 @@
 #include "core/host_allocator.h"
 #include "core/random.h"
 #include "core/safetensors.h"
+#include "model/tensor_save.h"
 #include "proto/train_config.pb.h"
 #include "training/checkpoint.h"
 
@@ -28,7 +29,10 @@ inline std::vector<ParamSpec> RunSpecs() {
 
 struct TestRun {
   explicit TestRun(DType dtype, std::vector<ParamSpec> specs = RunSpecs()) {
-    for (ParamSpec& spec : specs) store.Add(std::move(spec));
+    for (ParamSpec& spec : specs) {
+      if (spec.sources.empty()) spec.sources = {{spec.name, spec.shape}};
+      store.Add(std::move(spec));
+    }
     store.Allocate(allocator, dtype, {.gradients = true});
     ctx = {.allocator = &allocator, .parameters = &store};
     optimizer = std::move(*MakeOptimizer(config, store, allocator));
@@ -78,21 +82,14 @@ struct TestRun {
             .model_config = model_config};
   }
 
-  absl::Status SaveWeights(const std::string& folder, const ParameterValues& values) const {
-    std::vector<SafetensorsEntry> entries;
-    for (ParamId id = 0; id < store.size(); ++id) {
-      auto dims = store.spec(id).shape.dims();
-      entries.push_back({.name = store.spec(id).name,
-                         .type = ToStoredType(values(id).dtype()),
-                         .shape = {dims.begin(), dims.end()}});
-    }
-    CADRE_ASSIGN_OR_RETURN(auto writer,
-                           SafetensorsWriter::Create(folder + "/model.safetensors", entries, {}));
-    for (ParamId id = 0; id < store.size(); ++id) {
-      Tensor tensor = values(id);
-      CADRE_RETURN_IF_ERROR(writer.Append(std::span(tensor.raw(), tensor.bytes())));
-    }
-    return writer.Finish();
+  absl::Status SaveWeights(const std::string& folder, std::span<const ParamPiece> weights,
+                           Communicator* group) const {
+    return SaveTensors(store, weights,
+                       {.folder = folder,
+                        .type = [](const ParamSpec&, const ParamSource&,
+                                   DType dtype) { return ToStoredType(dtype); }},
+                       group)
+        .status();
   }
 
   // Frozen weights alone: the others come from the optimizer's folder.
@@ -109,8 +106,9 @@ struct TestRun {
     return {.root = root,
             .keep_last = 0,
             .async = async,
-            .save_weights = [this](const std::string& folder, const ParameterValues& values) {
-              return SaveWeights(folder, values);
+            .save_weights = [this](const std::string& folder, std::span<const ParamPiece> weights,
+                                   Communicator* group) {
+              return SaveWeights(folder, weights, group);
             }};
   }
 

@@ -45,17 +45,18 @@ StoredType WeightType(DType compute) {
   return compute == DType::kF32 ? StoredType::kF32 : StoredType::kBF16;
 }
 
-SaveWeightsFn HfSaveWeights(Model& model, Allocator& allocator, const HfWeightsOptions& options) {
-  return [&model, &allocator, options](const std::string& folder, const ParameterValues& values) {
-    Context ctx{.allocator = &allocator, .parameters = &model.parameters()};
-    FolderTensors carried = CarriedOnly(model.folder_tensors());
-    return SaveWeights(ctx, values,
+SaveWeightsFn HfSaveWeights(Model& model, const HfWeightsOptions& options) {
+  return [&model, options](const std::string& folder, std::span<const ParamPiece> weights,
+                           Communicator* group) {
+    const FolderTensors carried = CarriedOnly(model.folder_tensors());
+    return SaveWeights(model.parameters(), weights,
                        {.folder = folder,
                         .config = &model.config(),
                         .type = options.type,
                         .tensors = &carried,
                         .max_shard_bytes = options.max_shard_bytes,
-                        .tokenizer_folder = options.tokenizer_folder});
+                        .tokenizer_folder = options.tokenizer_folder,
+                        .group = group});
   };
 }
 
@@ -89,14 +90,10 @@ absl::Status ConvertCheckpoint(Context& ctx, const FoundCheckpoint& checkpoint,
   if (!options.type.has_value()) return CopyModelFiles(checkpoint, options.to);
   CADRE_ASSIGN_OR_RETURN(auto model, LoadModel(ctx, checkpoint.path, {.dtype = DType::kF32}));
   CADRE_RETURN_IF_ERROR(LoadPreciseWeights(checkpoint.path, model->parameters()));
-  SaveWeightsFn save = HfSaveWeights(*model, *ctx.allocator,
-                                     {.type = *options.type,
-                                      .max_shard_bytes = options.max_shard_bytes,
-                                      .tokenizer_folder = checkpoint.path});
-  ParameterStore& store = model->parameters();
-  CADRE_RETURN_IF_ERROR(save(options.to, [&store](ParamId id) {
-    return store.View(store.buckets()[store.bucket_of(id)].weights, id);
-  }));
+  const SaveWeightsFn save = HfSaveWeights(*model, {.type = *options.type,
+                                                    .max_shard_bytes = options.max_shard_bytes,
+                                                    .tokenizer_folder = checkpoint.path});
+  CADRE_RETURN_IF_ERROR(save(options.to, WholeWeights(model->parameters()), nullptr));
   return SyncFolder(options.to);
 }
 

@@ -22,9 +22,9 @@ struct HfWeightsOptions {
   std::string tokenizer_folder;  // its files go into each checkpoint; empty: none
 };
 
-// Writes config.json, generation_config.json, the weights and the tokenizer. `model` and
-// `allocator` outlive the function; it works on one thread.
-SaveWeightsFn HfSaveWeights(Model& model, Allocator& allocator, const HfWeightsOptions& options);
+// Writes config.json, generation_config.json, the weights and the tokenizer. `model` outlives the
+// function; it works on one thread.
+SaveWeightsFn HfSaveWeights(Model& model, const HfWeightsOptions& options);
 
 // Fills the model's parameters from a checkpoint's folder. `ctx` and `model` outlive the function.
 LoadWeightsFn HfLoadWeights(Context& ctx, Model& model);

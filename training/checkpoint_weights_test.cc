@@ -46,9 +46,8 @@ struct ModelRun {
   }
 
   absl::Status Save(const std::string& root) {
-    CheckpointSaver saver(
-        {.root = root, .save_weights = HfSaveWeights(*model, allocator, {.type = type})},
-        model->parameters(), *optimizer, allocator);
+    CheckpointSaver saver({.root = root, .save_weights = HfSaveWeights(*model, {.type = type})},
+                          model->parameters(), *optimizer, allocator);
     saver.Save(ctx, {.step = step, .updates = optimizer->updates(), .config = "a: 1\n"});
     return saver.Wait();
   }

@@ -12,6 +12,8 @@
 #include <nlohmann/json.hpp>
 
 #include "core/file.h"
+#include "parallel/agree.h"
+#include "parallel/groups.h"
 
 namespace cadre {
 namespace {
@@ -45,11 +47,15 @@ absl::StatusOr<ManifestFile> Describe(const std::string& path) {
   return described;
 }
 
+Json FileJson(const ManifestFile& file) {
+  return {{"size", file.size}, {"xxh3", Hex(file.checksum)}};
+}
+
 Json ToJson(const Manifest& manifest) {
   const CheckpointState& s = manifest.state;
   Json files = Json::object();
   for (const auto& [name, file] : manifest.files) {
-    files[name] = {{"size", file.size}, {"xxh3", Hex(file.checksum)}};
+    files[name] = FileJson(file);
   }
   return {{"format", kFormat},
           {"format_version", manifest.format_version},
@@ -78,6 +84,12 @@ uint64_t ParseHex(const std::string& text) {
   return value;
 }
 
+// Throws as FromJson.
+ManifestFile ParseFile(const Json& file) {
+  return {.size = file.at("size").get<int64_t>(),
+          .checksum = ParseHex(file.at("xxh3").get<std::string>())};
+}
+
 bool StaysInside(const std::string& name) {
   fs::path path(name);
   if (name.empty() || path.is_absolute()) return false;
@@ -102,26 +114,64 @@ Manifest FromJson(const Json& json) {
   s.model_config = json.at("model_config").get<std::string>();
   for (const auto& [name, file] : json.at("files").items()) {
     if (!StaysInside(name)) throw std::runtime_error(fmt::format("file name {}", name));
-    manifest.files[name] = {.size = file.at("size").get<int64_t>(),
-                            .checksum = ParseHex(file.at("xxh3").get<std::string>())};
+    manifest.files[name] = ParseFile(file);
   }
   return manifest;
 }
 
-}  // namespace
-
-absl::StatusOr<Manifest> DescribeFolder(const std::string& folder, CheckpointState state) {
-  Manifest manifest{.state = std::move(state)};
+// Every file but the manifest, sorted.
+absl::StatusOr<std::vector<std::string>> FilesIn(const std::string& folder) {
+  std::vector<std::string> names;
   std::error_code error;
   fs::recursive_directory_iterator entries(folder, error), end;
   while (!error && entries != end) {
     std::string name = entries->path().lexically_relative(folder).generic_string();
-    if (entries->is_regular_file(error) && name != kName) {
-      CADRE_ASSIGN_OR_RETURN(manifest.files[name], Describe(entries->path().string()));
-    }
+    if (entries->is_regular_file(error) && name != kName) names.push_back(std::move(name));
     if (!error) entries.increment(error);
   }
   if (error) return ErrnoError(folder, "cannot list", error.value());
+  std::sort(names.begin(), names.end());
+  return names;
+}
+
+// What each rank hands in, as an array by rank.
+absl::StatusOr<Json> GatherJson(Communicator* group, Json mine) {
+  if (group == nullptr) return Json::array({std::move(mine)});
+  CADRE_ASSIGN_OR_RETURN(auto texts, GatherText(*group, mine.dump(), {"checkpoint's files"}));
+  Json all = Json::array();
+  for (size_t rank = 0; rank < texts.size(); ++rank) {
+    all.push_back(Json::parse(texts[rank], nullptr, /*allow_exceptions=*/false));
+    if (!all.back().is_structured()) {
+      return Internal("rank {}: its list of a checkpoint's files is no JSON", rank);
+    }
+  }
+  return all;
+}
+
+}  // namespace
+
+absl::StatusOr<Manifest> DescribeFolder(const std::string& folder, CheckpointState state,
+                                        Communicator* group) {
+  auto names = GroupRank(group) == 0 ? FilesIn(folder) : std::vector<std::string>();
+  CADRE_RETURN_IF_ERROR(AgreeIn(group, names.status(), {"files of a checkpoint"}));
+  CADRE_ASSIGN_OR_RETURN(const Json all, GatherJson(group, Json(*names)));
+  // Rank 0's list is everyone's: a network folder may not show its newest files everywhere at once.
+  std::vector<std::string> listed;
+  for (const Json& name : all[0]) listed.push_back(name.get<std::string>());
+  absl::Status status;
+  Json mine = Json::object();
+  for (auto i = static_cast<size_t>(GroupRank(group)); i < listed.size();
+       i += static_cast<size_t>(GroupSize(group))) {
+    auto described = Describe(folder + "/" + listed[i]);
+    if (!described.ok() && status.ok()) status = described.status();
+    if (described.ok()) mine[listed[i]] = FileJson(*described);
+  }
+  CADRE_RETURN_IF_ERROR(AgreeIn(group, status, {"checksums"}));
+  CADRE_ASSIGN_OR_RETURN(const Json parts, GatherJson(group, std::move(mine)));
+  Manifest manifest{.state = std::move(state)};
+  for (const Json& part : parts) {
+    for (const auto& [name, file] : part.items()) manifest.files[name] = ParseFile(file);
+  }
   return manifest;
 }
 
@@ -147,8 +197,8 @@ absl::StatusOr<Manifest> ReadManifest(const std::string& folder) {
       return DataLoss("{}: format is {}, not {}", path, json.at("format").dump(), kFormat);
     }
     int64_t version = json.at("format_version").get<int64_t>();
-    if (version < 1 || version > Manifest::kFormatVersion) {
-      return Unimplemented("{}: format_version {}; this program reads 1 to {}", path, version,
+    if (version != Manifest::kFormatVersion) {
+      return Unimplemented("{}: format_version {}; this program reads {} alone", path, version,
                            Manifest::kFormatVersion);
     }
     std::string stated = json.at("manifest_xxh3").get<std::string>();

@@ -15,6 +15,8 @@
 
 namespace cadre {
 
+class Communicator;
+
 // A run's state beyond its tensors.
 struct CheckpointState {
   int64_t step = 0;  // steps done; the run continues with this one, which is the data cursor too
@@ -34,19 +36,21 @@ struct ManifestFile {
 };
 
 struct Manifest {
-  static constexpr int64_t kFormatVersion = 1;
+  static constexpr int64_t kFormatVersion = 2;
   int64_t format_version = kFormatVersion;
   CheckpointState state;
   std::map<std::string, ManifestFile> files;  // by path inside the folder, '/' between parts
 };
 
-// Checksums every file under `folder` into a manifest (manifest.json itself left out).
-absl::StatusOr<Manifest> DescribeFolder(const std::string& folder, CheckpointState state);
+// Checksums every file under `folder` into a manifest (manifest.json itself left out). Collective
+// over `group` (null: one process): each rank reads its share of the files, all get the manifest.
+absl::StatusOr<Manifest> DescribeFolder(const std::string& folder, CheckpointState state,
+                                        Communicator* group = nullptr);
 
 // Writes folder/manifest.json, whole or not at all.
 absl::Status WriteManifest(const std::string& folder, const Manifest& manifest);
 
-// kNotFound: there is none. kDataLoss: torn or altered. kUnimplemented: a newer format version.
+// kNotFound: there is none. kDataLoss: torn or altered. kUnimplemented: another format version.
 absl::StatusOr<Manifest> ReadManifest(const std::string& folder);
 
 // Reads all files of a checkpoint: each must be there with its size and checksum. kDataLoss names

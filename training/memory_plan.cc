@@ -87,7 +87,7 @@ MemoryPlan PlanTraining(const config::TrainConfig& config, const DecoderSpec& sp
   plan.optimizer = OptimizerStateBytes(config.optimizer(), store, compute);
   if (config.checkpoint().async()) {
     plan.snapshot = SnapshotBytes(config.optimizer(), store, compute);
-    plan.workspace = WriteBufferBytes(store, compute);
+    plan.workspace = WriteBufferBytes();
   }
   // The input embedding is looked up, not multiplied; f64 runs on plain weights.
   if (compute != DType::kF64) {

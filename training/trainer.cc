@@ -161,10 +161,11 @@ absl::Status Trainer::OpenState() {
       .root = options_.output + "/checkpoints",
       .keep_last = config_.checkpoint().keep_last(),
       .async = config_.checkpoint().async(),
-      .save_weights = HfSaveWeights(*model_, allocator_,
-                                    {.type = WeightType(model_->dtype()),
-                                     .max_shard_bytes = config_.checkpoint().max_shard_bytes(),
-                                     .tokenizer_folder = tokenizer_folder_})};
+      .max_shard_bytes = config_.checkpoint().max_shard_bytes(),
+      .save_weights =
+          HfSaveWeights(*model_, {.type = WeightType(model_->dtype()),
+                                  .max_shard_bytes = config_.checkpoint().max_shard_bytes(),
+                                  .tokenizer_folder = tokenizer_folder_})};
   saver_ = std::make_unique<CheckpointSaver>(std::move(options), store, *optimizer_, allocator_);
   return absl::OkStatus();
 }
