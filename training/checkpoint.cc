@@ -40,7 +40,7 @@ void CopyPieces(Context& ctx, const std::vector<ParamPiece>& from,
 }  // namespace
 
 CheckpointSaver::CheckpointSaver(CheckpointSaverOptions options, const ParameterStore& store,
-                                 RankState state, Allocator& allocator)
+                                 StatePart state, Allocator& allocator)
     : options_(std::move(options)), store_(store), live_(std::move(state)) {
   if (!options_.async) return;
   for (const ParamPiece& piece : live_.weights) {
@@ -68,7 +68,7 @@ void CheckpointSaver::Save(Context& ctx, CheckpointState state) {
   if (worker_.joinable()) worker_.join();
   // An error that nobody has polled yet is not lost.
   absl::Status earlier = outcome_;
-  auto run = [this, earlier](const RankState& snapshot, const CheckpointState& state) {
+  auto run = [this, earlier](const StatePart& snapshot, const CheckpointState& state) {
     absl::Status status = Write(snapshot, state);
     if (status.ok()) saved_step_ = state.step;
     outcome_ = earlier.ok() ? status : earlier;
@@ -110,7 +110,7 @@ absl::Status CheckpointSaver::CheckTogether(const CheckpointState& state) {
   return absl::OkStatus();
 }
 
-absl::Status CheckpointSaver::Write(const RankState& snapshot, const CheckpointState& state) {
+absl::Status CheckpointSaver::Write(const StatePart& snapshot, const CheckpointState& state) {
   const std::string folder = WritingFolder(options_.root, state.step);
   absl::Status status = CheckTogether(state);
   if (status.ok()) {
@@ -131,7 +131,7 @@ absl::Status CheckpointSaver::Write(const RankState& snapshot, const CheckpointS
   });
 }
 
-absl::Status CheckpointSaver::WriteInto(const std::string& folder, const RankState& snapshot,
+absl::Status CheckpointSaver::WriteInto(const std::string& folder, const StatePart& snapshot,
                                         const CheckpointState& state) {
   Communicator* group = options_.group;
   CADRE_RETURN_IF_ERROR(AgreeIn(group, options_.save_weights(folder, snapshot.weights, group),

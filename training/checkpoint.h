@@ -59,7 +59,7 @@ struct CheckpointSaverOptions {
 class CheckpointSaver {
  public:
   // Allocates the snapshot where `async`. Everything given outlives the saver.
-  CheckpointSaver(CheckpointSaverOptions options, const ParameterStore& store, RankState state,
+  CheckpointSaver(CheckpointSaverOptions options, const ParameterStore& store, StatePart state,
                   Allocator& allocator);
   // One process: all of the store and of the optimizer.
   CheckpointSaver(CheckpointSaverOptions options, const ParameterStore& store,
@@ -90,15 +90,15 @@ class CheckpointSaver {
   template <typename Body>
   absl::Status ByFirstRank(const char* what, Body&& body);
   absl::Status CheckTogether(const CheckpointState& state);
-  absl::Status Write(const RankState& snapshot, const CheckpointState& state);
-  absl::Status WriteInto(const std::string& folder, const RankState& snapshot,
+  absl::Status Write(const StatePart& snapshot, const CheckpointState& state);
+  absl::Status WriteInto(const std::string& folder, const StatePart& snapshot,
                          const CheckpointState& state);
   absl::Status WriteSlot(const std::string& folder, const StateSlot& slot);
 
   CheckpointSaverOptions options_;
   const ParameterStore& store_;
-  RankState live_;  // the run's own tensors
-  RankState copy_;  // allocated where async
+  StatePart live_;  // the run's own tensors
+  StatePart copy_;  // allocated where async
   std::thread worker_;
   std::atomic<bool> running_ = false;
   std::atomic<int64_t> saved_step_ = -1;
@@ -125,7 +125,7 @@ absl::Status LoadCheckpoint(const FoundCheckpoint& found, const std::string& mod
 // its optimizer the updates that the manifest names.
 absl::Status LoadCheckpointState(const FoundCheckpoint& found, const std::string& model_config,
                                  const LoadWeightsFn& load_weights, ParameterStore& store,
-                                 const RankState& state);
+                                 const StatePart& state);
 
 // Fills the parameters that a checkpoint has at full precision; the others stay as they are. For
 // exports: needs no optimizer. A parameter that the store does not have is an error.

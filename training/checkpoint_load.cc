@@ -128,7 +128,7 @@ std::string FirstDifference(const std::string& saved, const std::string& wanted)
 
 absl::Status LoadCheckpointState(const FoundCheckpoint& found, const std::string& model_config,
                                  const LoadWeightsFn& load_weights, ParameterStore& store,
-                                 const RankState& state) {
+                                 const StatePart& state) {
   const std::string& saved_config = found.manifest.state.model_config;
   if (saved_config != model_config) {
     return InvalidArgument("{}: the checkpoint's model differs from this run's: {}", found.path,

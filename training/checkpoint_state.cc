@@ -14,8 +14,8 @@ ParamPiece Whole(const ParameterStore& store, const Tensor& bucket, ParamId id) 
 
 bool Changes(const ParamSpec& spec) { return spec.trainable || spec.fp32; }
 
-RankState WholeState(const ParameterStore& store, const Optimizer& optimizer) {
-  RankState state;
+StatePart WholeState(const ParameterStore& store, const Optimizer& optimizer) {
+  StatePart state;
   std::vector<Tensor> precise;
   for (const ParamBucket& bucket : store.buckets()) precise.push_back(bucket.weights);
   for (const OptimizerSlot& slot : optimizer.Slots()) {

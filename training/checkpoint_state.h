@@ -22,13 +22,13 @@ struct StateSlot {
 // The tensors of a run as one rank sees them. To save: what this rank hands in, each element by
 // exactly one rank of the group. To load: what it wants filled, which every rank asks for by
 // itself. All ranks have the same slots in the same order, be they empty.
-struct RankState {
+struct StatePart {
   std::vector<ParamPiece> weights;  // every parameter's, as precise as there is; the master's too
   std::vector<StateSlot> slots;     // beside the master
 };
 
 // All that a store and its optimizer hold, each parameter one piece. Shares their storage.
-RankState WholeState(const ParameterStore& store, const Optimizer& optimizer);
+StatePart WholeState(const ParameterStore& store, const Optimizer& optimizer);
 
 // The part of a piece that the `replica`-th of `replicas` ranks saves where all hold it alike.
 ParamPiece ShareOf(const ParamPiece& piece, int replicas, int replica);
