@@ -80,6 +80,8 @@ tsan() {
   export OMP_THREAD_LIMIT=1 TSAN_OPTIONS="suppressions=$PWD/tests/tsan.supp halt_on_error=1"
   # UCX hooks madvise, which a thread calls as it ends: too late for what ThreadSanitizer keeps of it.
   export UCX_MEM_EVENTS=n
+  # gRPC and abseil are not instrumented, but half of them is inlined: what they do looks like races.
+  export GTEST_FILTER=-RendezvousTest.*:RendezvousServer.*:RendezvousBootstrap.*:JoinJob.*
   build_preset tsan && run_ctest test_tsan tsan -LE e2e
 }
 

@@ -15,7 +15,7 @@ absl::StatusOr<Membership> JoinJob(const RankEnvironment& environment,
   if (environment.rank == 0 && !environment.rendezvous_hosted) {
     CADRE_ASSIGN_OR_RETURN(
         membership.server,
-        RendezvousServer::Start({.host = local ? environment.master_address : "::",
+        RendezvousServer::Start({.host = local ? environment.master_address : "0.0.0.0",
                                  .port = environment.master_port,
                                  .token = environment.token,
                                  .generation = environment.restart_count,

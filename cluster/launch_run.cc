@@ -248,8 +248,8 @@ void LaunchRun::TakeEnded() {
       ++done_;
       continue;
     }
-    failures.push_back(
-        FailureOf(place_.first_rank + static_cast<int>(i), exit, rank.output->LastError()));
+    failures.push_back(FailureOf(place_.first_rank + static_cast<int>(i), exit,
+                                 rank.output->LastError(!exit.killed)));
   }
   // Of several seen at once, a signal was there before the exits that it caused.
   std::stable_sort(failures.begin(), failures.end(), [](const Failure& a, const Failure& b) {

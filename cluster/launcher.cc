@@ -172,7 +172,7 @@ absl::Status Launcher::Meet() {
   if (options_.node_rank == 0) {
     const std::string& host = place_.rendezvous.host;
     CADRE_ASSIGN_OR_RETURN(server_,
-                           RendezvousServer::Start({.host = IsLoopback(host) ? host : "::",
+                           RendezvousServer::Start({.host = IsLoopback(host) ? host : "0.0.0.0",
                                                     .port = place_.rendezvous.port,
                                                     .token = place_.token,
                                                     .nodes = options_.nodes,

@@ -113,7 +113,12 @@ void RankOutput::EndLine(bool errors, bool shown) {
   std::string line = std::exchange(open_[errors], "");
   if (line.back() == '\n') line.pop_back();
   const Severity severity = SeverityOf(line);
-  if (errors) last_[static_cast<int>(severity)] = Bare(line);
+  if (errors) {
+    // Of a line that was drawn again and again, what it was last.
+    const size_t end = line.find_last_not_of('\r'), drawn = line.rfind('\r', end);
+    last_[static_cast<int>(severity)] =
+        Bare(drawn == line.npos || end == line.npos ? line : line.substr(drawn));
+  }
   if (shown || severity == Severity::kPlain) return;
   if (severity == Severity::kError) {
     terminal_->Hold(rank_, std::move(line), RankTerminal::Clock::now());
@@ -128,12 +133,12 @@ void RankOutput::Finish() {
   }
 }
 
-std::string RankOutput::LastError() const {
+std::string RankOutput::LastError(bool any) const {
   for (const Severity severity : {Severity::kError, Severity::kWarning}) {
     const std::string& line = last_[static_cast<int>(severity)];
     if (!line.empty()) return line;
   }
-  return last_[0];
+  return any ? last_[0] : "";
 }
 
 }  // namespace cadre

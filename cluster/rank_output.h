@@ -68,8 +68,8 @@ class RankOutput {
   // What is left of lines without an end.
   void Finish();
 
-  // The last error line, else the last warning, else the last line on standard error.
-  std::string LastError() const;
+  // The last error line, else the last warning, else, where `any`, the last line on standard error.
+  std::string LastError(bool any) const;
 
  private:
   void EndLine(bool errors, bool shown);

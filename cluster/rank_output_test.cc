@@ -72,8 +72,8 @@ TEST_F(RankOutputTest, WhatIsHeldIsShownWithoutTheCulpritsLine) {
   three.Take(true, "error: no\n");
   EXPECT_EQ(Shown(), "");
   EXPECT_TRUE(terminal.NextRelease());
-  EXPECT_EQ(three.LastError(), "error: no");
-  terminal.Release(three.LastError());
+  EXPECT_EQ(three.LastError(true), "error: no");
+  terminal.Release(three.LastError(true));
   EXPECT_EQ(Shown(), "error: rank 3 is lost\n");
 }
 
@@ -92,22 +92,25 @@ TEST_F(RankOutputTest, KeepsTheLastErrorLine) {
   RankTerminal terminal = Terminal();
   RankOutput output(1, false, -1, &terminal);
   output.Take(false, "error: on standard output\n");
-  EXPECT_EQ(output.LastError(), "");
+  EXPECT_EQ(output.LastError(true), "");
   output.Take(true, "first\nlast");
-  EXPECT_EQ(output.LastError(), "first");
+  EXPECT_EQ(output.LastError(true), "first");
   output.Finish();
-  EXPECT_EQ(output.LastError(), "last");
+  EXPECT_EQ(output.LastError(true), "last");
+  output.Take(true, "\rstep 1\rstep 2\r\n");
+  EXPECT_EQ(output.LastError(true), "step 2");
+  EXPECT_EQ(output.LastError(false), "");
   output.Take(true, std::string(kWarning) + "\nafter\n");
-  EXPECT_EQ(output.LastError(), kWarning);
+  EXPECT_EQ(output.LastError(true), kWarning);
   output.Take(true, std::string(kError) + "\nafter\n");
-  EXPECT_EQ(output.LastError(), kError);
+  EXPECT_EQ(output.LastError(true), kError);
 }
 
 TEST_F(RankOutputTest, LongLinesAreBounded) {
   RankTerminal terminal = Terminal();
   RankOutput output(1, false, -1, &terminal);
   for (int i = 0; i < 100; ++i) output.Take(true, std::string(1000, 'x'));
-  EXPECT_LE(output.LastError().size(), RankOutput::kMaxLineBytes + 1000);
+  EXPECT_LE(output.LastError(true).size(), RankOutput::kMaxLineBytes + 1000);
 }
 
 TEST_F(RankOutputTest, TheLogHasEverything) {
