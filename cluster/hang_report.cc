@@ -119,6 +119,22 @@ std::string Where(const RankView& rank) {
   return where;
 }
 
+// "rank 2 hangs (stopped by a signal) in forward of layer 3 at step 17"
+std::string Who(const RankView& rank) {
+  return fmt::format("rank {} hangs{}{}", rank.rank,
+                     rank.stopped ? " (stopped by a signal)"
+                     : rank.ended ? " (its process has ended)"
+                                  : "",
+                     Where(rank));
+}
+
+const RankView* WaitsForNobody(const Ranks& ranks) {
+  for (const RankView& rank : ranks) {
+    if (Pending(rank) == nullptr) return &rank;
+  }
+  return nullptr;
+}
+
 }  // namespace
 
 std::optional<HangReport> FindHang(const Ranks& ranks, int64_t now_ns, const HangOptions& options) {
@@ -129,7 +145,14 @@ std::optional<HangReport> FindHang(const Ranks& ranks, int64_t now_ns, const Han
   }
   const OperationRecord* waited = OldestPending(ranks);
   const RankView* culprit = FindCulprit(ranks, waited);
-  if (culprit == nullptr && waited == nullptr) return std::nullopt;
+  if (culprit == nullptr && waited == nullptr) {
+    if (report.progress_ns > options.others_wait_ns) return std::nullopt;
+    culprit = options.others_wait.empty() ? nullptr : WaitsForNobody(ranks);
+    if (culprit == nullptr) return std::nullopt;
+    report.rank = culprit->rank;
+    report.text = fmt::format("{}; {}", Who(*culprit), options.others_wait);
+    return report;
+  }
   std::vector<int> waiting;
   for (const RankView& rank : ranks) {
     if (&rank != culprit && Pending(rank) != nullptr) waiting.push_back(rank.rank);
@@ -138,18 +161,15 @@ std::optional<HangReport> FindHang(const Ranks& ranks, int64_t now_ns, const Han
   const double since = static_cast<double>(now_ns - since_ns) / 1e9;
   if (culprit == nullptr) {
     const bool elsewhere = options.world_size > static_cast<int>(ranks.size());
-    report.text = fmt::format("{} wait in {} since {:.1f} s; {}", RankList("rank", waiting),
-                              Describe(*waited), since,
-                              elsewhere ? "who holds them up is on another node"
-                                        : "all have entered it: the transport does not move");
+    report.text = fmt::format("{} wait{} in {} since {:.1f} s", RankList("rank", waiting),
+                              waiting.size() == 1 ? "s" : "", Describe(*waited), since);
+    if (elsewhere) report.elsewhere = report.text;
+    report.text += elsewhere ? "; who holds them up is on another node"
+                             : "; all have entered it: the transport does not move";
     return report;
   }
   report.rank = culprit->rank;
-  report.text = fmt::format("rank {} hangs{}{}", culprit->rank,
-                            culprit->stopped ? " (stopped by a signal)"
-                            : culprit->ended ? " (its process has ended)"
-                                             : "",
-                            Where(*culprit));
+  report.text = Who(*culprit);
   if (waiting.empty()) {
     report.text += fmt::format("; nothing moves since {:.1f} s", since);
     return report;

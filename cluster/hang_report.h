@@ -23,14 +23,18 @@ struct HangOptions {
   int64_t least_ns = 2'000'000'000;
   int64_t startup_ns = 120'000'000'000;  // before any step is done
   int world_size = 0;                    // more than the views: other nodes have ranks, too
+  std::string others_wait;               // what another node says that its ranks wait in, if any,
+  int64_t others_wait_ns = 0;            // and when: it is over if something moved here since
 };
 
 struct HangReport {
   int rank = -1;            // who; -1: on another node, or nobody is behind
   int64_t progress_ns = 0;  // when anything last moved: tells one hang from the next
   std::string text;         // one line
+  std::string elsewhere;  // what the ranks here wait in, where who holds them up is not among them
 };
 
+// Where ranks of another node wait, the one here that waits for nobody is it.
 // Nothing where something moved within max(median_steps x the median step, least_ns), or nobody
 // waits for anybody.
 std::optional<HangReport> FindHang(const std::vector<RankView>& ranks, int64_t now_ns,

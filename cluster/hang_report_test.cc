@@ -145,6 +145,21 @@ TEST(HangReport, OperationsInFlightDoNotHideWhoIsBehind) {
   EXPECT_EQ(report->rank, 2);
 }
 
+TEST(HangReport, OneThatRanksOfAnotherNodeWaitFor) {
+  std::vector<RankView> views = {View(4)};
+  Add(views[0], "dp", 7, kDone);
+  views[0].record->activity = "backward";
+  EXPECT_EQ(Text(views), "");
+  const HangOptions told{.world_size = 8,
+                         .others_wait = "ranks 0-3 wait in x since 2.1 s",
+                         .others_wait_ns = 102 * kSecond};
+  EXPECT_EQ(Text(views, 102.1, told),
+            "rank 4 hangs in backward at step 17; ranks 0-3 wait in x since 2.1 s");
+  EXPECT_EQ(Text(views, 101, told), "");
+  views[0].record->progress_ns = 103 * kSecond;
+  EXPECT_EQ(Text(views, 110, told), "");  // that hang is over
+}
+
 TEST(HangReport, WhereAllHaveEntered) {
   EXPECT_EQ(
       Text(Waiting({})),

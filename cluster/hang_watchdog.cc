@@ -1,16 +1,22 @@
 #include "cluster/hang_watchdog.h"
 
-#include <condition_variable>
-#include <mutex>
 #include <utility>
 
 #include "core/process_stat.h"
 
 namespace cadre {
+namespace {
+
+int64_t Now() {
+  return std::chrono::steady_clock::now().time_since_epoch() / std::chrono::nanoseconds(1);
+}
+
+}  // namespace
 
 HangWatchdog::HangWatchdog(HangWatchdogOptions options, OnHang on_hang)
     : options_(std::move(options)),
       on_hang_(std::move(on_hang)),
+      hang_(options_.hang),
       thread_([this](const std::stop_token& stop) { Watch(stop); }) {}
 
 std::vector<RankView> HangWatchdog::Look() const {
@@ -28,16 +34,19 @@ std::vector<RankView> HangWatchdog::Look() const {
   return views;
 }
 
+void HangWatchdog::OthersWait(const std::string& text) {
+  const std::lock_guard lock(mutex_);
+  hang_.others_wait = text;
+  hang_.others_wait_ns = Now();
+}
+
 void HangWatchdog::Watch(const std::stop_token& stop) {
-  std::mutex mutex;
-  std::condition_variable_any wake;
-  std::unique_lock lock(mutex);
+  std::unique_lock lock(mutex_);
   int64_t told = 0, expired = 0;  // hangs, by when the last thing moved
-  while (!wake.wait_for(lock, stop, options_.interval, [&] { return stop.stop_requested(); })) {
+  while (!wake_.wait_for(lock, stop, options_.interval, [&] { return stop.stop_requested(); })) {
     if (stop.stop_requested()) return;
-    const int64_t now =
-        std::chrono::steady_clock::now().time_since_epoch() / std::chrono::nanoseconds(1);
-    const std::optional<HangReport> report = FindHang(Look(), now, options_.hang);
+    const int64_t now = Now();
+    const std::optional<HangReport> report = FindHang(Look(), now, hang_);
     if (!report) continue;
     if (std::exchange(told, report->progress_ns) != report->progress_ns) on_hang_(*report, false);
     const int64_t limit = options_.expires_after.count();

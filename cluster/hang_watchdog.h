@@ -5,7 +5,9 @@
 #include <sys/types.h>
 
 #include <chrono>
+#include <condition_variable>
 #include <functional>
+#include <mutex>
 #include <string>
 #include <thread>
 #include <vector>
@@ -33,6 +35,8 @@ class HangWatchdog {
   using OnHang = std::function<void(const HangReport& report, bool expired)>;
 
   HangWatchdog(HangWatchdogOptions options, OnHang on_hang);
+  // Another node says that its ranks wait, and in what.
+  void OthersWait(const std::string& text);
 
  private:
   void Watch(const std::stop_token& stop);
@@ -40,6 +44,9 @@ class HangWatchdog {
 
   const HangWatchdogOptions options_;
   const OnHang on_hang_;
+  std::mutex mutex_;
+  std::condition_variable_any wake_;
+  HangOptions hang_;     // under mutex_
   std::jthread thread_;  // last: it uses the others
 };
 

@@ -24,7 +24,9 @@ void Clean(std::string* text) {
 }  // namespace
 
 const Event* JobEvents::outcome() const {
-  return events_.empty() || events_.back().kind() == Event::STOP ? nullptr : &events_.back();
+  const bool over = !events_.empty() && (events_.back().kind() == Event::DONE ||
+                                         events_.back().kind() == Event::FAILED);
+  return over ? &events_.back() : nullptr;
 }
 
 JobEvents::Due JobEvents::Report(int node, const Event& event, Clock::time_point now) {
@@ -36,6 +38,15 @@ JobEvents::Due JobEvents::Report(int node, const Event& event, Clock::time_point
     case Event::STOP: {
       if (std::exchange(stopping_, true)) return {};
       return Append(event);
+    }
+    case Event::STALLED: {
+      if (events_.size() >= kMaxEvents) return {};
+      Event stalled;
+      stalled.set_kind(Event::STALLED);
+      stalled.set_node(node);
+      stalled.set_stalled(event.stalled());
+      Clean(stalled.mutable_stalled());
+      return Append(stalled);
     }
     case Event::FAILED: {
       Failure failure = event.failure();

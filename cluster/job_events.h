@@ -28,6 +28,7 @@ class JobEvents {
   static constexpr std::chrono::milliseconds kWaitForCulprit{500};
   static constexpr int kUsageExitCode = 2;  // wrong usage: another start would end the same way
   static constexpr size_t kMaxErrorBytes = 4096;
+  static constexpr size_t kMaxEvents = 256;  // beyond them only the outcome counts
 
   JobEvents(int64_t generation, int nodes, int64_t max_restarts)
       : generation_(generation), nodes_(nodes), may_restart_(generation < max_restarts) {}

@@ -108,6 +108,23 @@ TEST_F(JobEventsTest, AStopIsToldOnceAndEndsRestarts) {
   EXPECT_FALSE((*after)->restart());
 }
 
+TEST_F(JobEventsTest, AStallIsToldToAllAndIsNotTheEnd) {
+  Outcome stalled, done;
+  Watch(0, 0, &stalled);
+  Event event = Plain(Event::STALLED);
+  event.set_stalled("ranks 2, 3 wait");
+  for (size_t i = 0; i < 2 * JobEvents::kMaxEvents; ++i) Report(1, event);
+  ASSERT_TRUE(stalled);
+  EXPECT_EQ((*stalled)->stalled(), "ranks 2, 3 wait");
+  EXPECT_EQ((*stalled)->node(), 1);
+  EXPECT_EQ(events_.outcome(), nullptr);
+  Watch(0, JobEvents::kMaxEvents, &done);
+  Report(0, Plain(Event::DONE));
+  Report(1, Plain(Event::DONE));
+  ASSERT_TRUE(done);
+  EXPECT_EQ((*done)->kind(), Event::DONE);
+}
+
 TEST_F(JobEventsTest, WhatCannotHelpIsNotRestarted) {
   JobEvents last(2, 1, 2);
   Run(last.Report(0, Failed(0), now_));

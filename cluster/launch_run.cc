@@ -308,6 +308,7 @@ void LaunchRun::TakeMail() {
       TakeEvent(*one.event);
     } else if (!outcome_ && !one.expired) {
       terminal_->Line("warning: " + one.hang->text);
+      TellOthers(*one.hang);
     } else if (!outcome_) {
       Failure failure;
       failure.set_rank(one.hang->rank);
@@ -318,8 +319,20 @@ void LaunchRun::TakeMail() {
   }
 }
 
+void LaunchRun::TellOthers(const HangReport& hang) {
+  if (hang.elsewhere.empty()) return;
+  Event event;
+  event.set_kind(Event::STALLED);
+  event.set_stalled(hang.elsewhere);
+  link_->Report(place_.generation, event);
+}
+
 void LaunchRun::TakeEvent(const Event& event) {
   if (outcome_) return;
+  if (event.kind() == Event::STALLED) {
+    if (event.node() != options_.node_rank) watchdog_->OthersWait(event.stalled());
+    return;
+  }
   if (event.kind() != Event::STOP) return EndAll(event);
   if (stop_signal_ != 0) return;  // it came from here
   stop_signal_ = SIGTERM;

@@ -62,6 +62,7 @@ class LaunchRun {
   void Read(Rank& rank, bool errors);
   void TakeSignals();
   void TakeMail();
+  void TellOthers(const HangReport& hang);
   void TakeEvent(const rendezvous::Event& event);
   void TakeEnded();
   void Tick(Clock::time_point now);

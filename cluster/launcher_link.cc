@@ -76,7 +76,8 @@ void LauncherLink::WatchFrom(int64_t generation, int number, OnEvent on_event) {
           call->event.mutable_failure()->set_rank(-1);
         }
         on_event(call->event);
-        if (call->event.kind() == Event::STOP) WatchFrom(generation, number + 1, on_event);
+        const bool over = call->event.kind() == Event::DONE || call->event.kind() == Event::FAILED;
+        if (!over) WatchFrom(generation, number + 1, on_event);
         End(std::shared_ptr<grpc::ClientContext>(call, &call->context));
       });
 }

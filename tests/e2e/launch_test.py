@@ -257,7 +257,7 @@ class Restarts(Case):
             "warning: rank 2 was killed by signal 6 (SIGABRT); all ranks start again (restart 2)"])
 
     def test_not_more_often_than_allowed(self):
-        done = launch("0:out=start", "1:exit=4", "*:hold", flags=["--max-restarts", 2], code=4)
+        done = launch("0:out=start", "*:gather=a", "1:exit=4", "*:hold", flags=["--max-restarts", 2], code=4)
         self.assertEqual(done.stdout, "start\n" * 3)
         self.assertEqual(last_line(done), "error: rank 1 exited with code 4")
 
@@ -317,6 +317,14 @@ class Nodes(Case):
                 self.assertEqual(left.wait(e2e.TIMEOUT), 1, left.output())
                 self.assertEqual(left.output().splitlines()[-1],
                                  f"error: the launcher of node {gone} is gone")
+
+    def test_a_rank_that_those_of_another_node_wait_for_is_named(self):
+        with self.nodes("*:step=15", "*:step=16", "*:step=17", "*:gather=begun", "2:activity=backward,3",
+                        "0:begin=dp,all_reduce,bucket 1,8", "1:begin=dp,all_reduce,bucket 1,8",
+                        "*:hold", ranks=(2, 1)) as nodes:
+            self.wait_for(nodes[0], "warning: ranks 0, 1 wait in all_reduce 'bucket 1' of group dp")
+            self.wait_for(nodes[1], "warning: rank 2 hangs in backward of layer 3 at step 17; ranks 0, "
+                                    "1 wait in all_reduce 'bucket 1' of group dp since ")
 
     def test_a_time_out_names_who_is_missing(self):
         with self.nodes("*:hold", ranks=(2, 0, 0), timeout=0.5) as (process,):
