@@ -64,7 +64,7 @@ class CheckpointSaver {
   // One process: all of the store and of the optimizer.
   CheckpointSaver(CheckpointSaverOptions options, const ParameterStore& store,
                   const Optimizer& optimizer, Allocator& allocator)
-      : CheckpointSaver(std::move(options), store, WholeState(store, optimizer), allocator) {}
+      : CheckpointSaver(std::move(options), store, StateOf(store, optimizer), allocator) {}
   // Waits for a running save.
   ~CheckpointSaver();
   CheckpointSaver(const CheckpointSaver&) = delete;
@@ -115,14 +115,14 @@ int64_t WriteBufferBytes();
 // `model_config` must equal the manifest's; every parameter that the run changes must be there with
 // its shape, and nothing else (where the store is a part of the model, what it does not know is
 // another rank's). Each rank reads its own slices; nothing is collective. Calls WeightsChanged.
+// owned: what the optimizer was made with.
 absl::Status LoadCheckpoint(const FoundCheckpoint& found, const std::string& model_config,
                             const LoadWeightsFn& load_weights, ParameterStore& store,
-                            Optimizer& optimizer);
+                            Optimizer& optimizer, const std::vector<Shard>& owned = {});
 
-// The same for a rank whose optimizer state is not one tensor a parameter: fills `state`. Compute
-// weights are the rounded masters in the elements that `state` has, and as load_weights leaves them
-// elsewhere, which is the same where the saving run's compute type was this one's. The caller tells
-// its optimizer the updates that the manifest names.
+// The same into any `state`. Compute weights are the rounded masters in the elements that `state`
+// has, and as load_weights leaves them elsewhere, which is the same where the saving run's compute
+// type was this one's. The caller tells its optimizer the updates that the manifest names.
 absl::Status LoadCheckpointState(const FoundCheckpoint& found, const std::string& model_config,
                                  const LoadWeightsFn& load_weights, ParameterStore& store,
                                  const StatePart& state);

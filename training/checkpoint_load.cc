@@ -147,9 +147,9 @@ absl::Status LoadCheckpointState(const FoundCheckpoint& found, const std::string
 
 absl::Status LoadCheckpoint(const FoundCheckpoint& found, const std::string& model_config,
                             const LoadWeightsFn& load_weights, ParameterStore& store,
-                            Optimizer& optimizer) {
-  CADRE_RETURN_IF_ERROR(
-      LoadCheckpointState(found, model_config, load_weights, store, WholeState(store, optimizer)));
+                            Optimizer& optimizer, const std::vector<Shard>& owned) {
+  CADRE_RETURN_IF_ERROR(LoadCheckpointState(found, model_config, load_weights, store,
+                                            StateOf(store, optimizer, owned)));
   optimizer.set_updates(found.manifest.state.updates);
   return absl::OkStatus();
 }

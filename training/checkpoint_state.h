@@ -27,11 +27,11 @@ struct StatePart {
   std::vector<StateSlot> slots;     // beside the master
 };
 
-// All that a store and its optimizer hold, each parameter one piece. Shares their storage.
-StatePart WholeState(const ParameterStore& store, const Optimizer& optimizer);
-
-// The part of a piece that the `replica`-th of `replicas` ranks saves where all hold it alike.
-ParamPiece ShareOf(const ParamPiece& piece, int replicas, int replica);
+// What a store and its optimizer hold of it; shares their storage. By bucket, `owned` is what the
+// optimizer was made with, and `part` what is wanted of all that, so that ranks which hold the same
+// save different parts; empty: all of each bucket.
+StatePart StateOf(const ParameterStore& store, const Optimizer& optimizer,
+                  const std::vector<Shard>& owned = {}, const std::vector<Shard>& part = {});
 
 // Whether a run changes the parameter: trainable ones, and fp32 ones outside the optimizer (the
 // router's bias correction).

@@ -13,6 +13,8 @@
 #include "core/host_allocator.h"
 #include "core/random.h"
 #include "core/safetensors.h"
+#include "model/hf_config.h"
+#include "model/hf_folder.h"
 #include "model/tensor_save.h"
 #include "proto/train_config.pb.h"
 #include "training/checkpoint.h"
@@ -90,6 +92,11 @@ struct TestRun {
                                    DType dtype) { return ToStoredType(dtype); }},
                        group)
         .status();
+  }
+
+  // All of them, into the compute weights.
+  absl::Status LoadWholeWeights(const std::string& folder) {
+    return cadre::LoadWeights(ctx, folder, HfConfig()).status();
   }
 
   // Frozen weights alone: the others come from the optimizer's folder.

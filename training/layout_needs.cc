@@ -13,7 +13,7 @@ absl::Status CheckSupported(const Layout& layout) {
   if (layout.pp > 1) return missing("parallel.pipeline_parallel_size", layout.pp);
   if (layout.cp > 1) return missing("parallel.context_parallel_size", layout.cp);
   if (layout.ep > 1) return missing("parallel.expert_parallel_size", layout.ep);
-  if (layout.dp > 1 && layout.zero_stage > 0)
+  if (layout.dp > 1 && layout.zero_stage > 1)
     return missing("parallel.zero_stage", layout.zero_stage);
   return absl::OkStatus();
 }

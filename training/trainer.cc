@@ -4,6 +4,7 @@
 #include <chrono>
 #include <cmath>
 #include <filesystem>
+#include <numeric>
 
 #include <spdlog/spdlog.h>
 
@@ -166,7 +167,15 @@ absl::Status Trainer::OpenState() {
           HfSaveWeights(*model_, {.type = WeightType(model_->dtype()),
                                   .max_shard_bytes = config_.checkpoint().max_shard_bytes(),
                                   .tokenizer_folder = tokenizer_folder_})};
-  saver_ = std::make_unique<CheckpointSaver>(std::move(options), store, *optimizer_, allocator_);
+  if (options_.world != nullptr) {
+    std::vector<int> everyone(static_cast<size_t>(options_.world->size()));
+    std::iota(everyone.begin(), everyone.end(), 0);
+    checkpoint_group_ = options_.world->NewGroup("checkpoint", everyone);
+    options.group = checkpoint_group_.get();
+  }
+  saver_ = std::make_unique<CheckpointSaver>(
+      std::move(options), store, StateOf(store, *optimizer_, owned, ranks_.SavedShards()),
+      allocator_);
   return absl::OkStatus();
 }
 
@@ -292,7 +301,7 @@ absl::Status Trainer::MaybeSave(bool last) {
     options_.log->error("{}", Message(earlier));
   const int64_t interval = config_.checkpoint().interval();
   const bool due = last || (interval > 0 && step_ % interval == 0);
-  if (!due || saved_ == step_ || !ranks_.leader()) return absl::OkStatus();
+  if (!due || saved_ == step_) return absl::OkStatus();
   TraceScope scope(options_.trace, "checkpoint");
   saver_->Save(ctx_, {.step = step_,
                       .weight_version = model_->parameters().version(),

@@ -124,6 +124,7 @@ class Trainer {
   std::optional<LrSchedule> schedule_;
   std::optional<StepGuard> guard_;
   std::optional<TrainStep> step_runner_;
+  std::unique_ptr<Communicator> checkpoint_group_;  // the saver's own; null in one process
   std::unique_ptr<CheckpointSaver> saver_;
   std::optional<JsonlWriter> metrics_;
   std::optional<TensorBoardWriter> tensorboard_;

@@ -87,7 +87,7 @@ absl::Status Trainer::Restore(const FoundCheckpoint& found) {
   CADRE_RETURN_IF_ERROR(CheckSameData(state.config, config_));
   CADRE_RETURN_IF_ERROR(LoadCheckpoint(found, DumpYaml(model_->config().model),
                                        HfLoadWeights(ctx_, *model_), model_->parameters(),
-                                       *optimizer_));
+                                       *optimizer_, ranks_.OwnedShards()));
   model_->parameters().RestoreVersion(state.weight_version);
   step_ = saved_ = state.step;
   tokens_ = state.tokens;

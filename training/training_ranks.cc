@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <chrono>
 
+#include "parallel/groups.h"
+
 namespace cadre {
 
 template <typename T>
@@ -58,6 +60,15 @@ std::vector<Shard> TrainingRanks::OwnedShards() const {
   std::vector<Shard> shards;
   for (size_t b = 0; b < store_->buckets().size(); ++b) {
     shards.push_back(reducer_->shard(static_cast<int>(b)));
+  }
+  return shards;
+}
+
+std::vector<Shard> TrainingRanks::SavedShards() const {
+  std::vector<Shard> shards;
+  for (const ParamBucket& bucket : store_->buckets()) {
+    const Communicator* group = GroupOf(bucket);
+    shards.push_back(ShardOf(bucket.numel, GroupSize(group), GroupRank(group)));
   }
   return shards;
 }

@@ -45,6 +45,9 @@ class TrainingRanks {
   void ReduceGradients(ParameterStore& store);
   // The part of each bucket whose gradients this rank will have summed, and updates.
   std::vector<Shard> OwnedShards() const;
+  // The part of each bucket that this rank writes into a checkpoint: ranks that hold the same share
+  // it out, and each writes no more than it owns.
+  std::vector<Shard> SavedShards() const;
   // After the backward passes, before gradients are read.
   absl::Status FinishGradients();
   // The sum over all that own different parts.
