@@ -7,7 +7,6 @@
 
 #include <cerrno>
 #include <csignal>
-#include <cstdlib>
 #include <filesystem>
 #include <memory>
 #include <random>
@@ -15,6 +14,7 @@
 #include <thread>
 
 #include "cluster/gathering.h"
+#include "cluster/launch_folder.h"
 #include "cluster/launch_run.h"
 #include "core/file.h"
 
@@ -82,32 +82,6 @@ class DiesOnSignals {
 
   int over_;
   std::thread thread_;
-};
-
-class TemporaryFolder {
- public:
-  // In memory where that is possible.
-  static absl::StatusOr<std::unique_ptr<TemporaryFolder>> Create(const std::string& fallback) {
-    int error = ENOENT;
-    for (const std::string& parent : {std::string("/dev/shm"), fallback, std::string("/tmp")}) {
-      if (parent.empty()) continue;
-      std::unique_ptr<TemporaryFolder> folder(new TemporaryFolder);
-      folder->path_ = parent + "/cadre-launch-XXXXXX";
-      if (mkdtemp(folder->path_.data()) != nullptr) return folder;
-      error = errno;
-      folder->path_.clear();
-    }
-    return ErrnoError("/dev/shm, TMPDIR and /tmp", "cannot create a folder", error);
-  }
-  ~TemporaryFolder() {
-    std::error_code ignored;
-    if (!path_.empty()) std::filesystem::remove_all(path_, ignored);
-  }
-  const std::string& path() const { return path_; }
-
- private:
-  TemporaryFolder() = default;
-  std::string path_;
 };
 
 std::string DrawToken() {
@@ -197,7 +171,8 @@ absl::StatusOr<Event> Launcher::RunOnce(int64_t generation) {
     place_.world_size = joined.world_size();
   }
   place_.generation = generation;
-  CADRE_ASSIGN_OR_RETURN(const auto folder, TemporaryFolder::Create(options_.temporary_folder));
+  CADRE_ASSIGN_OR_RETURN(const auto folder,
+                         LaunchFolder::Create({"/dev/shm", options_.temporary_folder, "/tmp"}));
   place_.records = folder->path();
   LaunchRun run(options_, place_, link_.get(), &terminal_, signals_.file());
   return run.Run();

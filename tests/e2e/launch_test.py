@@ -41,11 +41,6 @@ def last_line(done):
     return done.stderr.rstrip().splitlines()[-1]
 
 
-def records():
-    """Folders of flight records that are there now."""
-    return set(pathlib.Path("/dev/shm").glob("cadre-launch-*"))
-
-
 def alive(pid):
     """Whether it runs: a dead one that nobody has waited for does not."""
     try:
@@ -87,10 +82,14 @@ class Case(unittest.TestCase):
 
 class Ends(Case):
     def test_all_well(self):
-        before = records()
         done = launch("*:gather=a", "*:out=hello", "*:say=world")
         self.assertEqual((done.stdout, done.stderr), ("hello\n", "world\n"))
-        self.assertEqual(records(), before)
+
+    def test_flight_records_are_removed(self):
+        done = launch("*:environ=CADRE_FLIGHT_RECORD")
+        record = pathlib.Path(done.stdout.strip().split("=")[1])
+        self.assertEqual(record.name, "rank-0000")
+        self.assertFalse(record.parent.exists())
 
     def test_a_ranks_exit_code_is_the_launchers(self):
         done = launch("*:gather=a", "2:say=error: no bread", "2:exit=7", "*:hold", code=7)
