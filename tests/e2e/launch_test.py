@@ -152,7 +152,7 @@ class Output(Case):
     def test_rank_zero_sees_a_terminal_where_there_is_one(self):
         ours, theirs = pty.openpty()
         with subprocess.Popen([e2e.Options.cadre, "launch", "--nproc-per-node", "2", "--program",
-                               "/usr/bin/env", "sh", "-c", "test -t 2 && echo $RANK >&2"],
+                               "/usr/bin/env", "sh", "-c", "test -t 2 && echo $RANK >&2; true"],
                               stdout=subprocess.DEVNULL, stderr=theirs) as process:
             os.close(theirs)
             shown = b""
