@@ -1,7 +1,7 @@
 #include "parallel/collectives.h"
 
 #include <algorithm>
-#include <array>
+#include <bit>
 #include <cstring>
 #include <deque>
 
@@ -11,8 +11,13 @@
 namespace cadre {
 namespace {
 
-// What a rank receives from each peer before it sums; two such segments are in flight.
-constexpr int64_t kSegmentBytes = 256 << 10;
+// What a rank receives from each of n - 1 peers before it sums; two such segments are in flight,
+// in 4 MiB where the group is large.
+int64_t SegmentBytes(int n) {
+  constexpr int64_t kAll = 4 << 20, kLeast = 32 << 10, kMost = 256 << 10;
+  return static_cast<int64_t>(
+      std::bit_floor(static_cast<uint64_t>(std::clamp(kAll / (2 * n), kLeast, kMost))));
+}
 // An all-reduce of at most this many bytes goes out whole to everybody.
 constexpr int64_t kWholeBytes = 8 << 10;
 
@@ -52,19 +57,24 @@ Collective AllReduceWhole(const Messages& messages, Reduction reduction, std::by
 // The reduce-scatter half, a segment at a time: raw windows of this rank's part from everybody.
 class Segments {
  public:
-  Segments(const Messages& messages, Reduction reduction, const std::byte* input)
+  // parts[r] is rank r's part of the input.
+  Segments(const Messages& messages, Reduction reduction, const std::byte* input,
+           const std::vector<Shard>& parts)
       : messages_(messages),
         reduction_(reduction),
         input_(input),
         width_(SizeOf(reduction.dtype)),
-        staging_(messages.staging, 2 * static_cast<size_t>(messages.size()) * kSegmentBytes) {}
+        parts_(parts),
+        slot_bytes_(std::bit_ceil(Size(Window(parts[messages.rank], 0, segment_numel())))),
+        staging_(messages.staging, 2 * static_cast<size_t>(messages.size()) * slot_bytes_) {}
 
-  int64_t segment_numel() const { return kSegmentBytes / static_cast<int64_t>(width_); }
+  int64_t segment_numel() const {
+    return SegmentBytes(messages_.size()) / static_cast<int64_t>(width_);
+  }
 
-  // Posts segment s; parts[r] is rank r's part of the input.
-  void Post(TransferBatch& batch, int64_t s, const std::vector<Shard>& parts) {
+  void Post(TransferBatch& batch, int64_t s) {
     const int n = messages_.size();
-    const Shard mine = Window(parts[messages_.rank], s, segment_numel());
+    const Shard mine = Window(parts_[messages_.rank], s, segment_numel());
     const auto piece = static_cast<uint32_t>(s);
     for (int i = 1; i < n; ++i) {
       const int peer = (messages_.rank + n - i) % n;
@@ -72,14 +82,14 @@ class Segments {
     }
     for (int i = 1; i < n; ++i) {
       const int peer = (messages_.rank + i) % n;
-      const Shard theirs = Window(parts[peer], s, segment_numel());
+      const Shard theirs = Window(parts_[peer], s, segment_numel());
       if (theirs.numel > 0)
         batch.Send(peer, piece, Bytes(input_, theirs.begin, theirs.numel, width_));
     }
   }
 
-  void Sum(int64_t s, const std::vector<Shard>& parts, std::byte* out) {
-    const Shard mine = Window(parts[messages_.rank], s, segment_numel());
+  void Sum(int64_t s, std::byte* out) {
+    const Shard mine = Window(parts_[messages_.rank], s, segment_numel());
     if (mine.numel == 0) return;
     std::vector<const std::byte*> sources(messages_.peers.size());
     for (int r = 0; r < messages_.size(); ++r) {
@@ -94,13 +104,15 @@ class Segments {
   std::byte* Place(int64_t s, int peer) const {
     const auto slot =
         static_cast<size_t>(s % 2) * messages_.peers.size() + static_cast<size_t>(peer);
-    return staging_.data() + slot * kSegmentBytes;
+    return staging_.data() + slot * slot_bytes_;
   }
 
   const Messages& messages_;
   const Reduction reduction_;
   const std::byte* input_;
   const size_t width_;
+  const std::vector<Shard>& parts_;
+  const size_t slot_bytes_;
   StagingPool::Block staging_;
 };
 
@@ -116,17 +128,17 @@ Collective AllReduceInParts(const Messages& messages, Reduction reduction, std::
   const size_t width = SizeOf(reduction.dtype);
   std::vector<Shard> parts(n);
   for (int r = 0; r < n; ++r) parts[r] = ShardOf(numel, n, r);
-  Segments segments(messages, reduction, buffer);
+  Segments segments(messages, reduction, buffer, parts);
   const int64_t count = SegmentCount(parts, segments.segment_numel());
   std::deque<TransferBatch> scatter;
   TransferBatch gather(messages);
-  segments.Post(scatter.emplace_back(messages), 0, parts);
+  segments.Post(scatter.emplace_back(messages), 0);
   for (int64_t s = 0; s < count; ++s) {
-    if (s + 1 < count) segments.Post(scatter.emplace_back(messages), s + 1, parts);
+    if (s + 1 < count) segments.Post(scatter.emplace_back(messages), s + 1);
     co_await scatter.front();
     scatter.pop_front();
     const Shard mine = Window(parts[messages.rank], s, segments.segment_numel());
-    segments.Sum(s, parts, buffer + static_cast<size_t>(mine.begin) * width);
+    segments.Sum(s, buffer + static_cast<size_t>(mine.begin) * width);
     // What a peer sends of its part has been summed from this rank's copy, so that may go.
     const auto piece = static_cast<uint32_t>(count + s);
     for (int i = 1; i < n; ++i) {
@@ -161,15 +173,15 @@ Collective ReduceScatter(const Messages& messages, Reduction reduction, const st
     parts.push_back({begin, numel});
     begin += numel;
   }
-  Segments segments(messages, reduction, input);
+  Segments segments(messages, reduction, input, parts);
   const int64_t count = SegmentCount(parts, segments.segment_numel());
   std::deque<TransferBatch> batches;
-  if (count > 0) segments.Post(batches.emplace_back(messages), 0, parts);
+  if (count > 0) segments.Post(batches.emplace_back(messages), 0);
   for (int64_t s = 0; s < count; ++s) {
-    if (s + 1 < count) segments.Post(batches.emplace_back(messages), s + 1, parts);
+    if (s + 1 < count) segments.Post(batches.emplace_back(messages), s + 1);
     co_await batches.front();
     batches.pop_front();
-    segments.Sum(s, parts, output + static_cast<size_t>(s * segments.segment_numel()) * width);
+    segments.Sum(s, output + static_cast<size_t>(s * segments.segment_numel()) * width);
   }
 }
 

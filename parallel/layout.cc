@@ -94,7 +94,13 @@ absl::Status CheckTensors(const LayoutNeeds& needs, int tp) {
   CADRE_RETURN_IF_ERROR(CheckMultiple("intermediate_size", needs.intermediate_size, of, tp));
   CADRE_RETURN_IF_ERROR(CheckMultiple("shared_expert_intermediate_size",
                                       needs.shared_expert_intermediate_size, of, tp));
-  return CheckMultiple("vocab_size", needs.vocab_size, of, tp);
+  if (needs.vocab_size == 0) return absl::OkStatus();
+  // Ranks have ceil(vocab_size / tp) rows each, the last what is left.
+  const int64_t rows = (int64_t{needs.vocab_size} + tp - 1) / tp;
+  if (rows * (tp - 1) < needs.vocab_size) return absl::OkStatus();
+  return InvalidArgument(
+      "vocab_size {}: {} rows on each of tensor_parallel_size {} ranks leave none for the last",
+      needs.vocab_size, rows, tp);
 }
 
 absl::Status CheckSequence(const LayoutNeeds& needs, const Layout& layout) {

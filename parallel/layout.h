@@ -77,17 +77,19 @@ enum class Axis {
   kCp,
   kTpCp,  // the ranks that share a sequence
   kDp,
-  kDpCp,  // the ranks over which dense gradients are summed
+  kDpCp,   // the ranks over which dense gradients are summed
+  kStage,  // all ranks of one pipeline position
   kPp,
   kEtp,
   kEp,
   kEdp,        // the ranks over which expert gradients are summed
   kEmbedding,  // of kPp, the ranks that hold the first or the last stage
 };
-inline constexpr Axis kAxes[] = {Axis::kTp, Axis::kCp,  Axis::kTpCp, Axis::kDp,  Axis::kDpCp,
-                                 Axis::kPp, Axis::kEtp, Axis::kEp,   Axis::kEdp, Axis::kEmbedding};
+inline constexpr Axis kAxes[] = {Axis::kTp,   Axis::kCp,    Axis::kTpCp,     Axis::kDp,
+                                 Axis::kDpCp, Axis::kStage, Axis::kPp,       Axis::kEtp,
+                                 Axis::kEp,   Axis::kEdp,   Axis::kEmbedding};
 
-// "tp", "cp", "tp_cp", "dp", "dp_cp", "pp", "etp", "ep", "edp", "embedding".
+// "tp", "cp", "tp_cp", "dp", "dp_cp", "stage", "pp", "etp", "ep", "edp", "embedding".
 std::string_view Name(Axis axis);
 
 // The axis's group that `rank` belongs to, `rank` included, in rising order. Empty for kEmbedding

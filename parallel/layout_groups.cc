@@ -47,6 +47,8 @@ std::string_view Name(Axis axis) {
       return "dp";
     case Axis::kDpCp:
       return "dp_cp";
+    case Axis::kStage:
+      return "stage";
     case Axis::kPp:
       return "pp";
     case Axis::kEtp:
@@ -77,6 +79,8 @@ std::vector<int> GroupRanks(const Layout& layout, Axis axis, int rank) {
       return Every(rank - at.dp * tp_cp, tp_cp, layout.dp);
     case Axis::kDpCp:
       return Every(rank - at.cp * layout.tp - at.dp * tp_cp, layout.tp, layout.cp * layout.dp);
+    case Axis::kStage:
+      return Every(at.pp * stage_ranks, 1, stage_ranks);
     case Axis::kPp:
       return Every(rank - at.pp * stage_ranks, stage_ranks, layout.pp);
     case Axis::kEtp:

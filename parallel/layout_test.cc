@@ -143,8 +143,8 @@ TEST(Layout, RefusesWidthsThatDoNotDivide) {
       "shared_expert_intermediate_size 6 is not a multiple of tensor_parallel_size 4");
   EXPECT_EQ(Refusal(config, 4, Needs([](LayoutNeeds* n) { n->moe_intermediate_size = 6; })),
             "moe_intermediate_size 6 is not a multiple of expert_tensor_parallel_size 4");
-  EXPECT_EQ(Refusal(config, 4, Needs([](LayoutNeeds* n) { n->vocab_size = 511; })),
-            "vocab_size 511 is not a multiple of tensor_parallel_size 4");
+  EXPECT_EQ(Refusal(config, 4, Needs([](LayoutNeeds* n) { n->vocab_size = 3; })),
+            "vocab_size 3: 1 rows on each of tensor_parallel_size 4 ranks leave none for the last");
 }
 
 TEST(Layout, RefusesExpertsThatDoNotDivide) {
@@ -292,6 +292,7 @@ int SizeOf(const Layout& layout, Axis axis) {
                                      {Axis::kEp, layout.ep},
                                      {Axis::kEdp, layout.edp},
                                      {Axis::kTpCp, layout.tp * layout.cp},
+                                     {Axis::kStage, layout.tp * layout.cp * layout.dp},
                                      {Axis::kDpCp, layout.dp * layout.cp}};
   return sizes.at(axis);
 }

@@ -13,6 +13,7 @@ Mesh::Mesh(World* world, const Layout& layout) : layout_(layout) {
   std::vector<int> all(static_cast<size_t>(world->size()));
   std::iota(all.begin(), all.end(), 0);
   world_ = world->NewGroup("world", all);
+  checkpoint_ = world->NewGroup("checkpoint", all);
   for (const Axis axis : kAxes) {
     // Every rank makes every group, so that all count alike.
     std::vector<int> ranks = GroupRanks(layout, axis, rank_);
@@ -20,6 +21,28 @@ Mesh::Mesh(World* world, const Layout& layout) : layout_(layout) {
     auto group = world->NewGroup(std::string(Name(axis)), ranks);
     if (group->size() > 1) groups_[static_cast<size_t>(axis)] = std::move(group);
   }
+}
+
+ParallelGroups Mesh::Groups() const {
+  return {.world = world(),
+          .tp = group(Axis::kTp),
+          .cp = group(Axis::kCp),
+          .tp_cp = group(Axis::kTpCp),
+          .dp = group(Axis::kDp),
+          .dp_cp = group(Axis::kDpCp),
+          .pp = group(Axis::kPp),
+          .ep = group(Axis::kEp),
+          .etp = group(Axis::kEtp),
+          .edp = group(Axis::kEdp)};
+}
+
+ModelPart Mesh::part() const {
+  return {.tp = layout_.tp,
+          .tp_rank = place_.tp,
+          .ep = layout_.ep,
+          .ep_rank = place_.ep,
+          .etp = layout_.etp,
+          .etp_rank = place_.etp};
 }
 
 }  // namespace cadre

@@ -10,7 +10,9 @@
 #include <memory>
 
 #include "parallel/communicator.h"
+#include "parallel/groups.h"
 #include "parallel/layout.h"
+#include "parallel/model_part.h"
 #include "parallel/world.h"
 
 namespace cadre {
@@ -26,13 +28,19 @@ class Mesh {
   const Coordinates& place() const { return place_; }
   // All ranks; null in a world of one.
   Communicator* world() const { return world_.get(); }
+  // The same ranks, for the thread that writes checkpoints.
+  Communicator* checkpoint() const { return checkpoint_.get(); }
   Communicator* group(Axis axis) const { return groups_[static_cast<size_t>(axis)].get(); }
+
+  // What ops and blocks are given; borrows the mesh's communicators.
+  ParallelGroups Groups() const;
+  ModelPart part() const;
 
  private:
   const Layout layout_;
   int rank_ = 0;
   Coordinates place_;
-  std::unique_ptr<Communicator> world_;
+  std::unique_ptr<Communicator> world_, checkpoint_;
   std::array<std::unique_ptr<Communicator>, std::size(kAxes)> groups_;
 };
 

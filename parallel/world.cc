@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <map>
 #include <nlohmann/json.hpp>
 
 #include "core/file.h"
@@ -118,15 +119,59 @@ absl::StatusOr<std::unique_ptr<World>> World::Create(Bootstrap& bootstrap,
                            Member::FromJson(texts[rank], static_cast<int>(rank)));
   }
   CADRE_RETURN_IF_ERROR(CheckAgreement(members));
-  for (int rank = 0; rank < world->size_; ++rank) {
-    if (members[static_cast<size_t>(rank)].host == self.host) world->local_ranks_.push_back(rank);
-  }
-  if (static_cast<int>(world->local_ranks_.size()) < world->size_) {
-    return Unimplemented("ranks on several hosts");
-  }
+  CADRE_RETURN_IF_ERROR(world->ChooseTransports(members, options.transport));
   CADRE_RETURN_IF_ERROR(world->OpenShm(bootstrap, members));
+  CADRE_RETURN_IF_ERROR(world->OpenUcx(bootstrap));
   world->StartEngine(members, options);
   return world;
+}
+
+absl::Status World::ChooseTransports(const std::vector<Member>& members, TransportKind forced) {
+  const std::string& own = members[static_cast<size_t>(rank_)].host;
+  for (int rank = 0; rank < size_; ++rank) {
+    const bool same_host = members[static_cast<size_t>(rank)].host == own;
+    if (rank == rank_ || (same_host && forced != TransportKind::kUcx)) {
+      local_ranks_.push_back(rank);
+    } else if (forced == TransportKind::kShm) {
+      return InvalidArgument("comm.transport: shm, but ranks {} and {} are on different hosts",
+                             rank_, rank);
+    }
+  }
+  return absl::OkStatus();
+}
+
+Doorbell::State* World::doorbell() {
+  return segment_ == nullptr ? &private_doorbell_ : &segment_->slot(LocalIndex()).doorbell;
+}
+
+int World::LocalIndex() const {
+  return static_cast<int>(std::ranges::find(local_ranks_, rank_) - local_ranks_.begin());
+}
+
+// All take part where any rank is out of reach of shared memory; each connects to those it needs.
+absl::Status World::OpenUcx(Bootstrap& bootstrap) {
+  CADRE_ASSIGN_OR_RETURN(const std::vector<std::string> local,
+                         bootstrap.AllGather("local ranks", std::to_string(local_ranks_.size())));
+  const std::string everybody = std::to_string(size_);
+  if (std::ranges::all_of(local, [&](const std::string& n) { return n == everybody; })) {
+    return absl::OkStatus();
+  }
+  UcxOptions options{.rank = rank_,
+                     .ring = [bell = Doorbell(doorbell())]() mutable { bell.Ring(); }};
+  auto created = UcxTransport::Create(std::move(options));
+  std::string mine = created.ok() ? (*created)->address() : std::string();
+  CADRE_ASSIGN_OR_RETURN(const std::vector<std::string> addresses,
+                         bootstrap.AllGather("UCX addresses", std::move(mine)));
+  CADRE_RETURN_IF_ERROR(created.status());
+  ucx_ = std::move(*created);
+  std::map<int, std::string> peers;
+  for (int rank = 0; rank < size_; ++rank) {
+    if (std::ranges::find(local_ranks_, rank) != local_ranks_.end()) continue;
+    const std::string& address = addresses[static_cast<size_t>(rank)];
+    if (address.empty()) return Unavailable("rank {} has no UCX transport", rank);
+    peers[rank] = address;
+  }
+  return ucx_->Connect(peers);
 }
 
 void World::StartEngine(const std::vector<Member>& members, const WorldOptions& options) {
@@ -135,23 +180,22 @@ void World::StartEngine(const std::vector<Member>& members, const WorldOptions& 
     own_recorder_ = *FlightRecorder::Create("", rank_);
     recorder = own_recorder_.get();
   }
-  ProgressEngine::Options engine{.recorder = recorder, .timeout = options.timeout};
-  transport_of_.assign(static_cast<size_t>(size_), nullptr);
-  engine.doorbell = &private_doorbell_;
+  ProgressEngine::Options engine{
+      .doorbell = doorbell(), .recorder = recorder, .timeout = options.timeout};
+  transport_of_.assign(static_cast<size_t>(size_), ucx_.get());
+  transport_of_[static_cast<size_t>(rank_)] = nullptr;
   if (segment_ != nullptr) {
     std::vector<ShmTransport::Peer> peers;
-    int local = -1;
     for (const int rank : local_ranks_) {
-      if (rank == rank_) local = static_cast<int>(peers.size());
       peers.push_back({rank, members[static_cast<size_t>(rank)].pid});
     }
-    auto shm = std::make_unique<ShmTransport>(segment_, local, peers);
+    auto shm = std::make_unique<ShmTransport>(segment_, LocalIndex(), peers);
     for (const int rank : local_ranks_) {
       if (rank != rank_) transport_of_[static_cast<size_t>(rank)] = shm.get();
     }
-    engine.doorbell = &segment_->slot(local).doorbell;
     engine.transports.push_back(std::move(shm));
   }
+  if (ucx_ != nullptr) engine.transports.push_back(std::move(ucx_));
   engine_ = std::make_unique<ProgressEngine>(std::move(engine));
 }
 

@@ -20,6 +20,7 @@
 #include "parallel/flight_recorder.h"
 #include "parallel/progress_engine.h"
 #include "parallel/shm_segment.h"
+#include "parallel/ucx_transport.h"
 
 namespace cadre {
 
@@ -44,7 +45,7 @@ class World {
 
   int rank() const { return rank_; }
   int size() const { return size_; }
-  // Ranks of this host, this one included, ascending.
+  // Ranks that shared memory connects, this one included, ascending.
   const std::vector<int>& local_ranks() const { return local_ranks_; }
 
   // `ranks` of the world, this one included. Every rank of the world makes the same number of
@@ -59,13 +60,18 @@ class World {
   World() = default;
   static absl::Status CheckAgreement(const std::vector<Member>& members);
   void StartEngine(const std::vector<Member>& members, const WorldOptions& options);
+  absl::Status ChooseTransports(const std::vector<Member>& members, TransportKind forced);
   absl::Status OpenShm(Bootstrap& bootstrap, const std::vector<Member>& members);
+  absl::Status OpenUcx(Bootstrap& bootstrap);
+  Doorbell::State* doorbell();
+  int LocalIndex() const;
 
   int rank_ = 0, size_ = 0;
   std::vector<int> local_ranks_;
   std::shared_ptr<ShmSegment> segment_;    // of local_ranks_
   Doorbell::State private_doorbell_ = {};  // where there is no segment
   std::unique_ptr<FlightRecorder> own_recorder_;
+  std::unique_ptr<UcxTransport> ucx_;     // until the engine has it
   std::vector<Transport*> transport_of_;  // by rank; null for this one; owned by the engine
   std::unique_ptr<ProgressEngine> engine_;
   uint32_t groups_ = 0;

@@ -1,0 +1,13 @@
+#include "parallel/row_parallel.h"
+
+namespace cadre {
+
+ParamId BiasOnce(Context& ctx, ParamId bias, const Communicator* group) {
+  if (bias == kNoParam || GroupRank(group) == 0) return bias;
+  if (ctx.tape != nullptr && ctx.parameters->WantsGradient(bias)) {
+    ctx.tape->Record({.name = "bias of another rank", .params = {bias}});
+  }
+  return kNoParam;
+}
+
+}  // namespace cadre
