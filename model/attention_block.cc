@@ -6,6 +6,9 @@
 #include "core/ops/matmul.h"
 #include "core/ops/rms_norm.h"
 #include "core/ops/rope.h"
+#include "parallel/combine_ranks.h"
+#include "parallel/row_parallel.h"
+#include "parallel/token_ops.h"
 
 namespace cadre {
 namespace {
@@ -37,52 +40,108 @@ Var Attend(Context& ctx, const Var& q, const Var& k, const Var& v, const Attenti
 
 AttentionBlock::AttentionBlock(const DecoderSpec& spec, const AttentionSpec& attention,
                                const std::string& prefix, ParamBuilder& params)
-    : spec_(attention), norm_eps_(static_cast<float>(spec.norm_eps)) {
-  int64_t q = spec_.heads * spec_.head_dim, kv = spec_.kv_heads * spec_.head_dim;
-  qkv_ = params.Matrix(prefix + "qkv_proj.weight",
-                       {{prefix + "q_proj.weight", q},
-                        {prefix + "k_proj.weight", kv},
-                        {prefix + "v_proj.weight", kv}},
-                       spec.hidden);
-  if (spec_.qkv_bias) {
-    qkv_bias_ = params.Bias(
-        prefix + "qkv_proj.bias",
-        {{prefix + "q_proj.bias", q}, {prefix + "k_proj.bias", kv}, {prefix + "v_proj.bias", kv}});
-  }
-  if (spec_.qk_norm != QkNorm::kNone) {
-    bool head = spec_.qk_norm == QkNorm::kHead;
-    q_norm_ = params.Norm(prefix + "q_norm.weight", head ? spec_.head_dim : q);
-    k_norm_ = params.Norm(prefix + "k_norm.weight", head ? spec_.head_dim : kv);
-  }
+    : spec_(attention), local_(attention), norm_eps_(static_cast<float>(spec.norm_eps)) {
+  const ModelPart& part = params.part();
+  const int64_t q = spec_.heads * spec_.head_dim;
+  CADRE_CHECK(spec_.heads % part.tp == 0, "{} heads over {} ranks", spec_.heads, part.tp);
+  local_.heads = spec_.heads / part.tp;
+  MakeProjections(spec, prefix, params);
   if (spec_.sinks) {
     sinks_ = params.Add({.name = prefix + "sinks",
-                         .shape = {spec_.heads},
-                         .sources = {{prefix + "sinks", {spec_.heads}}},
+                         .shape = {local_.heads},
+                         .sources = {{.tensor = prefix + "sinks",
+                                      .shape = {spec_.heads},
+                                      .block = part.Rows(spec_.heads)}},
                          .init = params.Normal(),
                          .decay = DecayKind::kNoDecay});
   }
-  output_ = params.Matrix(prefix + "o_proj.weight", spec.hidden, q);
+  output_ = params.Matrix(prefix + "o_proj.weight", spec.hidden, q, part.Columns(q));
   if (spec_.output_bias) {
     output_bias_ = params.Bias(prefix + "o_proj.bias", {{prefix + "o_proj.bias", spec.hidden}});
   }
 }
 
-Var AttentionBlock::Normalized(Context& ctx, const Var& x, ParamId norm, int64_t heads) const {
-  int64_t tokens = x.value.dim(0);
-  Shape by_head{tokens, heads, spec_.head_dim};
+void AttentionBlock::MakeProjections(const DecoderSpec& spec, const std::string& prefix,
+                                     ParamBuilder& params) {
+  const ModelPart& part = params.part();
+  const int64_t q = spec_.heads * spec_.head_dim, kv = spec_.kv_heads * spec_.head_dim;
+  const bool cut = spec_.kv_heads % part.tp == 0;
+  const ParamBlock kv_block = cut ? part.Rows(kv) : ParamBlock{};
+  local_.kv_heads = cut ? spec_.kv_heads / part.tp : 1;
+  kv_projected_ = cut ? local_.kv_heads : spec_.kv_heads;
+  kv_first_ = cut ? 0 : part.tp_rank * spec_.kv_heads / part.tp;
+  const auto sources = [&](const std::string& kind, bool with_q, bool with_kv) {
+    std::vector<SourceRows> rows;
+    if (with_q) rows.push_back({prefix + "q_proj." + kind, q, part.Rows(q)});
+    if (with_kv) rows.push_back({prefix + "k_proj." + kind, kv, kv_block});
+    if (with_kv) rows.push_back({prefix + "v_proj." + kind, kv, kv_block});
+    return rows;
+  };
+  qkv_ = params.Matrix(prefix + "qkv_proj.weight", sources("weight", true, cut), spec.hidden);
+  if (!cut) {
+    kv_ = params.Matrix(prefix + "kv_proj.weight", sources("weight", false, true), spec.hidden);
+  }
+  if (spec_.qkv_bias) {
+    qkv_bias_ = params.Bias(prefix + "qkv_proj.bias", sources("bias", true, cut));
+    if (!cut) kv_bias_ = params.Bias(prefix + "kv_proj.bias", sources("bias", false, true));
+  }
+  if (spec_.qk_norm == QkNorm::kNone) return;
+  const bool head = spec_.qk_norm == QkNorm::kHead;
+  q_norm_ = params.Norm(prefix + "q_norm.weight", head ? spec_.head_dim : q,
+                        head ? ParamBlock{} : part.Rows(q));
+  k_norm_ = params.Norm(prefix + "k_norm.weight", head ? spec_.head_dim : kv,
+                        head ? ParamBlock{} : kv_block);
+}
+
+AttentionBlock::Projected AttentionBlock::Project(Context& ctx, const Var& x) const {
+  const int64_t q = local_.heads * spec_.head_dim, kv = kv_projected_ * spec_.head_dim;
+  Var first = ops::MatMul(ctx, x, {.weight = qkv_, .bias = qkv_bias_});
+  std::vector<Var> parts;
+  if (kv_ == kNoParam) {
+    parts = ops::SplitColumns(ctx, first, std::vector<int64_t>{q, kv, kv});
+    return {parts[0], parts[1], parts[2]};
+  }
+  const Var second = ops::MatMul(ctx, x, {.weight = kv_, .bias = kv_bias_});
+  parts = ops::SplitColumns(ctx, second, std::vector<int64_t>{kv, kv});
+  return {first, parts[0], parts[1]};
+}
+
+// x [T, heads * dh] -> [T, heads, dh].
+Var AttentionBlock::Normalized(Context& ctx, const Var& x, ParamId norm, int64_t all_heads) const {
+  const int64_t tokens = x.value.dim(0), heads = x.value.dim(1) / spec_.head_dim;
+  const Shape by_head{tokens, heads, spec_.head_dim};
   if (spec_.qk_norm == QkNorm::kNone) return x.Reshape(by_head);
-  Var rows = spec_.qk_norm == QkNorm::kHead ? x.Reshape({tokens * heads, spec_.head_dim}) : x;
-  return ops::RmsNorm(ctx, rows, {norm, norm_eps_}).Reshape(by_head);
+  if (spec_.qk_norm == QkNorm::kHead) {
+    const Var rows = x.Reshape({tokens * heads, spec_.head_dim});
+    return ops::RmsNorm(ctx, rows, {norm, norm_eps_}).Reshape(by_head);
+  }
+  ops::RmsNormArgs args{norm, norm_eps_};
+  if (heads < all_heads) {
+    args.width = all_heads * spec_.head_dim;
+    args.combine = SumOver(TensorGroup(ctx), {"query and key norm"});
+  }
+  return ops::RmsNorm(ctx, x, args).Reshape(by_head);
+}
+
+Var AttentionBlock::OwnKvHeads(Context& ctx, const Var& x) const {
+  if (kv_projected_ == local_.kv_heads) return x;
+  const int64_t before = kv_first_ * spec_.head_dim, own = local_.kv_heads * spec_.head_dim;
+  const int64_t after = kv_projected_ * spec_.head_dim - before - own;
+  std::vector<int64_t> sizes;
+  for (const int64_t size : {before, own, after}) {
+    if (size > 0) sizes.push_back(size);
+  }
+  const Var flat = x.Reshape({x.value.dim(0), kv_projected_ * spec_.head_dim});
+  const Var part = ops::SplitColumns(ctx, flat, sizes)[before > 0 ? 1 : 0];
+  return part.Reshape({x.value.dim(0), local_.kv_heads, spec_.head_dim});
 }
 
 Var AttentionBlock::Forward(Context& ctx, const Var& x, const AttentionInputs& in) const {
-  int64_t q_size = spec_.heads * spec_.head_dim, kv_size = spec_.kv_heads * spec_.head_dim;
-  Var qkv = ops::MatMul(ctx, x, {.weight = qkv_, .bias = qkv_bias_});
-  std::vector<Var> parts =
-      ops::SplitColumns(ctx, qkv, std::vector<int64_t>{q_size, kv_size, kv_size});
-  Var q = Normalized(ctx, parts[0], q_norm_, spec_.heads);
-  Var k = Normalized(ctx, parts[1], k_norm_, spec_.kv_heads);
-  Var v = parts[2];
+  const OpLabel label = {"attention", in.layer};
+  const Var all = GatherTokens(ctx, x, TensorGroup(ctx), label);
+  auto [q, k, v] = Project(ctx, all);
+  q = Normalized(ctx, q, q_norm_, spec_.heads);
+  k = Normalized(ctx, k, k_norm_, spec_.kv_heads);
   // OLMoE clamps after the norms of queries and keys.
   if (spec_.clip_qkv > 0.0) {
     float limit = static_cast<float>(spec_.clip_qkv);
@@ -90,55 +149,69 @@ Var AttentionBlock::Forward(Context& ctx, const Var& x, const AttentionInputs& i
     k = ops::Clamp(ctx, k, limit);
     v = ops::Clamp(ctx, v, limit);
   }
-  v = v.Reshape({v.value.dim(0), spec_.kv_heads, spec_.head_dim});
+  k = OwnKvHeads(ctx, k);
+  v = OwnKvHeads(ctx, v.Reshape({v.value.dim(0), kv_projected_, spec_.head_dim}));
   ops::RopeArgs rope{.positions = in.batch.positions, .table = &in.rope};
   q = ops::Rope(ctx, q, rope);
   k = ops::Rope(ctx, k, rope);
-  Var out = Attend(ctx, q, k, v, spec_, sinks_, in);
-  return ops::MatMul(ctx, out, {.weight = output_, .bias = output_bias_});
+  const Var out = Attend(ctx, q, k, v, local_, sinks_, in);
+  const Var partial =
+      ops::MatMul(ctx, out, {.weight = output_, .bias = BiasOnce(ctx, output_bias_)});
+  return ScatterTokens(ctx, partial, TensorGroup(ctx), label);
 }
 
 LatentAttentionBlock::LatentAttentionBlock(const DecoderSpec& spec, const AttentionSpec& attention,
                                            const std::string& prefix, ParamBuilder& params)
     : spec_(attention) {
   const LatentSpec& l = spec_.latent;
-  int64_t query = spec_.heads * spec_.head_dim;
+  const ModelPart& part = params.part();
+  const int64_t query = spec_.heads * spec_.head_dim;
+  const int64_t key_value = spec_.heads * (l.nope_dim + spec_.value_dim);
+  const int64_t value = spec_.heads * spec_.value_dim;
   if (l.q_rank > 0) {
     q_a_ = params.Matrix(prefix + "q_a_proj.weight", l.q_rank, spec.hidden);
     q_norm_ = params.Norm(prefix + "q_a_layernorm.weight", l.q_rank);
-    q_b_ = params.Matrix(prefix + "q_b_proj.weight", query, l.q_rank);
+    q_b_ = params.Matrix(prefix + "q_b_proj.weight", query, l.q_rank, part.Rows(query));
   } else {
-    q_ = params.Matrix(prefix + "q_proj.weight", query, spec.hidden);
+    q_ = params.Matrix(prefix + "q_proj.weight", query, spec.hidden, part.Rows(query));
   }
   kv_a_ = params.Matrix(prefix + "kv_a_proj_with_mqa.weight", l.kv_rank + l.rope_dim, spec.hidden);
   kv_norm_ = params.Norm(prefix + "kv_a_layernorm.weight", l.kv_rank);
-  kv_b_ = params.Matrix(prefix + "kv_b_proj.weight", spec_.heads * (l.nope_dim + spec_.value_dim),
-                        l.kv_rank);
-  output_ = params.Matrix(prefix + "o_proj.weight", spec.hidden, spec_.heads * spec_.value_dim);
+  kv_b_ = params.Matrix(prefix + "kv_b_proj.weight", key_value, l.kv_rank, part.Rows(key_value));
+  output_ = params.Matrix(prefix + "o_proj.weight", spec.hidden, value, part.Columns(value));
+  CADRE_CHECK(spec_.heads % part.tp == 0, "{} heads over {} ranks", spec_.heads, part.tp);
+  spec_.heads /= part.tp;
+  spec_.kv_heads /= part.tp;
 }
 
-Var LatentAttentionBlock::Queries(Context& ctx, const Var& x) const {
-  Shape by_head{x.value.dim(0), spec_.heads, spec_.head_dim};
-  if (spec_.latent.q_rank == 0) return ops::MatMul(ctx, x, {.weight = q_}).Reshape(by_head);
-  Var latent = ops::MatMul(ctx, x, {.weight = q_a_});
-  latent = ops::RmsNorm(ctx, latent, {q_norm_, kLatentNormEps});
-  return ops::MatMul(ctx, latent, {.weight = q_b_}).Reshape(by_head);
+// Latents are made of the rank's own tokens and gathered: they are smaller than what they become.
+Var LatentAttentionBlock::Queries(Context& ctx, const Var& x, const OpLabel& label) const {
+  Var in = x;
+  if (spec_.latent.q_rank > 0) {
+    in = ops::RmsNorm(ctx, ops::MatMul(ctx, x, {.weight = q_a_}), {q_norm_, kLatentNormEps});
+  }
+  in = GatherTokens(ctx, in, TensorGroup(ctx), label);
+  const Var q = ops::MatMul(ctx, in, {.weight = spec_.latent.q_rank > 0 ? q_b_ : q_});
+  return q.Reshape({in.value.dim(0), spec_.heads, spec_.head_dim});
 }
 
 Var LatentAttentionBlock::Forward(Context& ctx, const Var& x, const AttentionInputs& in) const {
   const LatentSpec& l = spec_.latent;
-  int64_t tokens = x.value.dim(0), heads = spec_.heads;
+  const OpLabel label = {"attention", in.layer};
+  const int64_t heads = spec_.heads;
   ops::RopeArgs rope{.positions = in.batch.positions, .table = &in.rope};
 
+  std::vector<Var> parts = ops::SplitColumns(ctx, ops::MatMul(ctx, x, {.weight = kv_a_}),
+                                             std::vector<int64_t>{l.kv_rank, l.rope_dim});
+  Var latent = ops::RmsNorm(ctx, parts[0], {kv_norm_, kLatentNormEps});
+  latent = GatherTokens(ctx, latent, TensorGroup(ctx), label);
   // The rotary key is shared by all heads.
-  Var kv_a = ops::MatMul(ctx, x, {.weight = kv_a_});
-  std::vector<Var> parts =
-      ops::SplitColumns(ctx, kv_a, std::vector<int64_t>{l.kv_rank, l.rope_dim});
-  Var shared_key = ops::Rope(ctx, parts[1].Reshape({tokens, 1, l.rope_dim}), rope);
+  Var shared_key = GatherTokens(ctx, parts[1], TensorGroup(ctx), label);
+  const int64_t tokens = latent.value.dim(0);
+  shared_key = ops::Rope(ctx, shared_key.Reshape({tokens, 1, l.rope_dim}), rope);
   std::vector<Var> copies(static_cast<size_t>(heads), shared_key.Reshape({tokens, l.rope_dim}));
   Var rotary = ops::ConcatColumns(ctx, copies);
 
-  Var latent = ops::RmsNorm(ctx, parts[0], {kv_norm_, kLatentNormEps});
   Var kv = ops::MatMul(ctx, latent, {.weight = kv_b_});
   parts = ops::SplitColumns(ctx, kv.Reshape({tokens * heads, l.nope_dim + spec_.value_dim}),
                             std::vector<int64_t>{l.nope_dim, spec_.value_dim});
@@ -147,8 +220,10 @@ Var LatentAttentionBlock::Forward(Context& ctx, const Var& x, const AttentionInp
   Var v = parts[1].Reshape({tokens, heads, spec_.value_dim});
 
   rope.offset = l.nope_dim;
-  Var q = ops::Rope(ctx, Queries(ctx, x), rope);
-  return ops::MatMul(ctx, Attend(ctx, q, k, v, spec_, kNoParam, in), {.weight = output_});
+  Var q = ops::Rope(ctx, Queries(ctx, x, label), rope);
+  const Var partial =
+      ops::MatMul(ctx, Attend(ctx, q, k, v, spec_, kNoParam, in), {.weight = output_});
+  return ScatterTokens(ctx, partial, TensorGroup(ctx), label);
 }
 
 }  // namespace cadre

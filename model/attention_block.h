@@ -1,6 +1,10 @@
 // Attention of one layer: projections, query and key norms, rotation, attention over the batch or
 // over paged blocks, output projection. Two forms: plain (grouped queries) and latent (MLA).
 //
+// Over tensor-parallel ranks each has its heads. x and the result are the rank's run of tokens;
+// what lies between is over all tokens. Where there are fewer KV heads than ranks, every rank
+// projects all of them and attends to the one that its heads share.
+//
 // Blocks hold parameter ids and numbers only: copyable, immutable, callable from any thread with a
 // Context of its own.
 #pragma once
@@ -10,6 +14,7 @@
 #include "model/batch.h"
 #include "model/decoder_spec.h"
 #include "model/param_builder.h"
+#include "parallel/communicator.h"
 
 namespace cadre {
 
@@ -25,14 +30,26 @@ class AttentionBlock {
   AttentionBlock(const DecoderSpec& spec, const AttentionSpec& attention, const std::string& prefix,
                  ParamBuilder& params);
 
-  Var Forward(Context& ctx, const Var& x, const AttentionInputs& in) const;  // x [T, D] -> [T, D]
+  // x [T / tp, D] -> [T / tp, D]
+  Var Forward(Context& ctx, const Var& x, const AttentionInputs& in) const;
 
  private:
-  Var Normalized(Context& ctx, const Var& x, ParamId norm, int64_t heads) const;
+  struct Projected {
+    Var q, k, v;  // [T, heads * dh]
+  };
+  void MakeProjections(const DecoderSpec& spec, const std::string& prefix, ParamBuilder& params);
+  Projected Project(Context& ctx, const Var& x) const;
+  Var Normalized(Context& ctx, const Var& x, ParamId norm, int64_t all_heads) const;
+  // The heads of `x` that this rank attends to.
+  Var OwnKvHeads(Context& ctx, const Var& x) const;
 
-  AttentionSpec spec_;
+  AttentionSpec spec_;        // of the model
+  AttentionSpec local_;       // of this rank: its heads
+  int64_t kv_projected_ = 0;  // KV heads that this rank projects
+  int64_t kv_first_ = 0;      // of them, the first that it attends to
   float norm_eps_;
-  ParamId qkv_, qkv_bias_ = kNoParam, q_norm_ = kNoParam, k_norm_ = kNoParam;
+  ParamId qkv_ = kNoParam, qkv_bias_ = kNoParam, q_norm_ = kNoParam, k_norm_ = kNoParam;
+  ParamId kv_ = kNoParam, kv_bias_ = kNoParam;  // where KV heads are not cut; then qkv_ is q alone
   ParamId sinks_ = kNoParam, output_, output_bias_ = kNoParam;
 };
 
@@ -47,9 +64,9 @@ class LatentAttentionBlock {
   Var Forward(Context& ctx, const Var& x, const AttentionInputs& in) const;
 
  private:
-  Var Queries(Context& ctx, const Var& x) const;  // [T, H, dh]
+  Var Queries(Context& ctx, const Var& x, const OpLabel& label) const;  // [T, heads, dh]
 
-  AttentionSpec spec_;
+  AttentionSpec spec_;  // with this rank's heads
   ParamId q_ = kNoParam, q_a_ = kNoParam, q_norm_ = kNoParam, q_b_ = kNoParam;
   ParamId kv_a_, kv_norm_, kv_b_, output_;
 };

@@ -4,15 +4,21 @@
 
 #include "core/ops/dropout.h"
 #include "core/ops/elementwise.h"
-#include "core/ops/embedding.h"
 #include "core/ops/rms_norm.h"
 #include "core/trace.h"
+#include "parallel/row_parallel.h"
+#include "parallel/token_ops.h"
 
 namespace cadre {
 namespace {
 
 // What a table covers unless more is asked for; 2^18 positions of 128 dimensions take 128 MiB.
 constexpr int64_t kTablePositions = int64_t{1} << 18;
+
+ParamBlock VocabularyBlock(int64_t vocabulary, const ModelPart& part) {
+  const Shard rows = VocabularyPart(vocabulary, part.tp, part.tp_rank);
+  return {.row_begin = rows.begin, .rows = rows.numel};
+}
 
 void CheckBatch(const DecoderSpec& spec, const Batch& batch) {
   int64_t tokens = batch.tokens();
@@ -28,22 +34,25 @@ void CheckBatch(const DecoderSpec& spec, const Batch& batch) {
 
 absl::StatusOr<Decoder> Decoder::Create(const DecoderSpec& spec, const DecoderOptions& options,
                                         ParameterStore& store) {
-  Decoder decoder(spec);
+  Decoder decoder(spec, options.part);
   int64_t positions = options.max_position > 0 ? options.max_position
                                                : std::min(spec.max_position, kTablePositions);
   CADRE_ASSIGN_OR_RETURN(ops::RopeTable table, ops::RopeTable::Build(spec.rope, positions));
   decoder.rope_ = std::make_shared<const ops::RopeTable>(std::move(table));
 
-  ParamBuilder params(store, spec.init_stddev, options.frozen);
-  decoder.embedding_ = params.Embedding("model.embed_tokens.weight", spec.vocab, spec.hidden);
+  if (!options.part.whole()) store.set_part();
+  ParamBuilder params(store, spec.init_stddev, options.frozen, options.part);
+  const ParamBlock vocabulary = VocabularyBlock(spec.vocab, options.part);
+  decoder.embedding_ =
+      params.Embedding("model.embed_tokens.weight", spec.vocab, spec.hidden, vocabulary);
   for (int i = 0; i < static_cast<int>(spec.layers.size()); ++i) {
     params.set_layer(i);
     decoder.layers_.push_back(decoder.MakeLayer(i, params));
   }
   params.set_layer(-1);
   decoder.norm_ = params.Norm("model.norm.weight", spec.hidden);
-  decoder.head_ =
-      spec.tied ? decoder.embedding_ : params.Matrix("lm_head.weight", spec.vocab, spec.hidden);
+  decoder.head_ = spec.tied ? decoder.embedding_
+                            : params.Matrix("lm_head.weight", spec.vocab, spec.hidden, vocabulary);
   CADRE_RETURN_IF_ERROR(params.Finish());
   return decoder;
 }
@@ -90,10 +99,10 @@ Var Decoder::ForwardLayer(Context& ctx, int index, const Var& x, const Batch& ba
   normed = ops::RmsNorm(ctx, stream, {layer.post_norm, eps});
   TraceScope scope(ctx.trace, "mlp", {{"layer", index}});
   if (const auto* dense = std::get_if<MlpBlock>(&layer.mlp)) {
-    half = dense->Forward(ctx, normed);
+    half = dense->Forward(ctx, normed, index);
   } else {
-    moe::MoeLayer::Output mixed =
-        std::get<MoeBlock>(layer.mlp).Forward(ctx, normed, batch.offsets, options.router);
+    moe::MoeLayer::Output mixed = std::get<MoeBlock>(layer.mlp).Forward(
+        ctx, normed, OwnOffsets(batch), options.router, index);
     for (Var& loss : mixed.routing.losses) out->router_losses.push_back(std::move(loss));
     out->routing.push_back({index, mixed.routing.ids});
     half = mixed.y;
@@ -104,15 +113,40 @@ Var Decoder::ForwardLayer(Context& ctx, int index, const Var& x, const Batch& ba
 Var Decoder::AddHalf(Context& ctx, const Var& stream, const Var& half, int site,
                      const ForwardOptions& options) const {
   if (options.dropout == 0.0) return ops::Add(ctx, stream, half);
-  ops::DropoutArgs args{options.dropout, static_cast<uint32_t>(site), options.global_tokens};
+  const int64_t tokens = half.value.dim(0);
+  ops::DropoutArgs args{options.dropout, static_cast<uint32_t>(site),
+                        options.global_tokens.Narrow(tokens * part_.tp_rank, tokens)};
   return ops::Add(ctx, stream, ops::Dropout(ctx, half, args));
+}
+
+std::vector<int32_t> Decoder::OwnOffsets(const Batch& batch) const {
+  const auto tokens = static_cast<int32_t>(batch.tokens() / part_.tp);
+  std::vector<int32_t> offsets;
+  for (const int32_t offset : batch.offsets) {
+    offsets.push_back(std::clamp(offset - tokens * part_.tp_rank, 0, tokens));
+  }
+  return offsets;
+}
+
+VocabularyArgs Decoder::Vocabulary(Context& ctx, ParamId weight, const OpLabel& label) const {
+  return {.weight = weight, .vocabulary = spec_.vocab, .group = TensorGroup(ctx), .label = label};
+}
+
+ops::LinearCrossEntropyResult Decoder::Loss(Context& ctx, const Var& hidden,
+                                            ops::LinearCrossEntropyArgs args) const {
+  const OpLabel label = {"head"};
+  const Var all = GatherTokens(ctx, hidden, TensorGroup(ctx), label);
+  return VocabularyCrossEntropy(ctx, all, Vocabulary(ctx, head_, label), std::move(args));
 }
 
 DecoderOutput Decoder::Forward(Context& ctx, const Batch& batch,
                                const ForwardOptions& options) const {
   CheckBatch(spec_, batch);
+  CADRE_CHECK(GroupSize(TensorGroup(ctx)) == part_.tp && batch.tokens() % part_.tp == 0,
+              "{} tokens over {} of {} ranks", batch.tokens(), GroupSize(TensorGroup(ctx)),
+              part_.tp);
   DecoderOutput out;
-  Var x = ops::Embedding(ctx, batch.ids, embedding_);
+  Var x = VocabularyEmbedding(ctx, batch.ids, Vocabulary(ctx, embedding_, {"embedding"}));
   for (int i = 0; i < static_cast<int>(layers_.size()); ++i) {
     x = ForwardLayer(ctx, i, x, batch, options, &out);
   }

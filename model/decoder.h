@@ -17,6 +17,7 @@
 #include <variant>
 #include <vector>
 
+#include "core/ops/linear_cross_entropy.h"
 #include "core/ops/rope_table.h"
 #include "core/parameters.h"
 #include "core/status.h"
@@ -25,6 +26,7 @@
 #include "model/batch.h"
 #include "model/decoder_spec.h"
 #include "model/mlp_block.h"
+#include "parallel/vocabulary.h"
 
 namespace cadre {
 
@@ -33,8 +35,10 @@ struct DecoderOptions {
   std::vector<std::string> frozen;
   // Positions that the rotary table covers; 0: the config's max_position_embeddings, at most 2^18.
   int64_t max_position = 0;
+  ModelPart part;  // of every weight, that this rank holds
 };
 
+// Where the context has groups, the part must be this rank's in them.
 struct ForwardOptions {
   moe::RouterLossOptions router;
   double dropout = 0.0;  // of both halves' outputs; the identity without a tape
@@ -44,11 +48,11 @@ struct ForwardOptions {
 // What one mixture layer did, for metrics, balance and tests.
 struct LayerRouting {
   int layer;
-  Tensor ids;  // i32 [T, top_k], ascending in each row
+  Tensor ids;  // i32 [T / tp, top_k] of this rank's tokens, ascending in each row
 };
 
 struct DecoderOutput {
-  Var hidden;                         // [T, D], after the final norm
+  Var hidden;                         // [T / tp, D] of this rank's tokens, after the final norm
   std::vector<Var> router_losses;     // f64 [1] each, to be added to the loss
   std::vector<LayerRouting> routing;  // mixture layers, in order
 };
@@ -67,7 +71,13 @@ class Decoder {
   // kNoParam where the layer has no router bias to balance with.
   ParamId router_correction(int layer) const;
 
+  // Over tensor-parallel ranks all have the same batch, whose tokens they divide evenly.
   DecoderOutput Forward(Context& ctx, const Batch& batch, const ForwardOptions& options = {}) const;
+
+  // The loss of `hidden` (a Forward's) against args.targets [T], the same on every tensor-parallel
+  // rank. args.weight is set here.
+  ops::LinearCrossEntropyResult Loss(Context& ctx, const Var& hidden,
+                                     ops::LinearCrossEntropyArgs args) const;
 
  private:
   struct Layer {
@@ -76,15 +86,19 @@ class Decoder {
     std::variant<MlpBlock, MoeBlock> mlp;
   };
 
-  explicit Decoder(const DecoderSpec& spec) : spec_(spec) {}
+  Decoder(const DecoderSpec& spec, const ModelPart& part) : spec_(spec), part_(part) {}
   Layer MakeLayer(int index, ParamBuilder& params) const;
   Var ForwardLayer(Context& ctx, int index, const Var& x, const Batch& batch,
                    const ForwardOptions& options, DecoderOutput* out) const;
+  VocabularyArgs Vocabulary(Context& ctx, ParamId weight, const OpLabel& label) const;
+  // What of a batch's sequences lies in this rank's tokens: [S + 1], from 0 to their count.
+  std::vector<int32_t> OwnOffsets(const Batch& batch) const;
   // stream + half, the half thinned out by dropout.
   Var AddHalf(Context& ctx, const Var& stream, const Var& half, int site,
               const ForwardOptions& options) const;
 
   DecoderSpec spec_;
+  ModelPart part_;
   std::shared_ptr<const ops::RopeTable> rope_;
   ParamId embedding_ = kNoParam, norm_ = kNoParam, head_ = kNoParam;
   std::vector<Layer> layers_;

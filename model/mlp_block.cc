@@ -2,6 +2,8 @@
 
 #include "core/ops/elementwise.h"
 #include "core/ops/matmul.h"
+#include "parallel/row_parallel.h"
+#include "parallel/token_ops.h"
 
 namespace cadre {
 namespace {
@@ -59,22 +61,41 @@ ParamSpec ExpertBias(const std::string& name, const Shape& shape) {
   return {.name = name, .shape = shape, .decay = DecayKind::kNoDecay, .group = ParamGroup::kExpert};
 }
 
+// What a rank holds of the experts: `count` of them from `first` on, of each the columns
+// [inner_first, inner_first + inner) of the whole intermediate size.
+struct ExpertShare {
+  int64_t first, count, inner_first, inner;
+};
+
+ExpertShare ShareOf(const MoeSpec& spec, const ModelPart& part) {
+  const int64_t experts = spec.router.experts / part.ep, inner = spec.intermediate / part.etp;
+  CADRE_CHECK(experts * part.ep == spec.router.experts && inner * part.etp == spec.intermediate,
+              "{} experts of {} columns over {} x {} ranks", spec.router.experts, spec.intermediate,
+              part.ep, part.etp);
+  return {part.ep_rank * experts, experts, part.etp_rank * inner, inner};
+}
+
 // gpt_oss: [E, in, out] tensors of all experts, gate and up interleaved.
 moe::ExpertParams FusedExperts(int64_t hidden, const MoeSpec& spec, const std::string& prefix,
                                ParamBuilder& params) {
-  int64_t experts = spec.router.experts, inner = spec.intermediate;
+  const ExpertShare share = ShareOf(spec, params.part());
+  const int64_t all = spec.router.experts, whole = spec.intermediate, inner = share.inner;
   std::string base = prefix + "mlp.experts.";
-  ParamSpec gate_up = ExpertMatrix(base + "gate_up_proj", {experts, 2 * inner, hidden}, params);
-  ParamSpec gate_up_bias = ExpertBias(base + "gate_up_proj_bias", {experts, 2 * inner});
-  ParamSpec down = ExpertMatrix(base + "down_proj", {experts, hidden, inner}, params);
-  ParamSpec down_bias = ExpertBias(base + "down_proj_bias", {experts, hidden});
-  for (int64_t e = 0; e < experts; ++e) {
-    gate_up.sources.push_back(
-        {gate_up.name, {experts, hidden, 2 * inner}, e, Layout::kTransposedInterleaved});
-    gate_up_bias.sources.push_back(
-        {gate_up_bias.name, {experts, 2 * inner}, e, Layout::kInterleavedVector});
-    down.sources.push_back({down.name, {experts, inner, hidden}, e, Layout::kTransposed});
-    down_bias.sources.push_back({down_bias.name, {experts, hidden}, e});
+  ParamSpec gate_up = ExpertMatrix(base + "gate_up_proj", {share.count, 2 * inner, hidden}, params);
+  ParamSpec gate_up_bias = ExpertBias(base + "gate_up_proj_bias", {share.count, 2 * inner});
+  ParamSpec down = ExpertMatrix(base + "down_proj", {share.count, hidden, inner}, params);
+  ParamSpec down_bias = ExpertBias(base + "down_proj_bias", {share.count, hidden});
+  const ParamBlock columns = {.column_begin = share.inner_first, .columns = inner};
+  for (int64_t e = share.first; e < share.first + share.count; ++e) {
+    for (const int64_t half : {int64_t{0}, whole}) {  // gate rows, then up rows
+      const ParamBlock rows = {.row_begin = half + share.inner_first, .rows = inner};
+      gate_up.sources.push_back(
+          {gate_up.name, {all, hidden, 2 * whole}, e, Layout::kTransposedInterleaved, rows});
+      gate_up_bias.sources.push_back(
+          {gate_up_bias.name, {all, 2 * whole}, e, Layout::kInterleavedVector, rows});
+    }
+    down.sources.push_back({down.name, {all, whole, hidden}, e, Layout::kTransposed, columns});
+    down_bias.sources.push_back({down_bias.name, {all, hidden}, e});
   }
   moe::ExpertParams ids;
   ids.gate_up = params.Add(std::move(gate_up));
@@ -91,14 +112,17 @@ moe::ExpertParams SeparateExperts(int64_t hidden, const MoeSpec& spec, const std
   const char* gate = mixtral ? ".w1.weight" : ".gate_proj.weight";
   const char* up = mixtral ? ".w3.weight" : ".up_proj.weight";
   const char* last = mixtral ? ".w2.weight" : ".down_proj.weight";
-  int64_t experts = spec.router.experts, inner = spec.intermediate;
-  ParamSpec gate_up = ExpertMatrix(base + "gate_up_proj", {experts, 2 * inner, hidden}, params);
-  ParamSpec down = ExpertMatrix(base + "down_proj", {experts, hidden, inner}, params);
-  for (int64_t e = 0; e < experts; ++e) {
+  const ExpertShare share = ShareOf(spec, params.part());
+  const int64_t whole = spec.intermediate, inner = share.inner;
+  ParamSpec gate_up = ExpertMatrix(base + "gate_up_proj", {share.count, 2 * inner, hidden}, params);
+  ParamSpec down = ExpertMatrix(base + "down_proj", {share.count, hidden, inner}, params);
+  const ParamBlock rows = {.row_begin = share.inner_first, .rows = inner};
+  const ParamBlock columns = {.column_begin = share.inner_first, .columns = inner};
+  for (int64_t e = share.first; e < share.first + share.count; ++e) {
     std::string expert = base + std::to_string(e);
-    gate_up.sources.push_back({expert + gate, {inner, hidden}});
-    gate_up.sources.push_back({expert + up, {inner, hidden}});
-    down.sources.push_back({expert + last, {hidden, inner}});
+    gate_up.sources.push_back({.tensor = expert + gate, .shape = {whole, hidden}, .block = rows});
+    gate_up.sources.push_back({.tensor = expert + up, .shape = {whole, hidden}, .block = rows});
+    down.sources.push_back({.tensor = expert + last, .shape = {hidden, whole}, .block = columns});
   }
   moe::ExpertParams ids;
   ids.gate_up = params.Add(std::move(gate_up));
@@ -113,7 +137,7 @@ moe::MoeLayer MakeRouted(int64_t hidden, const MoeSpec& spec, const std::string&
                                   ? FusedExperts(hidden, spec, prefix, params)
                                   : SeparateExperts(hidden, spec, prefix, params);
   return {std::move(router), moe::Experts(experts, ActivationArgs(spec.activation, spec.limit)),
-          std::make_shared<moe::LocalDispatcher>(spec.router.experts)};
+          moe::MakeDispatcher(spec.router.experts, params.part())};
 }
 
 }  // namespace
@@ -121,22 +145,31 @@ moe::MoeLayer MakeRouted(int64_t hidden, const MoeSpec& spec, const std::string&
 MlpBlock::MlpBlock(int64_t hidden, const MlpSpec& spec, const std::string& prefix,
                    ParamBuilder& params)
     : activation_(ActivationArgs(spec.activation, spec.limit)) {
+  const ModelPart& part = params.part();
+  CADRE_CHECK(spec.intermediate % part.tp == 0, "{} columns over {} ranks", spec.intermediate,
+              part.tp);
+  const ParamBlock rows = part.Rows(spec.intermediate);
   gate_up_ = params.Matrix(prefix + "gate_up_proj.weight",
-                           {{prefix + "gate_proj.weight", spec.intermediate},
-                            {prefix + "up_proj.weight", spec.intermediate}},
+                           {{prefix + "gate_proj.weight", spec.intermediate, rows},
+                            {prefix + "up_proj.weight", spec.intermediate, rows}},
                            hidden);
-  down_ = params.Matrix(prefix + "down_proj.weight", hidden, spec.intermediate);
+  down_ = params.Matrix(prefix + "down_proj.weight", hidden, spec.intermediate,
+                        part.Columns(spec.intermediate));
   if (!spec.bias) return;
-  gate_up_bias_ =
-      params.Bias(prefix + "gate_up_proj.bias", {{prefix + "gate_proj.bias", spec.intermediate},
-                                                 {prefix + "up_proj.bias", spec.intermediate}});
+  gate_up_bias_ = params.Bias(prefix + "gate_up_proj.bias",
+                              {{prefix + "gate_proj.bias", spec.intermediate, rows},
+                               {prefix + "up_proj.bias", spec.intermediate, rows}});
   down_bias_ = params.Bias(prefix + "down_proj.bias", {{prefix + "down_proj.bias", hidden}});
 }
 
-Var MlpBlock::Forward(Context& ctx, const Var& x) const {
-  Var gate_up = ops::MatMul(ctx, x, {.weight = gate_up_, .bias = gate_up_bias_});
+Var MlpBlock::Forward(Context& ctx, const Var& x, int layer) const {
+  Communicator* group = TensorGroup(ctx);
+  const OpLabel label = {"mlp", layer};
+  const Var all = GatherTokens(ctx, x, group, label);
+  Var gate_up = ops::MatMul(ctx, all, {.weight = gate_up_, .bias = gate_up_bias_});
   Var inner = ops::SwiGlu(ctx, gate_up, activation_);
-  return ops::MatMul(ctx, inner, {.weight = down_, .bias = down_bias_});
+  const Var partial = ops::MatMul(ctx, inner, {.weight = down_, .bias = BiasOnce(ctx, down_bias_)});
+  return ScatterTokens(ctx, partial, group, label);
 }
 
 MoeBlock::MoeBlock(int64_t hidden, const MoeSpec& spec, const std::string& prefix,
@@ -151,10 +184,10 @@ MoeBlock::MoeBlock(int64_t hidden, const MoeSpec& spec, const std::string& prefi
 
 moe::MoeLayer::Output MoeBlock::Forward(Context& ctx, const Var& x,
                                         std::span<const int32_t> offsets,
-                                        const moe::RouterLossOptions& losses) const {
-  moe::MoeLayer::Output out = routed_.Forward(ctx, x, offsets, losses);
+                                        const moe::RouterLossOptions& losses, int layer) const {
+  moe::MoeLayer::Output out = routed_.Forward(ctx, x, offsets, losses, layer);
   if (!shared_) return out;
-  Var shared = shared_->Forward(ctx, x);
+  Var shared = shared_->Forward(ctx, x, layer);
   if (shared_gate_ != kNoParam) {
     shared = ops::SigmoidGate(ctx, shared, ops::MatMul(ctx, x, {.weight = shared_gate_}));
   }

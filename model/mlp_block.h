@@ -1,6 +1,9 @@
 // The feed-forward half of a layer: a dense gated MLP, or a mixture of experts with an optional
 // shared expert that every token visits.
 //
+// Over tensor-parallel ranks each has its columns of the MLP, over expert-parallel ranks its
+// experts. x and the result are the rank's run of tokens.
+//
 // Immutable; callable from any thread with a Context of its own.
 #pragma once
 
@@ -20,7 +23,7 @@ class MlpBlock {
   // Registers {gate,up,down}_proj under `prefix` ("model.layers.0.mlp.").
   MlpBlock(int64_t hidden, const MlpSpec& spec, const std::string& prefix, ParamBuilder& params);
 
-  Var Forward(Context& ctx, const Var& x) const;  // [T, D] -> [T, D]
+  Var Forward(Context& ctx, const Var& x, int layer) const;  // [T / tp, D] -> [T / tp, D]
 
  private:
   ParamId gate_up_, gate_up_bias_ = kNoParam, down_, down_bias_ = kNoParam;
@@ -33,7 +36,7 @@ class MoeBlock {
   MoeBlock(int64_t hidden, const MoeSpec& spec, const std::string& prefix, ParamBuilder& params);
 
   moe::MoeLayer::Output Forward(Context& ctx, const Var& x, std::span<const int32_t> offsets,
-                                const moe::RouterLossOptions& losses) const;
+                                const moe::RouterLossOptions& losses, int layer) const;
 
   const moe::Router& router() const { return routed_.router(); }
 

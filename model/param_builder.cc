@@ -1,5 +1,7 @@
 #include "model/param_builder.h"
 
+#include <algorithm>
+
 #include "model/param_layout.h"
 
 namespace cadre {
@@ -7,6 +9,11 @@ namespace {
 
 int64_t HeldRows(const SourceRows& source) {
   return source.block.rows < 0 ? source.rows - source.block.row_begin : source.block.rows;
+}
+
+bool IsWhole(const ParamSource& source) {
+  const ParamBlock& block = source.block;
+  return block.row_begin == 0 && block.rows < 0 && block.column_begin == 0 && block.columns < 0;
 }
 
 }  // namespace
@@ -32,10 +39,11 @@ bool MatchesPattern(std::string_view pattern, std::string_view name) {
 }
 
 ParamBuilder::ParamBuilder(ParameterStore& store, double init_stddev,
-                           std::vector<std::string> frozen)
+                           std::vector<std::string> frozen, const ModelPart& part)
     : store_(store),
       init_stddev_(init_stddev),
       frozen_(std::move(frozen)),
+      part_(part),
       matched_(frozen_.size(), false) {}
 
 ParamId ParamBuilder::Matrix(const std::string& name, std::vector<SourceRows> sources,
@@ -53,18 +61,19 @@ ParamId ParamBuilder::Matrix(const std::string& name, std::vector<SourceRows> so
   return Add(std::move(spec));
 }
 
-ParamId ParamBuilder::Embedding(const std::string& tensor, int64_t rows, int64_t columns) {
+ParamId ParamBuilder::Embedding(const std::string& tensor, int64_t rows, int64_t columns,
+                                const ParamBlock& block) {
   return Add({.name = tensor,
-              .shape = {rows, columns},
-              .sources = {{tensor, {rows, columns}}},
+              .shape = {HeldRows({tensor, rows, block}), columns},
+              .sources = {{.tensor = tensor, .shape = {rows, columns}, .block = block}},
               .init = Normal(),
               .decay = DecayKind::kNoDecay});
 }
 
-ParamId ParamBuilder::Norm(const std::string& tensor, int64_t size) {
+ParamId ParamBuilder::Norm(const std::string& tensor, int64_t size, const ParamBlock& block) {
   return Add({.name = tensor,
-              .shape = {size},
-              .sources = {{tensor, {size}}},
+              .shape = {HeldRows({tensor, size, block})},
+              .sources = {{.tensor = tensor, .shape = {size}, .block = block}},
               .init = {Initializer::Kind::kOnes},
               .decay = DecayKind::kNoDecay});
 }
@@ -87,6 +96,12 @@ ParamId ParamBuilder::Add(ParamSpec spec) {
   CADRE_CHECK(held == spec.shape.numel(), "{}: {} elements of its tensors for shape {}", spec.name,
               held, spec.shape.ToString());
   spec.layer = layer_;
+  const int ranks = spec.group == ParamGroup::kDense ? part_.tp : part_.etp;
+  if (ranks > 1) {
+    const bool whole = std::ranges::all_of(spec.sources, IsWhole);
+    spec.tensor_spread = whole ? Spread::kReplicated : Spread::kSharded;
+    spec.partial_gradient = whole;
+  }
   size_t frozen = 0;
   for (const ParamSource& source : spec.sources) {
     bool any = false;

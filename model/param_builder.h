@@ -8,6 +8,7 @@
 
 #include "core/parameters.h"
 #include "core/status.h"
+#include "parallel/model_part.h"
 
 namespace cadre {
 
@@ -22,7 +23,12 @@ class ParamBuilder {
  public:
   // frozen: patterns over Hugging Face tensor names, where * stands for any characters; what they
   // match gets no gradient and no update.
-  ParamBuilder(ParameterStore& store, double init_stddev, std::vector<std::string> frozen);
+  // part: what this rank holds. Dense parameters that are whole on it see its tokens alone, so
+  // their gradients are partial sums.
+  ParamBuilder(ParameterStore& store, double init_stddev, std::vector<std::string> frozen,
+               const ModelPart& part = {});
+
+  const ModelPart& part() const { return part_; }
 
   // The layer that the next parameters belong to; -1 outside the layers.
   void set_layer(int layer) { layer_ = layer; }
@@ -30,11 +36,13 @@ class ParamBuilder {
   // [sum of held rows, held columns], decays. `columns` are the whole tensors'; all blocks hold the
   // same number of them.
   ParamId Matrix(const std::string& name, std::vector<SourceRows> sources, int64_t columns);
-  ParamId Matrix(const std::string& tensor, int64_t rows, int64_t columns) {
-    return Matrix(tensor, {{tensor, rows}}, columns);
+  ParamId Matrix(const std::string& tensor, int64_t rows, int64_t columns,
+                 const ParamBlock& block = {}) {
+    return Matrix(tensor, {{tensor, rows, block}}, columns);
   }
-  ParamId Embedding(const std::string& tensor, int64_t rows, int64_t columns);
-  ParamId Norm(const std::string& tensor, int64_t size);
+  ParamId Embedding(const std::string& tensor, int64_t rows, int64_t columns,
+                    const ParamBlock& block);
+  ParamId Norm(const std::string& tensor, int64_t size, const ParamBlock& block = {});
   // [sum of held rows], starts at zero.
   ParamId Bias(const std::string& name, std::vector<SourceRows> sources);
   // Anything else; layer and trainable are set here.
@@ -49,6 +57,7 @@ class ParamBuilder {
   ParameterStore& store_;
   double init_stddev_;
   std::vector<std::string> frozen_;
+  const ModelPart part_;
   std::vector<bool> matched_;
   std::string partly_frozen_;
   int layer_ = -1;

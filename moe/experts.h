@@ -23,7 +23,8 @@ class Experts {
   Experts(const ExpertParams& params, const ops::SwiGluArgs& activation)
       : params_(params), activation_(activation) {}
 
-  // rows [R, D], expert e's are [offsets[e], offsets[e + 1]) -> [R, D].
+  // rows [R, D], expert e's are [offsets[e], offsets[e + 1]) -> [R, D]; a part of a sum where ranks
+  // share an expert.
   Var Forward(Context& ctx, const Var& rows, const std::vector<int32_t>& offsets) const;
 
  private:

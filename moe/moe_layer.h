@@ -22,9 +22,9 @@ class MoeLayer {
     Var y;  // [T, D]
     Routing routing;
   };
-  // x [T, D]; offsets [S + 1] are the sequences.
+  // x [T, D]: this rank's tokens; offsets [S + 1] are the sequences, as far as they lie in them.
   Output Forward(Context& ctx, const Var& x, std::span<const int32_t> offsets,
-                 const RouterLossOptions& losses) const;
+                 const RouterLossOptions& losses, int layer) const;
 
   const Router& router() const { return router_; }
 

@@ -78,7 +78,7 @@ struct Rig {
 TEST(MoeLayer, IsTheWeightedSumOfItsExperts) {
   Rig s;
   std::vector<int32_t> offsets = {0, kTokens};
-  MoeLayer::Output out = s.Layer().Forward(s.ctx, {s.x}, offsets, {});
+  MoeLayer::Output out = s.Layer().Forward(s.ctx, {s.x}, offsets, {}, 0);
   EXPECT_TRUE(out.routing.losses.empty());
   const int32_t* ids = out.routing.ids.data<int32_t>();
   const double* weights = out.routing.weights.value.data<double>();
@@ -103,7 +103,7 @@ TEST(MoeLayer, LossesComeOnRequestAndEveryExpertReports) {
   s.store.set_bucket_ready([&](int bucket) { ready.push_back(bucket); });
   std::vector<int32_t> offsets = {0, 3, kTokens};
   Var x{s.x, tape.NewSlot()};
-  MoeLayer::Output out = s.Layer().Forward(s.ctx, x, offsets, {.balance = 0.1, .z = 0.01});
+  MoeLayer::Output out = s.Layer().Forward(s.ctx, x, offsets, {.balance = 0.1, .z = 0.01}, 0);
   ASSERT_EQ(out.routing.losses.size(), 2u);
   const double one = 1.0;
   for (const Var& loss : out.routing.losses) {

@@ -4,6 +4,7 @@
 
 #include "core/ops/matmul.h"
 #include "moe/gates.h"
+#include "parallel/combine_ranks.h"
 
 namespace cadre::moe {
 
@@ -39,7 +40,8 @@ Routing Router::Route(Context& ctx, const Var& x, std::span<const int32_t> offse
         ctx, gate.probs,
         {.ids = gate.ids,
          .offsets = losses.per_sequence ? offsets : std::span<const int32_t>(whole),
-         .coefficient = losses.balance}));
+         .coefficient = losses.balance,
+         .combine = SumOver(ctx.groups == nullptr ? nullptr : ctx.groups->tp_cp, {"balance"})}));
   }
   if (losses.z != 0.0) routing.losses.push_back(ops::RouterZLoss(ctx, logits, losses.z));
   return routing;
