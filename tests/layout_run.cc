@@ -6,29 +6,37 @@
 
 #include <gtest/gtest.h>
 
+#include "model/param_layout.h"
 #include "parallel/test_ranks.h"
 #include "tests/training_run.h"
 
 namespace cadre::testing_run {
 namespace {
 
-// Adds what a rank owns of the gradients to the whole.
+// Puts what a rank owns of the gradients into the whole, element by element of the stored tensors.
 void Collect(const ParameterStore& store, const std::vector<Shard>& owned, LayoutRun* run) {
   for (ParamId id = 0; id < store.size(); ++id) {
     if (!store.WantsGradient(id)) continue;
+    const ParamSpec& spec = store.spec(id);
+    for (const ParamSource& source : spec.sources) {
+      run->gradients[source.tensor].resize(static_cast<size_t>(source.shape.numel()));
+    }
     const int b = store.bucket_of(id);
     const ParamBucket& bucket = store.buckets()[static_cast<size_t>(b)];
     const auto place = std::ranges::find(bucket.params, id) - bucket.params.begin();
-    const int64_t begin = bucket.offsets[static_cast<size_t>(place)];
-    const int64_t numel = store.spec(id).shape.numel();
-    std::vector<double>& all = run->gradients[store.spec(id).name];
-    all.resize(static_cast<size_t>(numel));
+    const int64_t first = bucket.offsets[static_cast<size_t>(place)];
     const Shard part = owned[static_cast<size_t>(b)];
-    for (int64_t i = std::max(begin, part.begin); i < std::min(begin + numel, part.end()); ++i) {
-      all[static_cast<size_t>(i - begin)] = bucket.gradients.dtype() == DType::kF64
-                                                ? bucket.gradients.data<double>()[i]
-                                                : bucket.gradients.data<float>()[i];
-    }
+    const int64_t begin = std::clamp<int64_t>(part.begin - first, 0, spec.shape.numel());
+    const int64_t end = std::clamp<int64_t>(part.end() - first, begin, spec.shape.numel());
+    ForEachRun(spec, begin, end, [&](const ParamRun& r) {
+      std::vector<double>& all = run->gradients[r.source->tensor];
+      for (int64_t i = 0; i < r.count; ++i) {
+        const int64_t at = first + r.local + i * r.local_stride;
+        all[static_cast<size_t>(r.stored + i * r.stored_stride)] =
+            bucket.gradients.dtype() == DType::kF64 ? bucket.gradients.data<double>()[at]
+                                                    : bucket.gradients.data<float>()[at];
+      }
+    });
   }
 }
 

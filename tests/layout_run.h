@@ -11,7 +11,7 @@ namespace cadre::testing_run {
 
 struct LayoutRun {
   std::vector<double> losses;                            // by step
-  std::map<std::string, std::vector<double>> gradients;  // of the first step, by parameter
+  std::map<std::string, std::vector<double>> gradients;  // of the first step, by stored tensor
 };
 
 // Every rank must give the same losses, bit for bit.

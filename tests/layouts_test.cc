@@ -44,6 +44,15 @@ const std::map<std::string, std::string> kModels = {
      "num_attention_heads: 4, num_key_value_heads: 2, head_dim: 16, num_experts: 8, "
      "num_experts_per_tok: 2, moe_intermediate_size: 32, norm_topk_prob: true, vocab_size: 128}\n"
      "moe: {balance_loss_coef: 0.01, router_z_loss_coef: 0.001}\n"},
+    {"norms",
+     "model: {model_type: olmoe, hidden_size: 64, intermediate_size: 32, num_hidden_layers: 2, "
+     "num_attention_heads: 4, num_key_value_heads: 2, num_experts: 4, num_experts_per_tok: 2, "
+     "clip_qkv: 4.0, vocab_size: 130}\n"},
+    {"oss",
+     "model: {model_type: gpt_oss, hidden_size: 64, intermediate_size: 32, num_hidden_layers: 2, "
+     "num_attention_heads: 4, num_key_value_heads: 2, head_dim: 16, num_local_experts: 4, "
+     "num_experts_per_tok: 2, sliding_window: 16, vocab_size: 128}\n"
+     "moe: {balance_loss_coef: 0.01, balance_scope: sequence}\n"},
     {"bias",
      "model: {model_type: deepseek_v3, hidden_size: 64, intermediate_size: 96, num_hidden_layers: "
      "2, "
@@ -138,18 +147,25 @@ TEST_P(Layouts, ProductionKernelsAgreeWithOneProcess) {
   EXPECT_LE(LargestLossGap(expected, got), 1e-5);
 }
 
-INSTANTIATE_TEST_SUITE_P(
-    DataParallel, Layouts,
-    testing::Values(Case{"dense", 2, "zero_stage: 0"}, Case{"tied", 4, "zero_stage: 0"},
-                    Case{"dense", 4, "zero_stage: 1"}, Case{"moe", 2, "zero_stage: 0"},
-                    Case{"bias", 2, "zero_stage: 1"}, Case{"bias", 4, "zero_stage: 0"}));
+INSTANTIATE_TEST_SUITE_P(DataParallel, Layouts,
+                         testing::Values(Case{"dense", 2, "zero_stage: 0"},
+                                         Case{"tied", 4, "zero_stage: 1"},
+                                         Case{"moe", 2, "zero_stage: 1"},
+                                         Case{"bias", 4, "zero_stage: 0"}));
 
 TEST(LayoutCheckpoints, ARunGoesOnUnderAnotherLayout) {
   Runs runs;
   const std::vector<std::pair<Case, Case>> pairs = {
       {{"dense", 4, "zero_stage: 1"}, {"dense", 1, ""}},
       {{"dense", 1, ""}, {"dense", 2, "zero_stage: 1"}},
-      {{"bias", 2, "zero_stage: 0"}, {"bias", 4, "zero_stage: 1"}}};
+      {{"bias", 2, "zero_stage: 0"}, {"bias", 4, "zero_stage: 1"}},
+      {{"tied", 4, "tensor_parallel_size: 2"}, {"tied", 1, ""}},
+      {{"norms", 2, "zero_stage: 1"}, {"norms", 4, "tensor_parallel_size: 4"}},
+      {{"oss", 2, "tensor_parallel_size: 2"},
+       {"oss", 4,
+        "expert_parallel_size: 4, tensor_parallel_size: 2, expert_tensor_parallel_size: 1"}},
+      {{"moe", 4, "expert_parallel_size: 2, zero_stage: 1"},
+       {"moe", 2, "tensor_parallel_size: 2, zero_stage: 0"}}};
   for (const auto& [first, second] : pairs) {
     const LayoutRun& expected = runs.Reference(first.model, "f64");
     const std::vector<double> losses = runs.Continue(first.model, "f64", first, second);
@@ -169,6 +185,27 @@ TEST(LayoutCheckpoints, ShardsOfMastersComeBackBitForBit) {
   ASSERT_EQ(losses.size(), 10u);
   for (size_t i = 0; i < 10; ++i) EXPECT_EQ(losses[i], undisturbed.losses[10 + i]) << i;
 }
+
+INSTANTIATE_TEST_SUITE_P(
+    TensorParallel, Layouts,
+    testing::Values(Case{"dense", 2, "tensor_parallel_size: 2"},
+                    Case{"dense", 4, "tensor_parallel_size: 4, zero_stage: 0"},
+                    Case{"tied", 4, "tensor_parallel_size: 2, zero_stage: 1"},
+                    Case{"norms", 4, "tensor_parallel_size: 4, zero_stage: 1"},
+                    Case{"moe", 2, "tensor_parallel_size: 2, zero_stage: 0"},
+                    Case{"moe", 4, "tensor_parallel_size: 2, expert_tensor_parallel_size: 1"},
+                    Case{"oss", 2, "tensor_parallel_size: 2"},
+                    Case{"bias", 4, "tensor_parallel_size: 4, zero_stage: 1"}));
+
+INSTANTIATE_TEST_SUITE_P(ExpertParallel, Layouts,
+                         testing::Values(Case{"moe", 2, "expert_parallel_size: 2, zero_stage: 0"},
+                                         Case{"moe", 4, "expert_parallel_size: 2, zero_stage: 1"},
+                                         Case{"bias", 4,
+                                              "expert_parallel_size: 4, tensor_parallel_size: 2, "
+                                              "expert_tensor_parallel_size: 1"},
+                                         Case{"oss", 8,
+                                              "expert_parallel_size: 4, tensor_parallel_size: 2, "
+                                              "expert_tensor_parallel_size: 1, zero_stage: 1"}));
 
 }  // namespace
 }  // namespace cadre

@@ -7,12 +7,20 @@ namespace {
 
 absl::Status CheckSupported(const Layout& layout) {
   const auto missing = [](const char* field, int value) {
-    return Unimplemented("{}: {}; training knows data parallelism so far", field, value);
+    return Unimplemented("{}: {}; training does not know that yet", field, value);
   };
-  if (layout.tp > 1) return missing("parallel.tensor_parallel_size", layout.tp);
   if (layout.pp > 1) return missing("parallel.pipeline_parallel_size", layout.pp);
   if (layout.cp > 1) return missing("parallel.context_parallel_size", layout.cp);
-  if (layout.ep > 1) return missing("parallel.expert_parallel_size", layout.ep);
+  if (layout.ep > 1 && layout.etp > 1) {
+    return missing("parallel.expert_tensor_parallel_size beside expert_parallel_size", layout.etp);
+  }
+  if (layout.etp > 1 && layout.etp != layout.tp) {
+    return missing("parallel.expert_tensor_parallel_size other than tensor_parallel_size",
+                   layout.etp);
+  }
+  if (layout.tp > 1 && !layout.sequence_parallel) {
+    return missing("parallel.sequence_parallel", 0);
+  }
   if (layout.dp > 1 && layout.zero_stage > 1)
     return missing("parallel.zero_stage", layout.zero_stage);
   return absl::OkStatus();

@@ -4,7 +4,6 @@
 #include <numeric>
 
 #include "core/ops/elementwise.h"
-#include "core/ops/linear_cross_entropy.h"
 #include "core/trace.h"
 
 namespace cadre {
@@ -88,10 +87,9 @@ void TrainStep::RunMicroBatch(Context& ctx, const StepBatches& batches, const Pa
     TraceScope scope(ctx.trace, "forward");
     Batch batch = ToBatch(*ctx.allocator, packed);
     DecoderOutput out = model_.decoder().Forward(ctx, batch, options);
-    auto result = ops::LinearCrossEntropy(
+    auto result = model_.decoder().Loss(
         ctx, out.hidden,
-        {.weight = model_.decoder().head(),
-         .targets = Tensor::Of<int32_t>(*ctx.allocator, {out.hidden.value.dim(0)}, packed.targets),
+        {.targets = Tensor::Of<int32_t>(*ctx.allocator, {batch.tokens()}, packed.targets),
          .scale = 1.0 / static_cast<double>(std::max<int64_t>(1, batches.loss_tokens)),
          .z_coefficient = config_.z_loss_coef()});
     losses->cross_entropy += result.cross_entropy;
@@ -161,13 +159,14 @@ absl::StatusOr<double> EvaluateLoss(Context& ctx, const Model& model, SampleStre
     for (int64_t i = row; i < std::min(row + part.micro, part.count); ++i) {
       CADRE_RETURN_IF_ERROR(stream.Append(i, &packed));
     }
-    DecoderOutput out = model.decoder().Forward(ctx, ToBatch(*ctx.allocator, packed));
-    Tensor targets = Tensor::Of<int32_t>(*ctx.allocator, {out.hidden.value.dim(0)}, packed.targets);
-    loss += ops::LinearCrossEntropy(ctx, out.hidden,
-                                    {.weight = model.decoder().head(),
-                                     .targets = targets,
-                                     .scale = 1.0 / static_cast<double>(tokens)})
-                .cross_entropy;
+    const Batch batch = ToBatch(*ctx.allocator, packed);
+    DecoderOutput out = model.decoder().Forward(ctx, batch);
+    loss +=
+        model.decoder()
+            .Loss(ctx, out.hidden,
+                  {.targets = Tensor::Of<int32_t>(*ctx.allocator, {batch.tokens()}, packed.targets),
+                   .scale = 1.0 / static_cast<double>(tokens)})
+            .cross_entropy;
   }
   return loss;
 }

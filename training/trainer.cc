@@ -66,7 +66,8 @@ Trainer::Trainer(const config::TrainConfig& config, const TrainerOptions& option
           .threads = options.threads,
           .packed = &packed_,
           .trace = options.trace,
-          .seed = config.seed()};
+          .seed = config.seed(),
+          .groups = ranks_.groups()};
 }
 
 Trainer::~Trainer() = default;
@@ -108,6 +109,7 @@ absl::Status Trainer::OpenModel() {
   options.decoder.frozen.assign(config_.frozen_parameters().begin(),
                                 config_.frozen_parameters().end());
   options.decoder.max_position = config_.data().seq_len();
+  options.decoder.part = ranks_.part();
   if (config_.has_init_from()) {
     model_source_ = config_.init_from();
     CADRE_ASSIGN_OR_RETURN(model_, LoadModel(ctx_, config_.init_from(), options));
@@ -151,7 +153,7 @@ absl::Status Trainer::OpenState() {
   const std::vector<Shard> owned = ranks_.OwnedShards();
   CADRE_ASSIGN_OR_RETURN(optimizer_, MakeOptimizer(config_.optimizer(), store, allocator_, owned));
   optimizer_->AdoptWeights();
-  chunks_ = TrainableChunks(store, owned);
+  chunks_ = TrainableChunks(store, ranks_.SoleShards());
   CADRE_ASSIGN_OR_RETURN(
       schedule_,
       LrSchedule::Create(config_.lr_schedule(), config_.optimizer().lr(), config_.train_steps()));
@@ -166,15 +168,10 @@ absl::Status Trainer::OpenState() {
       .save_weights =
           HfSaveWeights(*model_, {.type = WeightType(model_->dtype()),
                                   .max_shard_bytes = config_.checkpoint().max_shard_bytes(),
-                                  .tokenizer_folder = tokenizer_folder_})};
-  if (options_.world != nullptr) {
-    std::vector<int> everyone(static_cast<size_t>(options_.world->size()));
-    std::iota(everyone.begin(), everyone.end(), 0);
-    checkpoint_group_ = options_.world->NewGroup("checkpoint", everyone);
-    options.group = checkpoint_group_.get();
-  }
+                                  .tokenizer_folder = tokenizer_folder_}),
+      .group = ranks_.checkpoint_group()};
   saver_ = std::make_unique<CheckpointSaver>(
-      std::move(options), store, StateOf(store, *optimizer_, owned, ranks_.SavedShards()),
+      std::move(options), store, StateOf(store, *optimizer_, owned, ranks_.SoleShards()),
       allocator_);
   return absl::OkStatus();
 }
@@ -215,7 +212,7 @@ absl::StatusOr<StepBatches> Trainer::ReadBatches() {
                                                         .rank = ranks_.data_rank(),
                                                         .ranks = ranks_.data_size()}));
   int64_t counts[] = {batches.tokens, batches.loss_tokens, batches.sequences, batches.microbatches};
-  CADRE_RETURN_IF_ERROR(ranks_.Sum(counts, {"batch"}));
+  CADRE_RETURN_IF_ERROR(ranks_.SumOverSamples(counts, {"batch"}));
   batches.tokens = counts[0];
   batches.loss_tokens = counts[1];
   batches.sequences = counts[2];
@@ -223,26 +220,36 @@ absl::StatusOr<StepBatches> Trainer::ReadBatches() {
   return batches;
 }
 
+void Trainer::Record(std::string_view activity) {
+  if (options_.recorder != nullptr) options_.recorder->SetActivity(activity, -1);
+}
+
 absl::Status Trainer::ComputeGradients(const StepBatches& batches, StepReport* report) {
+  Record("forward and backward");
   report->losses = step_runner_->Run(ctx_, batches);
   CADRE_RETURN_IF_ERROR(ranks_.FinishGradients());
   if (options_.inspect_gradients) {
     options_.inspect_gradients(step_, model_->parameters(), ranks_.OwnedShards());
   }
-  double losses[] = {report->losses.cross_entropy, report->losses.z_loss, report->losses.router};
-  CADRE_RETURN_IF_ERROR(ranks_.Sum(losses, {"loss"}));
-  report->losses = {losses[0], losses[1], losses[2]};
+  double losses[] = {report->losses.cross_entropy, report->losses.z_loss};
+  CADRE_RETURN_IF_ERROR(ranks_.SumOverSamples(losses, {"loss"}));
+  CADRE_RETURN_IF_ERROR(
+      ranks_.SumOverTokens(std::span(&report->losses.router, 1), {"router loss"}));
+  report->losses.cross_entropy = losses[0];
+  report->losses.z_loss = losses[1];
   std::vector<int64_t> counts = step_runner_->ExpertCounts();
-  CADRE_RETURN_IF_ERROR(ranks_.Sum(std::span(counts), {"expert counts"}));
+  CADRE_RETURN_IF_ERROR(ranks_.SumOverTokens(std::span(counts), {"expert counts"}));
   step_runner_->SetExpertCounts(counts);
-  CADRE_ASSIGN_OR_RETURN(const double squared,
-                         ranks_.SumOverOwners(SquaredNorm(ctx_, model_->parameters(), chunks_)));
+  CADRE_ASSIGN_OR_RETURN(
+      const double squared,
+      ranks_.SumOverWorld(SquaredNorm(ctx_, model_->parameters(), chunks_), {"gradient norm"}));
   report->gradient_norm = std::sqrt(squared);
   return absl::OkStatus();
 }
 
 absl::Status Trainer::Update(const StepReport& report) {
   TraceScope scope(options_.trace, "optimizer");
+  Record("optimizer");
   optimizer_->Step(ctx_, {.lr = report.lr,
                           .gradient_scale = ClipFactor(report.gradient_norm,
                                                        config_.optimizer().clip_grad_norm())});
@@ -254,6 +261,8 @@ absl::StatusOr<Trainer::StepReport> Trainer::Step() {
   TraceScope scope(options_.trace, "step", {{"step", step_}});
   const double start = Now();
   ctx_.step = step_;
+  if (options_.recorder != nullptr) options_.recorder->SetStep(step_);
+  Record("reading the batch");
   CADRE_ASSIGN_OR_RETURN(const StepBatches batches, ReadBatches());
   StepReport report{.lr = schedule_->At(step_), .tokens = batches.tokens};
   CADRE_RETURN_IF_ERROR(ComputeGradients(batches, &report));
@@ -327,7 +336,7 @@ absl::StatusOr<double> Trainer::Evaluate() {
                                        .micro = micro,
                                        .rank = ranks_.data_rank(),
                                        .ranks = ranks_.data_size()}));
-  CADRE_RETURN_IF_ERROR(ranks_.Sum(std::span(&loss, 1), {"evaluate"}));
+  CADRE_RETURN_IF_ERROR(ranks_.SumOverSamples(std::span(&loss, 1), {"evaluate"}));
   return loss;
 }
 

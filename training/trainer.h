@@ -58,6 +58,7 @@ struct TrainerOptions {
       inspect_gradients;
   // The ranks that train together, each with a trainer of its own; null: this one alone.
   World* world = nullptr;
+  FlightRecorder* recorder = nullptr;  // borrowed; null: nobody watches
 };
 
 class Trainer {
@@ -101,6 +102,8 @@ class Trainer {
 
   absl::StatusOr<StepReport> Step();
   absl::StatusOr<StepBatches> ReadBatches();
+  // What the rank does now, for those who look for a hang.
+  void Record(std::string_view activity);
   absl::Status ComputeGradients(const StepBatches& batches, StepReport* report);
   absl::Status Update(const StepReport& report);
   absl::Status Judge(const StepBatches& batches, StepReport* report);
@@ -124,7 +127,6 @@ class Trainer {
   std::optional<LrSchedule> schedule_;
   std::optional<StepGuard> guard_;
   std::optional<TrainStep> step_runner_;
-  std::unique_ptr<Communicator> checkpoint_group_;  // the saver's own; null in one process
   std::unique_ptr<CheckpointSaver> saver_;
   std::optional<JsonlWriter> metrics_;
   std::optional<TensorBoardWriter> tensorboard_;

@@ -8,8 +8,8 @@
 namespace cadre {
 
 template <typename T>
-absl::Status TrainingRanks::SumValues(std::span<T> values, const OpLabel& label) {
-  Communicator* group = mesh_.group(Axis::kDp);
+absl::Status TrainingRanks::SumValues(Communicator* group, std::span<T> values,
+                                      const OpLabel& label) {
   if (group == nullptr) return absl::OkStatus();
   const Tensor buffer = Tensor::Of<T>(allocator_, {static_cast<int64_t>(values.size())}, values);
   CADRE_RETURN_IF_ERROR(group->AllReduce(buffer, ReduceOp::kSum, label)->Wait());
@@ -17,12 +17,25 @@ absl::Status TrainingRanks::SumValues(std::span<T> values, const OpLabel& label)
   return absl::OkStatus();
 }
 
-absl::Status TrainingRanks::Sum(std::span<int64_t> values, const OpLabel& label) {
-  return SumValues(values, label);
+absl::Status TrainingRanks::SumOverSamples(std::span<int64_t> values, const OpLabel& label) {
+  return SumValues(mesh_.group(Axis::kDp), values, label);
 }
 
-absl::Status TrainingRanks::Sum(std::span<double> values, const OpLabel& label) {
-  return SumValues(values, label);
+absl::Status TrainingRanks::SumOverSamples(std::span<double> values, const OpLabel& label) {
+  return SumValues(mesh_.group(Axis::kDp), values, label);
+}
+
+absl::Status TrainingRanks::SumOverTokens(std::span<int64_t> values, const OpLabel& label) {
+  return SumValues(mesh_.group(Axis::kStage), values, label);
+}
+
+absl::Status TrainingRanks::SumOverTokens(std::span<double> values, const OpLabel& label) {
+  return SumValues(mesh_.group(Axis::kStage), values, label);
+}
+
+absl::StatusOr<double> TrainingRanks::SumOverWorld(double mine, const OpLabel& label) {
+  CADRE_RETURN_IF_ERROR(SumValues(mesh_.world(), std::span(&mine, 1), label));
+  return mine;
 }
 
 absl::StatusOr<bool> TrainingRanks::Any(bool mine, const OpLabel& label) {
@@ -46,6 +59,10 @@ absl::Status TrainingRanks::Meet(const OpLabel& label) {
 }
 
 Communicator* TrainingRanks::GroupOf(const ParamBucket& bucket) const {
+  if (bucket.partial_gradient) {
+    CADRE_CHECK(bucket.group == ParamGroup::kDense || layout().ep == 1);
+    return mesh_.group(Axis::kStage);
+  }
   return mesh_.group(bucket.group == ParamGroup::kExpert ? Axis::kEdp : Axis::kDpCp);
 }
 
@@ -64,7 +81,7 @@ std::vector<Shard> TrainingRanks::OwnedShards() const {
   return shards;
 }
 
-std::vector<Shard> TrainingRanks::SavedShards() const {
+std::vector<Shard> TrainingRanks::SoleShards() const {
   std::vector<Shard> shards;
   for (const ParamBucket& bucket : store_->buckets()) {
     const Communicator* group = GroupOf(bucket);
@@ -73,12 +90,9 @@ std::vector<Shard> TrainingRanks::SavedShards() const {
   return shards;
 }
 
-absl::Status TrainingRanks::FinishGradients() { return reducer_->Finish(); }
-
-absl::StatusOr<double> TrainingRanks::SumOverOwners(double mine) {
-  if (layout().zero_stage == 0) return mine;
-  CADRE_RETURN_IF_ERROR(Sum(std::span(&mine, 1), {"gradient norm"}));
-  return mine;
+absl::Status TrainingRanks::FinishGradients() {
+  const absl::Status reduced = reducer_->Finish();
+  return groups_.failure.ok() ? reduced : groups_.failure;
 }
 
 absl::Status TrainingRanks::GatherWeights() {

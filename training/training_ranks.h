@@ -22,17 +22,26 @@ namespace cadre {
 class TrainingRanks {
  public:
   // world: null for one process; else outlives this.
-  TrainingRanks(World* world, const Layout& layout) : mesh_(world, layout) {}
+  TrainingRanks(World* world, const Layout& layout)
+      : mesh_(world, layout), groups_(mesh_.Groups()) {}
 
   const Layout& layout() const { return mesh_.layout(); }
   // The one that writes metrics, progress and the checkpoint's manifest.
   bool leader() const { return mesh_.rank() == 0; }
   int data_rank() const { return mesh_.place().dp; }
   int data_size() const { return layout().dp; }
+  ModelPart part() const { return mesh_.part(); }
+  // All ranks, for the thread that writes checkpoints; null in one process.
+  Communicator* checkpoint_group() const { return mesh_.checkpoint(); }
+  // For the context; null in one process.
+  ParallelGroups* groups() { return mesh_.world() == nullptr ? nullptr : &groups_; }
 
-  // In place, over the data-parallel ranks, in their order.
-  absl::Status Sum(std::span<int64_t> values, const OpLabel& label);
-  absl::Status Sum(std::span<double> values, const OpLabel& label);
+  // In place, over the ranks with different samples, in their order.
+  absl::Status SumOverSamples(std::span<int64_t> values, const OpLabel& label);
+  absl::Status SumOverSamples(std::span<double> values, const OpLabel& label);
+  // Over the ranks with different tokens: those of a sample too.
+  absl::Status SumOverTokens(std::span<int64_t> values, const OpLabel& label);
+  absl::Status SumOverTokens(std::span<double> values, const OpLabel& label);
   // Whether any rank of the world says so.
   absl::StatusOr<bool> Any(bool mine, const OpLabel& label);
   // The leader's value.
@@ -45,13 +54,13 @@ class TrainingRanks {
   void ReduceGradients(ParameterStore& store);
   // The part of each bucket whose gradients this rank will have summed, and updates.
   std::vector<Shard> OwnedShards() const;
-  // The part of each bucket that this rank writes into a checkpoint: ranks that hold the same share
-  // it out, and each writes no more than it owns.
-  std::vector<Shard> SavedShards() const;
-  // After the backward passes, before gradients are read.
+  // The part of each bucket that is this rank's alone: ranks that hold the same share it out, and
+  // each takes no more than it owns. For norms and checkpoints.
+  std::vector<Shard> SoleShards() const;
+  // After the backward passes, before gradients are read. Also says what went wrong in the passes.
   absl::Status FinishGradients();
-  // The sum over all that own different parts.
-  absl::StatusOr<double> SumOverOwners(double mine);
+  // Over all ranks of the world.
+  absl::StatusOr<double> SumOverWorld(double mine, const OpLabel& label);
   // After the update: every rank gets the weights that others own.
   absl::Status GatherWeights();
 
@@ -60,10 +69,11 @@ class TrainingRanks {
 
  private:
   template <typename T>
-  absl::Status SumValues(std::span<T> values, const OpLabel& label);
+  absl::Status SumValues(Communicator* group, std::span<T> values, const OpLabel& label);
   Communicator* GroupOf(const ParamBucket& bucket) const;
 
   Mesh mesh_;
+  ParallelGroups groups_;
   HostAllocator allocator_;
   ParameterStore* store_ = nullptr;
   std::optional<GradientReducer> reducer_;

@@ -1,0 +1,172 @@
+"""Training over several processes: the same losses as one process under any layout, a killed rank
+that costs nothing, a stopped one that is named, checkpoints that any layout reads.
+python3 tests/e2e/ranks_test.py [--cadre PROGRAM] [--all]"""
+
+import json
+import os
+import pathlib
+import random
+import shutil
+import signal
+import subprocess
+import unittest
+
+import e2e
+from launch_test import free_port
+
+STEPS = 60
+TWO_BY_TWO = ("parallel.tensor_parallel_size=2", "parallel.zero_stage=1")
+
+
+def children(pid):
+    path = pathlib.Path(f"/proc/{pid}/task/{pid}/children")
+    return [int(child) for child in path.read_text(encoding="utf-8").split()]
+
+
+class Case(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.workshop = e2e.Workshop()
+
+    def arguments(self, name, ranks, *overrides, flags=()):
+        train = self.workshop.train_arguments(self.workshop.folder / name, *overrides)
+        return ["launch", "--nproc-per-node", ranks, *flags, *train]
+
+    def launch(self, name, ranks, *overrides, flags=()):
+        e2e.cadre(*self.arguments(name, ranks, *overrides, flags=flags))
+        return self.workshop.folder / name
+
+    def losses(self, run):
+        return [line["loss"] for line in e2e.metrics(run)]
+
+    def assert_close(self, run, expected, bound):
+        losses = self.losses(run)
+        self.assertEqual(len(losses), len(expected))
+        for step, (got, wanted) in enumerate(zip(losses, expected), 1):
+            self.assertLess(abs(got - wanted), bound * wanted, f"step {step}")
+
+
+class Layouts(Case):
+    def test_processes_train_what_one_does(self):
+        alone = self.losses(self.workshop.train("alone", "dtype=f32", "train_steps=20"))
+        for ranks, overrides in ((2, ()), (4, TWO_BY_TWO), (2, ("parallel.expert_parallel_size=2",))):
+            with self.subTest(ranks=ranks, overrides=overrides):
+                name = f"f32-{ranks}-{len(overrides)}"
+                run = self.launch(name, ranks, "dtype=f32", "train_steps=20", *overrides)
+                self.assert_close(run, alone, 1e-4)
+
+    def test_the_transport_changes_no_bit(self):
+        shm = self.losses(self.launch("shm", 2, "comm.transport=shm"))
+        ucx = self.losses(self.launch("ucx", 2, "comm.transport=ucx"))
+        self.assertEqual(len(shm), STEPS)
+        self.assertEqual(shm, ucx)
+
+    def test_a_checkpoint_of_four_ranks_answers(self):
+        model = self.workshop.model(self.launch("four", 4, *TWO_BY_TWO), "model")
+        done = e2e.cadre_json("generate", "--model", model, "--prompt", "the sea", "--max-tokens", 8)
+        self.assertTrue(json.dumps(done))
+
+
+class Faults(Case):
+    """What `kill -9` of a rank costs: some time."""
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.rng = random.Random(int.from_bytes(os.urandom(4), "little"))
+        cls.settings = ("checkpoint.interval=5", *TWO_BY_TWO)
+
+    def test_a_killed_rank_changes_no_loss(self):
+        expected = self.losses(self.launch("undisturbed", 4, *self.settings))
+        for kill in range(20 if e2e.Options.long else 4):
+            run = self.workshop.folder / f"killed-{kill}"
+            step, rank = self.rng.randrange(1, STEPS - 5), self.rng.randrange(4)
+            with self.subTest(step=step, rank=rank), e2e.running(
+                    *self.arguments(run.name, 4, *self.settings, flags=["--max-restarts", 1])) as job:
+                e2e.wait_until(lambda r=run, s=step: len(e2e.metrics(r)) >= s, job, "the step")
+                os.kill(children(job.pid)[rank], signal.SIGKILL)
+                self.assertEqual(job.wait(e2e.TIMEOUT), 0, job.output())
+                self.assertIn("was killed by signal 9 (SIGKILL); all ranks start again", job.output())
+                self.assertEqual(self.losses(run), expected)
+            shutil.rmtree(run)
+
+    def test_without_restarts_the_killed_one_is_named(self):
+        arguments = self.arguments("ended", 4, *self.settings, "train_steps=100000")
+        with e2e.running(*arguments) as job:
+            run = self.workshop.folder / "ended"
+            e2e.wait_until(lambda: len(e2e.metrics(run)) >= 3, job, "some steps")
+            ranks = children(job.pid)
+            os.kill(ranks[2], signal.SIGKILL)
+            self.assertEqual(job.wait(e2e.TIMEOUT), 128 + signal.SIGKILL, job.output())
+            self.assertIn("error: rank 2 was killed by signal 9 (SIGKILL)", job.output())
+
+    def test_a_stopped_rank_is_named_with_operation_and_layer(self):
+        arguments = self.arguments("stopped", 4, *self.settings, "train_steps=100000")
+        with e2e.running(*arguments) as job:
+            run = self.workshop.folder / "stopped"
+            e2e.wait_until(lambda: len(e2e.metrics(run)) >= 10, job, "some steps")
+            ranks = children(job.pid)
+            os.kill(ranks[1], signal.SIGSTOP)
+            e2e.wait_until(lambda: "rank 1 hangs (stopped by a signal)" in job.output(), job, "the report")
+            (line,) = [l for l in job.output().splitlines() if "hangs" in l]
+            self.assertRegex(line, r"wait for it in \w+ '[^']+' of group \w+ since")
+            os.kill(ranks[1], signal.SIGCONT)
+            job.send_signal(signal.SIGINT)
+            job.wait(e2e.TIMEOUT)
+
+    def test_ctrl_c_saves_and_goes_on(self):
+        arguments = self.arguments("interrupted", 2, "train_steps=100000")
+        run = self.workshop.folder / "interrupted"
+        with e2e.running(*arguments) as job:
+            e2e.wait_until(lambda: len(e2e.metrics(run)) >= 5, job, "some steps")
+            job.send_signal(signal.SIGINT)
+            self.assertEqual(job.wait(e2e.TIMEOUT), 0, job.output())
+        done = len(e2e.metrics(run))
+        self.launch("interrupted", 2, f"train_steps={done + 3}")
+        self.assertEqual(len(e2e.metrics(run)), done + 3)
+
+
+class Refusals(Case):
+    """One clear line, before any rank starts."""
+
+    def refused(self, ranks, *overrides):
+        line = e2e.refused(*self.arguments("refused", ranks, *overrides), code=2)
+        self.assertFalse((self.workshop.folder / "refused").exists())
+        return line
+
+    def test_layouts_that_do_not_divide(self):
+        self.assertIn("does not divide a world of 4",
+                      self.refused(4, "parallel.tensor_parallel_size=3"))
+        self.assertIn("global_batch_size 8 is not a multiple of", self.refused(3))
+        self.assertIn("num_attention_heads", self.refused(8, "parallel.tensor_parallel_size=8"))
+        self.assertIn("num_experts 4 is not a multiple of",
+                      self.refused(3, "parallel.expert_parallel_size=3", "global_batch_size=12"))
+
+    def test_ranks_that_differ_are_named(self):
+        with free_port() as port:
+            def start(rank, *overrides):
+                out = self.workshop.folder / "differ"
+                arguments = self.workshop.train_arguments(out, *overrides)
+                environment = {**os.environ, "RANK": str(rank), "WORLD_SIZE": "2",
+                               "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2",
+                               "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+                return subprocess.Popen([e2e.Options.cadre, *map(str, arguments)], env=environment,
+                                        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                                        cwd=e2e.ROOT)
+            both = [start(0), start(1, "seed=7")]
+            for rank in both:
+                _, errors = rank.communicate(timeout=e2e.TIMEOUT)
+                self.assertEqual(rank.returncode, 2, errors)
+                self.assertRegex(errors, r"error: configuration: rank 1 has \w+, rank 0 has \w+; "
+                                         r"they must be the same")
+
+    def test_a_checkpoint_of_another_model(self):
+        self.launch("model-a", 2, "train_steps=8")
+        done = e2e.cadre(*self.arguments("model-a", 2, "train_steps=12", "model.num_hidden_layers=3"),
+                         code=None)
+        self.assertNotEqual(done.returncode, 0)
+        self.assertIn("the checkpoint's model differs from this run's", done.stderr)
+
+
+if __name__ == "__main__":
+    unittest.main(argv=e2e.parse())
