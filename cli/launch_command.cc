@@ -1,6 +1,11 @@
+#include <spawn.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <cmath>
+#include <cstdlib>
+#include <cstring>
 #include <string>
 #include <vector>
 
@@ -97,6 +102,30 @@ void ShowVerbHelp(const std::vector<std::string>& rest) {
   execv("/proc/self/exe", arguments.data());
 }
 
+// A layout that does not fit is refused once, before any rank starts: the verb itself knows.
+absl::Status CheckLayout(const LauncherOptions& options) {
+  if (options.arguments[1] != "train") return absl::OkStatus();
+  std::vector<std::string> check = options.arguments;
+  check.push_back("--check-world");
+  check.push_back(std::to_string(options.processes));
+  std::vector<char*> arguments;
+  for (std::string& argument : check) arguments.push_back(argument.data());
+  arguments.push_back(nullptr);
+  pid_t child = 0;
+  if (const int error =
+          posix_spawn(&child, "/proc/self/exe", nullptr, nullptr, arguments.data(), environ);
+      error != 0) {
+    return Unavailable("cannot start {}: {}", options.arguments[1], std::strerror(error));
+  }
+  int status = 0;
+  while (waitpid(child, &status, 0) < 0 && errno == EINTR) {
+  }
+  const int code = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+  if (code == 0) return absl::OkStatus();
+  // It has said why, in the one line that a user should see.
+  std::exit(code);
+}
+
 absl::Status RunLaunch(const LaunchFlags& flags, const std::vector<std::string>& rest) {
   if (rest.empty()) return InvalidArgument("a verb is needed, such as train; --help has examples");
   if (rest.front().starts_with('-')) {
@@ -107,6 +136,8 @@ absl::Status RunLaunch(const LaunchFlags& flags, const std::vector<std::string>&
     if (flags.program.empty() && (argument == "--help" || argument == "-h")) ShowVerbHelp(rest);
   }
   CADRE_ASSIGN_OR_RETURN(const LauncherOptions options, ResolveOptions(flags, rest));
+  CADRE_RETURN_IF_ERROR(CheckLauncherOptions(options));
+  if (flags.program.empty() && options.nodes == 1) CADRE_RETURN_IF_ERROR(CheckLayout(options));
   CADRE_ASSIGN_OR_RETURN(const LaunchOutcome outcome, Launch(options));
   if (outcome.exit_code == 0) return absl::OkStatus();
   return WithExitCode(absl::UnknownError(outcome.error), outcome.exit_code);

@@ -11,9 +11,11 @@
 
 #include "cli/commands.h"
 #include "cli/compute_flags.h"
+#include "cli/ranks.h"
 #include "cli/signals.h"
 #include "core/config.h"
 #include "core/log.h"
+#include "training/layout_needs.h"
 #include "training/trainer.h"
 
 namespace cadre::cli {
@@ -27,6 +29,7 @@ struct TrainFlags {
   std::string trace;
   std::string device, dtype, log_level = "info";
   int threads = -1;
+  int check_world = 0;
   bool check = false;
   bool quiet = false;
 };
@@ -53,24 +56,33 @@ absl::Status RunTrain(const TrainFlags& flags) {
     std::printf("%s", DumpYaml(config).c_str());
     return absl::OkStatus();
   }
+  if (flags.check_world > 0) return LayoutOfRun(config, flags.check_world).status();
   if (flags.output.empty()) return InvalidArgument("--output: a folder is needed");
   if (flags.resume != "auto" && flags.resume != "never") {
     return InvalidArgument("--resume {}: allowed are auto and never", flags.resume);
   }
   CADRE_ASSIGN_OR_RETURN(std::shared_ptr<spdlog::logger> log, MakeLogger("train", flags.log_level));
+  CADRE_ASSIGN_OR_RETURN(const std::unique_ptr<Ranks> ranks,
+                         JoinRanks(config.comm(), DumpYaml(config)));
+  World* world = ranks == nullptr ? nullptr : ranks->world.get();
+  const bool leader = world == nullptr || world->rank() == 0;
   std::unique_ptr<Trace> trace;
   if (!flags.trace.empty()) {
-    CADRE_ASSIGN_OR_RETURN(trace, Trace::Create(flags.trace));
+    CADRE_ASSIGN_OR_RETURN(
+        trace,
+        Trace::Create(leader ? flags.trace : fmt::format("{}.rank{}", flags.trace, world->rank())));
   }
   TrainerOptions options{.output = flags.output,
                          .resume = flags.resume == "auto",
                          .threads = ResolveThreads(config.threads()),
-                         .progress = flags.quiet ? nullptr : stderr,
+                         .progress = flags.quiet || !leader ? nullptr : stderr,
                          .terminal = isatty(STDERR_FILENO) == 1,
                          .columns = TerminalColumns(),
                          .trace = trace.get(),
                          .log = log.get(),
-                         .stop = &CatchStopSignals()};
+                         .stop = &CatchStopSignals(),
+                         .world = world,
+                         .recorder = world == nullptr ? nullptr : ranks->membership.recorder.get()};
   CADRE_ASSIGN_OR_RETURN(std::unique_ptr<Trainer> trainer, Trainer::Create(config, options));
   CADRE_RETURN_IF_ERROR(trainer->Run());
   return trace == nullptr ? absl::OkStatus() : trace->Close();
@@ -99,6 +111,8 @@ void AddTrainCommand(CLI::App& root, absl::Status* status) {
   command->add_option("--threads", flags->threads, "CPU threads; 0: all cores that it may run on");
   command->add_option("--log-level", flags->log_level, "trace, debug, info, warn, error or off")
       ->capture_default_str();
+  // For launchers: whether the run can be laid over so many ranks.
+  command->add_option("--check-world", flags->check_world)->group("");
   command->add_flag("--check", flags->check, "Print the resolved configuration and stop");
   command->add_flag("--quiet", flags->quiet, "No progress");
   command->callback([flags, status] { *status = RunTrain(*flags); });

@@ -91,32 +91,6 @@ std::string DrawToken() {
   return token;
 }
 
-absl::Status CheckOptions(const LauncherOptions& options) {
-  constexpr int kMax = Gathering::kMaxMembers;
-  if (options.processes < 1 || options.processes > kMax) {
-    return InvalidArgument("--nproc-per-node {}: 1 to {} are allowed", options.processes, kMax);
-  }
-  if (options.nodes < 1 || options.nodes > kMax) {
-    return InvalidArgument("--nnodes {}: 1 to {} are allowed", options.nodes, kMax);
-  }
-  if (options.node_rank < 0 || options.node_rank >= options.nodes) {
-    return InvalidArgument("--node-rank {}: 0 to {} are allowed", options.node_rank,
-                           options.nodes - 1);
-  }
-  if (options.max_restarts < 0) {
-    return InvalidArgument("--max-restarts {}: 0 and more are allowed", options.max_restarts);
-  }
-  if (options.nodes > 1 && options.rendezvous.host.empty()) {
-    return InvalidArgument("--nnodes {}: --rdzv-endpoint HOST:PORT is needed", options.nodes);
-  }
-  if (options.nodes > 1 && options.token.empty()) {
-    return InvalidArgument(
-        "--nnodes {}: set CADRE_JOB_TOKEN to one secret on all nodes, so that no stranger joins",
-        options.nodes);
-  }
-  return absl::OkStatus();
-}
-
 class Launcher {
  public:
   explicit Launcher(const LauncherOptions& options)
@@ -209,8 +183,34 @@ absl::StatusOr<LaunchOutcome> Launcher::Run() {
 
 }  // namespace
 
+absl::Status CheckLauncherOptions(const LauncherOptions& options) {
+  constexpr int kMax = Gathering::kMaxMembers;
+  if (options.processes < 1 || options.processes > kMax) {
+    return InvalidArgument("--nproc-per-node {}: 1 to {} are allowed", options.processes, kMax);
+  }
+  if (options.nodes < 1 || options.nodes > kMax) {
+    return InvalidArgument("--nnodes {}: 1 to {} are allowed", options.nodes, kMax);
+  }
+  if (options.node_rank < 0 || options.node_rank >= options.nodes) {
+    return InvalidArgument("--node-rank {}: 0 to {} are allowed", options.node_rank,
+                           options.nodes - 1);
+  }
+  if (options.max_restarts < 0) {
+    return InvalidArgument("--max-restarts {}: 0 and more are allowed", options.max_restarts);
+  }
+  if (options.nodes > 1 && options.rendezvous.host.empty()) {
+    return InvalidArgument("--nnodes {}: --rdzv-endpoint HOST:PORT is needed", options.nodes);
+  }
+  if (options.nodes > 1 && options.token.empty()) {
+    return InvalidArgument(
+        "--nnodes {}: set CADRE_JOB_TOKEN to one secret on all nodes, so that no stranger joins",
+        options.nodes);
+  }
+  return absl::OkStatus();
+}
+
 absl::StatusOr<LaunchOutcome> Launch(const LauncherOptions& options) {
-  CADRE_RETURN_IF_ERROR(CheckOptions(options));
+  CADRE_RETURN_IF_ERROR(CheckLauncherOptions(options));
   return Launcher(options).Run();
 }
 

@@ -40,6 +40,10 @@ struct LaunchOutcome {
   std::string error;  // one line, where it is not 0
 };
 
+// kInvalidArgument: an option that cannot be. Launch looks itself; this is for who wants to do
+// something before.
+absl::Status CheckLauncherOptions(const LauncherOptions& options);
+
 // Errors are of the launch itself: a bad option, a port in use, nodes that do not come.
 absl::StatusOr<LaunchOutcome> Launch(const LauncherOptions& options);
 

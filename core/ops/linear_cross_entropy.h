@@ -34,7 +34,7 @@ struct VocabularyCut {
 };
 
 struct LinearCrossEntropyArgs {
-  ParamId weight;
+  ParamId weight = kNoParam;
   Tensor targets;      // i32 [T]; -1: no loss
   double scale = 1.0;  // 1 / the step's count of loss tokens
   double z_coefficient = 0.0;

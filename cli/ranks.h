@@ -1,0 +1,27 @@
+// The ranks that a verb runs with: what started this process says which one it is.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "cluster/join.h"
+#include "core/status.h"
+#include "parallel/world.h"
+
+namespace cadre::config {
+class CommConfig;
+}
+
+namespace cadre::cli {
+
+struct Ranks {
+  Membership membership;  // the world records into it
+  std::unique_ptr<World> world;
+};
+
+// Joins the job and connects to its ranks; null where this process is the only one. `configuration`
+// must be the same on all of them, and so must the program.
+absl::StatusOr<std::unique_ptr<Ranks>> JoinRanks(const config::CommConfig& comm,
+                                                 const std::string& configuration);
+
+}  // namespace cadre::cli
