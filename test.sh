@@ -10,8 +10,8 @@ Usage: ./test.sh [--all] [--help]
 
 Installs what is missing, builds the presets release, asan and fuzz, and runs:
   release  every unit test, golden test and end-to-end test
-  asan     core, model and training (the parsers of files and text) and serving (what strangers
-           send) under ASan and UBSan
+  asan     core, model and training (the parsers of files and text), serving (what strangers send)
+           and parallel (what peers send) under ASan and UBSan
   fuzz     each libFuzzer target for a few seconds from a fixed seed; skipped where clang is
            absent (tools/install_deps.sh --fuzz installs it)
 
@@ -70,8 +70,9 @@ asan() {
   if ((all)); then
     build_preset asan && ASAN_OPTIONS=detect_stack_use_after_return=1 run_ctest test_asan asan -LE e2e
   else
-    build_preset asan cadre_core_test cadre_model_test cadre_training_test cadre_serving_test &&
-      run_ctest test_asan asan -R '^(core|model|training|serving)$'
+    build_preset asan cadre_core_test cadre_model_test cadre_training_test cadre_serving_test \
+      cadre_parallel_test &&
+      run_ctest test_asan asan -R '^(core|model|training|serving|parallel)$'
   fi
 }
 

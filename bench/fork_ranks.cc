@@ -4,6 +4,7 @@
 #include <linux/futex.h>
 #include <sched.h>
 #include <sys/mman.h>
+#include <sys/mount.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -59,6 +60,16 @@ class BoardBootstrap : public Bootstrap {
   uint32_t meetings_ = 0;
 };
 
+// With a /sys of its own, where UCX looks for network devices.
+bool EnterNamespace(const std::string& path) {
+  const int descriptor = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  const bool entered = descriptor >= 0 && setns(descriptor, CLONE_NEWNET) == 0;
+  if (descriptor >= 0) close(descriptor);
+  return entered && unshare(CLONE_NEWNS) == 0 &&
+         mount("", "/", "none", MS_SLAVE | MS_REC, nullptr) == 0 &&
+         umount2("/sys", MNT_DETACH) == 0 && mount("sysfs", "/sys", "sysfs", 0, nullptr) == 0;
+}
+
 int RunRank(const ForkOptions& options, int rank, Board& board,
             const std::function<int(Bootstrap&)>& body) {
   if (options.pin) {
@@ -70,12 +81,10 @@ int RunRank(const ForkOptions& options, int rank, Board& board,
   if (!options.namespaces.empty()) {
     const std::string path =
         "/run/netns/" + options.namespaces[static_cast<size_t>(rank) % options.namespaces.size()];
-    const int descriptor = open(path.c_str(), O_RDONLY | O_CLOEXEC);
-    if (descriptor < 0 || setns(descriptor, CLONE_NEWNET) != 0) {
+    if (!EnterNamespace(path)) {
       std::perror(path.c_str());
       return 1;
     }
-    close(descriptor);
   }
   BoardBootstrap bootstrap(board, rank, options.ranks);
   return body(bootstrap);

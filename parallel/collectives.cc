@@ -14,7 +14,7 @@ namespace {
 // What a rank receives from each of n - 1 peers before it sums; two such segments are in flight,
 // in 4 MiB where the group is large.
 int64_t SegmentBytes(int n) {
-  constexpr int64_t kAll = 4 << 20, kLeast = 32 << 10, kMost = 256 << 10;
+  constexpr int64_t kAll = 4 << 20, kLeast = 32 << 10, kMost = 128 << 10;
   return static_cast<int64_t>(
       std::bit_floor(static_cast<uint64_t>(std::clamp(kAll / (2 * n), kLeast, kMost))));
 }

@@ -79,7 +79,7 @@ void ShmTransport::Receive(int peer, uint64_t tag, std::span<std::byte> buffer,
   Link& link = LinkTo(peer);
   if (const auto found = link.unexpected.find(tag); found != link.unexpected.end()) {
     if (found->second.size() == buffer.size()) {
-      std::memcpy(buffer.data(), found->second.data(), buffer.size());
+      std::ranges::copy(found->second, buffer.begin());
       transfer->done = true;
     } else {
       link.wrong_size = true;
