@@ -4,7 +4,7 @@
 
 namespace cadre {
 
-Mesh::Mesh(World* world, const Layout& layout) : layout_(layout) {
+Mesh::Mesh(World* world, const Layout& layout, const Wrap& wrap) : layout_(layout) {
   CADRE_CHECK(layout.world() == (world == nullptr ? 1 : world->size()),
               "{} ranks for a world of {}", layout.world(), world == nullptr ? 1 : world->size());
   if (world == nullptr || world->size() == 1) return;
@@ -19,7 +19,8 @@ Mesh::Mesh(World* world, const Layout& layout) : layout_(layout) {
     std::vector<int> ranks = GroupRanks(layout, axis, rank_);
     if (ranks.empty()) ranks = {rank_};
     auto group = world->NewGroup(std::string(Name(axis)), ranks);
-    if (group->size() > 1) groups_[static_cast<size_t>(axis)] = std::move(group);
+    if (group->size() == 1) continue;
+    groups_[static_cast<size_t>(axis)] = wrap ? wrap(std::move(group)) : std::move(group);
   }
 }
 

@@ -7,6 +7,7 @@
 #pragma once
 
 #include <array>
+#include <functional>
 #include <memory>
 
 #include "parallel/communicator.h"
@@ -19,9 +20,12 @@ namespace cadre {
 
 class Mesh {
  public:
+  // Stands between a group and its users: for tests.
+  using Wrap = std::function<std::unique_ptr<Communicator>(std::unique_ptr<Communicator>)>;
+
   // world: null for a layout of one rank; else it outlives the mesh, and all its ranks make their
   // meshes at the same time.
-  Mesh(World* world, const Layout& layout);
+  Mesh(World* world, const Layout& layout, const Wrap& wrap = nullptr);
 
   const Layout& layout() const { return layout_; }
   int rank() const { return rank_; }

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "proto/train_config.pb.h"
+#include "tests/faulty_group.h"
 
 namespace cadre::testing_run {
 
@@ -14,8 +15,9 @@ struct LayoutRun {
   std::map<std::string, std::vector<double>> gradients;  // of the first step, by stored tensor
 };
 
-// Every rank must give the same losses, bit for bit.
-LayoutRun TrainUnder(const config::TrainConfig& config, int world, const std::string& output);
+// Every rank must give the same losses, bit for bit, unless there is a fault.
+LayoutRun TrainUnder(const config::TrainConfig& config, int world, const std::string& output,
+                     const Fault& fault = {});
 
 // The largest relative L2 difference over all parameters, and which it was.
 struct Gap {

@@ -12,6 +12,7 @@
 namespace cadre {
 namespace {
 
+using testing_run::Fault;
 using testing_run::Gap;
 using testing_run::LayoutRun;
 using testing_run::ParseTrainConfig;
@@ -87,6 +88,13 @@ class Runs {
     return testing_run::TrainUnder(Config(model, dtype, parallel), world, NewFolder());
   }
 
+  // Two steps with a fault in them.
+  LayoutRun TrainWrongly(const Case& c, const Fault& fault) {
+    config::TrainConfig config = Config(c.model, "f64", c.parallel);
+    config.set_train_steps(2);
+    return testing_run::TrainUnder(config, c.world, NewFolder(), fault);
+  }
+
   // The losses of the last ten of twenty steps, which go on under `second` from what `first` saved.
   std::vector<double> Continue(const std::string& model, const std::string& dtype,
                                const Case& first, const Case& second) {
@@ -153,6 +161,38 @@ INSTANTIATE_TEST_SUITE_P(DataParallel, Layouts,
                                          Case{"moe", 2, "zero_stage: 1"},
                                          Case{"bias", 4, "zero_stage: 0"}));
 
+// A test of the tests: each class of layout with a sum left out or scaled is noticed by the bound
+// that they use.
+TEST(LayoutFaults, AreNoticed) {
+  constexpr Fault::Kind kDropped = Fault::Kind::kDroppedSum, kAverage = Fault::Kind::kAverage;
+  const Case dp{"dense", 2, "zero_stage: 0"}, zero{"dense", 2, "zero_stage: 1"};
+  const Case tp{"moe", 2, "tensor_parallel_size: 2, zero_stage: 0"};
+  const Case norms{"norms", 2, "tensor_parallel_size: 2"};
+  const Case ep{"moe", 4, "expert_parallel_size: 2, zero_stage: 1"};
+  const std::vector<std::pair<Case, Fault>> faults = {
+      {dp, {kDropped, "dp_cp", "gradients"}},
+      {dp, {kAverage, "dp_cp", "gradients"}},
+      {zero, {kDropped, "dp_cp", "gradients"}},
+      {tp, {kDropped, "stage", "gradients"}},  // of norms and routers, which are whole on each rank
+      {tp, {kDropped, "tp", "attention"}},
+      {tp, {kDropped, "etp", "experts"}},
+      {tp, {kDropped, "tp_cp", "balance"}},
+      {norms, {kDropped, "tp", "query and key norm"}},
+      {norms, {kAverage, "tp", "embedding"}},
+      {ep, {kDropped, "edp", "expert gradients"}},
+      {ep, {kAverage, "edp", "expert gradients"}},
+  };
+  Runs runs;
+  // What stands between changes nothing by itself.
+  const LayoutRun right = runs.TrainWrongly(tp, {kDropped, "tp", "no such label"});
+  EXPECT_LE(LargestGap(runs.Reference(tp.model, "f64"), right).relative, 1e-10);
+  for (const auto& [c, fault] : faults) {
+    const LayoutRun got = runs.TrainWrongly(c, fault);
+    EXPECT_GT(LargestGap(runs.Reference(c.model, "f64"), got).relative, 1e-10)
+        << c.model << " {" << c.parallel << "}: " << fault.group << " " << fault.label;
+  }
+}
+
 TEST(LayoutCheckpoints, ARunGoesOnUnderAnotherLayout) {
   Runs runs;
   const std::vector<std::pair<Case, Case>> pairs = {
@@ -206,6 +246,34 @@ INSTANTIATE_TEST_SUITE_P(ExpertParallel, Layouts,
                                          Case{"oss", 8,
                                               "expert_parallel_size: 4, tensor_parallel_size: 2, "
                                               "expert_tensor_parallel_size: 1, zero_stage: 1"}));
+
+INSTANTIATE_TEST_SUITE_P(
+    Full, Layouts,
+    testing::Values(
+        Case{"dense", 8, "zero_stage: 1"}, Case{"dense", 8, "zero_stage: 0"},
+        Case{"dense", 8, "tensor_parallel_size: 2, zero_stage: 1"},
+        Case{"dense", 8, "tensor_parallel_size: 4, zero_stage: 0"},
+        Case{"tied", 2, "tensor_parallel_size: 2"},
+        Case{"tied", 8, "tensor_parallel_size: 4, zero_stage: 1"},
+        Case{"norms", 2, "tensor_parallel_size: 2, zero_stage: 0"},
+        Case{"norms", 8, "tensor_parallel_size: 2, zero_stage: 1"},
+        Case{"norms", 4, "expert_parallel_size: 4"},
+        Case{"moe", 8, "expert_parallel_size: 8, zero_stage: 0"},
+        Case{"moe", 8, "expert_parallel_size: 4, zero_stage: 1"},
+        Case{"moe", 8,
+             "expert_parallel_size: 4, tensor_parallel_size: 2, expert_tensor_parallel_size: 1"},
+        Case{"moe", 4,
+             "expert_parallel_size: 2, tensor_parallel_size: 2, expert_tensor_parallel_size: 1"},
+        Case{"moe", 4, "tensor_parallel_size: 4"},
+        Case{"moe", 4, "tensor_parallel_size: 4, expert_tensor_parallel_size: 1"},
+        Case{"moe", 8, "tensor_parallel_size: 4, zero_stage: 1"},
+        Case{"oss", 2, "expert_parallel_size: 2"}, Case{"oss", 4, "tensor_parallel_size: 4"},
+        Case{"oss", 8, "tensor_parallel_size: 4, zero_stage: 0"},
+        Case{"oss", 4, "tensor_parallel_size: 2, expert_tensor_parallel_size: 1"},
+        Case{"bias", 2, "tensor_parallel_size: 2"}, Case{"bias", 2, "expert_parallel_size: 2"},
+        Case{"bias", 8, "expert_parallel_size: 8, zero_stage: 1"},
+        Case{"bias", 8,
+             "expert_parallel_size: 2, tensor_parallel_size: 4, expert_tensor_parallel_size: 1"}));
 
 }  // namespace
 }  // namespace cadre

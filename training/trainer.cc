@@ -61,7 +61,7 @@ absl::Status CheckConfig(const config::TrainConfig& config) {
 
 Trainer::Trainer(const config::TrainConfig& config, const TrainerOptions& options,
                  const Layout& layout)
-    : config_(config), options_(options), ranks_(options.world, layout) {
+    : config_(config), options_(options), ranks_(options.world, layout, options.wrap_group) {
   ctx_ = {.allocator = &allocator_,
           .threads = options.threads,
           .packed = &packed_,

@@ -58,6 +58,7 @@ struct TrainerOptions {
       inspect_gradients;
   // The ranks that train together, each with a trainer of its own; null: this one alone.
   World* world = nullptr;
+  Mesh::Wrap wrap_group;               // see Mesh
   FlightRecorder* recorder = nullptr;  // borrowed; null: nobody watches
 };
 

@@ -22,8 +22,8 @@ namespace cadre {
 class TrainingRanks {
  public:
   // world: null for one process; else outlives this.
-  TrainingRanks(World* world, const Layout& layout)
-      : mesh_(world, layout), groups_(mesh_.Groups()) {}
+  TrainingRanks(World* world, const Layout& layout, const Mesh::Wrap& wrap = nullptr)
+      : mesh_(world, layout, wrap), groups_(mesh_.Groups()) {}
 
   const Layout& layout() const { return mesh_.layout(); }
   // The one that writes metrics, progress and the checkpoint's manifest.
