@@ -126,15 +126,19 @@ class Collective {
 
   // Runs on until it has to wait; whether it moved.
   bool Resume() {
-    if (handle_.done()) return false;
+    if (done()) return false;
     TransferBatch* awaited = handle_.promise().awaited;
     if (awaited != nullptr && !awaited->done()) return false;
     handle_.resume();
     return true;
   }
-  bool done() const { return handle_.done(); }
+  bool done() const { return !handle_ || handle_.done(); }
   // What it waits for; null before its first step and after its last.
-  const TransferBatch* awaited() const { return handle_.promise().awaited; }
+  const TransferBatch* awaited() const { return done() ? nullptr : handle_.promise().awaited; }
+  // Ends it where it stands; no transport may know its messages any more.
+  void Drop() {
+    if (handle_) std::exchange(handle_, nullptr).destroy();
+  }
 
  private:
   explicit Collective(std::coroutine_handle<promise_type> handle) : handle_(handle) {}

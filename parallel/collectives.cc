@@ -122,6 +122,11 @@ int64_t SegmentCount(const std::vector<Shard>& parts, int64_t segment_numel) {
   return (most + segment_numel - 1) / segment_numel;
 }
 
+// Pieces are told apart by 16 bits.
+void CheckPieces(int64_t pieces) {
+  CADRE_CHECK(pieces <= 1 << 16, "{} pieces of one reduction", pieces);
+}
+
 Collective AllReduceInParts(const Messages& messages, Reduction reduction, std::byte* buffer,
                             int64_t numel) {
   const int n = messages.size();
@@ -130,6 +135,7 @@ Collective AllReduceInParts(const Messages& messages, Reduction reduction, std::
   for (int r = 0; r < n; ++r) parts[r] = ShardOf(numel, n, r);
   Segments segments(messages, reduction, buffer, parts);
   const int64_t count = SegmentCount(parts, segments.segment_numel());
+  CheckPieces(2 * count);
   std::deque<TransferBatch> scatter;
   TransferBatch gather(messages);
   segments.Post(scatter.emplace_back(messages), 0);
@@ -175,6 +181,7 @@ Collective ReduceScatter(const Messages& messages, Reduction reduction, const st
   }
   Segments segments(messages, reduction, input, parts);
   const int64_t count = SegmentCount(parts, segments.segment_numel());
+  CheckPieces(count);
   std::deque<TransferBatch> batches;
   if (count > 0) segments.Post(batches.emplace_back(messages), 0);
   for (int64_t s = 0; s < count; ++s) {

@@ -335,8 +335,8 @@ TEST(Groups, SeveralWaitersOfOneRank) {
 }
 
 TEST(Failure, ARankThatLeavesIsNamedWithOperationAndLabel) {
-  HostAllocator memory;
-  RunRanks(3, [&memory](World& world) {
+  RunRanks(3, [](World& world) {
+    HostAllocator memory;  // nothing of a failed operation outlives it
     auto group = world.NewGroup("dp", All(3));
     if (world.rank() == 1) return;
     const absl::Status status = group
@@ -354,8 +354,8 @@ TEST(Failure, ARankThatLeavesIsNamedWithOperationAndLabel) {
 
 // Ranks 0 and 2 wait for each other's neighbour: the one that sees nothing of the loss is told.
 TEST(Failure, ThoseWhoDoNotSeeTheLossAreTold) {
-  HostAllocator memory;
-  RunRanks(3, [&memory](World& world) {
+  RunRanks(3, [](World& world) {
+    HostAllocator memory;  // nothing of a failed operation outlives it
     auto pair =
         world.NewGroup("pair", world.rank() == 2 ? std::vector<int>{2} : std::vector<int>{0, 1});
     auto other =
@@ -371,12 +371,12 @@ TEST(Failure, ThoseWhoDoNotSeeTheLossAreTold) {
 }
 
 TEST(Failure, TimeOutNamesWhoDidNotCome) {
-  HostAllocator memory;
   std::promise<void> timed_out;
   std::shared_future<void> others_end = timed_out.get_future().share();
   RunRanks(
       2,
       [&](World& world) {
+        HostAllocator memory;
         auto group = world.NewGroup("dp", All(2));
         const std::string expected =
             "all_reduce 'loss' of group dp: rank 1 did not come within 0.3 s";

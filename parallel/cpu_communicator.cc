@@ -54,6 +54,7 @@ WorkPtr CpuCommunicator::StartWith(Call call, uint32_t communicator, uint32_t se
                 .bytes = call.bytes},
        .messages = {options_.peers, options_.rank, communicator, sequence, engine_.staging()},
        .pinned = std::move(call.tensors),
+       .timeout = options_.timeout,
        .begin = std::move(call.begin)});
 }
 
@@ -156,8 +157,13 @@ WorkPtr CpuCommunicator::AllToAllV(const Tensor& input, std::span<const int64_t>
   CheckSameType(input, output);
   CADRE_CHECK(static_cast<int>(send_rows.size()) == size() &&
               static_cast<int>(receive_rows.size()) == size());
+  Pieces receive = CutRows(output, receive_rows);
+  ConstPieces send = Const(CutRows(input, send_rows));
+  const auto me = static_cast<size_t>(rank());
+  CADRE_CHECK(send[me].size() == receive[me].size(), "{} bytes to itself, {} from itself",
+              send[me].size(), receive[me].size());
   return StartExchange({"all_to_all_v", label, input.bytes(), {input, output}, nullptr},
-                       Const(CutRows(input, send_rows)), CutRows(output, receive_rows));
+                       std::move(send), std::move(receive));
 }
 
 WorkPtr CpuCommunicator::Broadcast(const Tensor& buffer, int root, const OpLabel& label) {

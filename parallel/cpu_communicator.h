@@ -19,6 +19,7 @@ class CpuCommunicator : public Communicator {
     uint32_t number = 0;  // even, the same on all ranks of the group, shared with no other group
     int rank = 0;         // in the group
     std::vector<Messages::Peer> peers;
+    std::chrono::milliseconds timeout{0};  // 0: the engine's
   };
 
   // The engine outlives it.

@@ -13,7 +13,8 @@ Mesh::Mesh(World* world, const Layout& layout, const Wrap& wrap) : layout_(layou
   std::vector<int> all(static_cast<size_t>(world->size()));
   std::iota(all.begin(), all.end(), 0);
   world_ = world->NewGroup("world", all);
-  checkpoint_ = world->NewGroup("checkpoint", all);
+  // Ranks wait there for one another's disks; a lost one is noticed all the same.
+  checkpoint_ = world->NewGroup("checkpoint", all, std::chrono::hours(24));
   for (const Axis axis : kAxes) {
     // Every rank makes every group, so that all count alike.
     std::vector<int> ranks = GroupRanks(layout, axis, rank_);

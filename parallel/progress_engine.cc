@@ -20,6 +20,7 @@ struct ProgressEngine::Operation {
   OperationPlan plan;
   Collective collective;
   uint64_t record = 0;
+  std::chrono::milliseconds timeout{0};
   std::chrono::steady_clock::time_point deadline;
   absl::Status status;
   std::atomic<bool> done = false;
@@ -51,13 +52,12 @@ ProgressEngine::~ProgressEngine() {
   {
     Lock lock(mutex_);
     stopping_ = true;
-    if (!in_flight_.empty()) Fail(absl::StatusCode::kCancelled, "the world has ended");
+    if (failure_.ok()) failure_ = absl::CancelledError("the world has ended");
+    EndAfterFailure();
     doorbell_.WakeAt(Seat::kProgressThread, doorbell_.rings());
     doorbell_.Wake(Seat::kProgressThread);
   }
   thread_.join();
-  // They hold pointers into operations, which go afterwards.
-  transports_.clear();
 }
 
 absl::Status ProgressEngine::status() {
@@ -76,7 +76,9 @@ WorkPtr ProgressEngine::Start(OperationPlan plan) {
     Finish(*operation, failure_);
     return work;
   }
-  operation->deadline = Clock::now() + timeout_;
+  const std::chrono::milliseconds own = operation->plan.timeout;
+  operation->timeout = own.count() > 0 ? own : timeout_;
+  operation->deadline = Clock::now() + operation->timeout;
   in_flight_.push_back(std::move(operation));
   Settle(driven_ == nullptr ? Seat::kProgressThread : Seat::kCaller);
   WakeDriverIfDone();
@@ -95,6 +97,7 @@ void ProgressEngine::Settle(Seat seat) {
   do {
     const uint32_t seen = doorbell_.rings();
     Step();
+    EndAfterFailure();
     doorbell_.WakeAt(seat, seen + RingsNeeded());
   } while (!Arm() || doorbell_.Passed(seat));
 }
@@ -140,7 +143,7 @@ uint32_t ProgressEngine::RingsNeeded() const {
 
 void ProgressEngine::Finish(Operation& operation, const absl::Status& status) {
   operation.status = status;
-  if (status.ok()) operation.plan.pinned.clear();
+  operation.plan.pinned.clear();
   recorder_->SetState(operation.record,
                       status.ok() ? OperationState::kDone : OperationState::kFailed);
   operation.done.store(true, std::memory_order_release);
@@ -199,9 +202,13 @@ void ProgressEngine::CheckNow() {
   if (in_flight_.empty() || !failure_.ok() || now < next_check_) return;
   next_check_ = now + kCheckInterval;
   for (const auto& transport : transports_) {
-    if (auto loss = transport->CheckPeers()) return FailAll(*loss);
+    if (auto loss = transport->CheckPeers()) {
+      FailAll(*loss);
+      break;
+    }
   }
-  CheckDeadlines(now);
+  if (failure_.ok()) CheckDeadlines(now);
+  EndAfterFailure();
 }
 
 void ProgressEngine::CheckDeadlines(Clock::time_point now) {
@@ -210,11 +217,12 @@ void ProgressEngine::CheckDeadlines(Clock::time_point now) {
     const OperationInfo& info = operation->plan.info;
     const TransferBatch* awaited = operation->collective.awaited();
     const int peer = awaited == nullptr ? -1 : awaited->waits_for();
-    const auto seconds = std::chrono::duration<double>(timeout_).count();
+    const auto seconds = std::chrono::duration<double>(operation->timeout).count();
     const std::string text = fmt::format("{} '{}' of group {}: rank {} did not come within {:g} s",
                                          info.operation, info.label, info.group, peer, seconds);
     for (const auto& transport : transports_) transport->GiveUp({peer, text});
-    return Fail(absl::StatusCode::kDeadlineExceeded, text);
+    failure_ = absl::DeadlineExceededError(text);
+    return;
   }
 }
 
@@ -234,13 +242,19 @@ std::string ProgressEngine::DescribeLoss(const PeerLoss& loss) const {
 void ProgressEngine::FailAll(const PeerLoss& loss) {
   const std::string text = loss.announced ? loss.reason : DescribeLoss(loss);
   for (const auto& transport : transports_) transport->GiveUp({loss.peer, text});
-  Fail(absl::StatusCode::kUnavailable, text);
+  failure_ = absl::UnavailableError(text);
 }
 
-void ProgressEngine::Fail(absl::StatusCode code, const std::string& text) {
-  failure_ = absl::Status(code, text);
-  for (const auto& operation : in_flight_) Finish(*operation, failure_);
-  failed_.splice(failed_.end(), in_flight_);
+// Only then are the waiters told: they free what messages would have been written to.
+void ProgressEngine::EndAfterFailure() {
+  if (failure_.ok() || (transports_.empty() && in_flight_.empty())) return;
+  transports_.clear();
+  for (const auto& operation : in_flight_) {
+    operation->collective.Drop();
+    Finish(*operation, failure_);
+  }
+  in_flight_.clear();
+  WakeDriverIfDone();
 }
 
 }  // namespace cadre

@@ -6,7 +6,8 @@
 // progress thread sleeps there. All state is under one lock, held for steps that never block.
 //
 // The first lost peer, message error or time-out fails every operation in flight and every later
-// one with the same cause, and tells the peers. Their tensors stay pinned until the engine is gone.
+// one with the same cause, and tells the peers. The transports end there and then, so when a failed
+// Work is done nothing touches its tensors any more.
 #pragma once
 
 #include <chrono>
@@ -44,6 +45,7 @@ struct OperationPlan {
   OperationInfo info;
   Messages messages;
   std::vector<Tensor> pinned;
+  std::chrono::milliseconds timeout{0};  // 0: the engine's
   std::function<Collective(const Messages&)> begin;
 };
 
@@ -88,7 +90,7 @@ class ProgressEngine {
   void CheckDeadlines(Clock::time_point now);
   void Finish(Operation& operation, const absl::Status& status);
   void FailAll(const PeerLoss& loss);
-  void Fail(absl::StatusCode code, const std::string& text);
+  void EndAfterFailure();
   std::string DescribeLoss(const PeerLoss& loss) const;
 
   Doorbell doorbell_;
@@ -99,7 +101,6 @@ class ProgressEngine {
   std::mutex mutex_;  // of everything below
   StagingPool staging_;
   std::list<std::shared_ptr<Operation>> in_flight_;  // oldest first
-  std::list<std::shared_ptr<Operation>> failed_;     // transports may still point into them
   absl::Status failure_;
   Clock::time_point next_check_;
   const EngineWork* driven_ =

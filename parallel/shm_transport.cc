@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <cstring>
 
 namespace cadre {
@@ -12,6 +13,7 @@ namespace {
 
 // What nobody has asked for yet is copied aside, so that it does not hold up what lies behind it.
 constexpr size_t kMaxUnexpectedBytes = 64 << 20;
+constexpr size_t kMaxEarly = 1 << 16;  // messages that came, or are cleared, before their time
 constexpr size_t kFragmentBytes = 64 << 10;
 constexpr size_t kAlign = 16;
 
@@ -36,10 +38,10 @@ ShmTransport::ShmTransport(std::shared_ptr<ShmSegment> segment, int local_rank,
     Link& link = links_.emplace_back();
     link.rank = peers[i].rank;
     link.local = static_cast<int>(i);
-    // -1 where it is already gone: then there is nothing to watch, and CheckPeers finds that out.
+    // Where the system does not tell of processes, only peers that leave or give up are noticed.
     if (peers[i].pid != getpid()) {
       link.pidfd = static_cast<int>(syscall(SYS_pidfd_open, peers[i].pid, 0));
-      link.gone = link.pidfd < 0;
+      link.gone = link.pidfd < 0 && errno == ESRCH;
     }
     link_of_[link.rank] = static_cast<int>(links_.size()) - 1;
   }
@@ -178,6 +180,9 @@ std::optional<PeerLoss> ShmTransport::Take(Link& link, const FrameHeader& header
     case FrameKind::kClear: {
       const auto found = link.uncleared.find(header.tag);
       if (found == link.uncleared.end()) {
+        if (link.cleared_early.size() == kMaxEarly) {
+          return PeerLoss{link.rank, "it asked for more than there is"};
+        }
         link.cleared_early.emplace(header.tag, true);
       } else {
         link.streams.push_back(found->second);
@@ -196,7 +201,8 @@ std::optional<PeerLoss> ShmTransport::TakeData(Link& link, const FrameHeader& he
   const auto found = link.posted.find(header.tag);
   if (found == link.posted.end()) {
     link.unexpected_bytes += header.bytes;
-    if (header.kind == FrameKind::kFragment || link.unexpected_bytes > kMaxUnexpectedBytes) {
+    if (header.kind == FrameKind::kFragment || link.unexpected_bytes > kMaxUnexpectedBytes ||
+        link.unexpected.size() == kMaxEarly || link.unexpected.contains(header.tag)) {
       return PeerLoss{link.rank, "it sent more than was asked for"};
     }
     auto& kept = link.unexpected[header.tag];

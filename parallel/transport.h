@@ -37,8 +37,8 @@ class Transport {
   virtual ~Transport() = default;
 
   // `peer` is a rank of the world that this transport reaches. Both ends know the size: a message
-  // of another size than its receive is a broken invariant, or a hostile peer, and ends in a
-  // PeerLoss. Empty messages are allowed.
+  // of another size than its receive is a broken invariant, or a hostile peer. It never writes past
+  // the buffer, and ends in a PeerLoss or in the operation's time-out. Empty messages are allowed.
   virtual void Send(int peer, uint64_t tag, std::span<const std::byte> data,
                     Transfer* transfer) = 0;
   virtual void Receive(int peer, uint64_t tag, std::span<std::byte> buffer, Transfer* transfer) = 0;

@@ -202,8 +202,12 @@ void World::StartEngine(const std::vector<Member>& members, const WorldOptions& 
 World::~World() = default;
 
 std::unique_ptr<Communicator> World::NewGroup(const std::string& name,
-                                              const std::vector<int>& ranks) {
-  CpuCommunicator::Options options{.name = name, .number = 2 * groups_++, .rank = -1};
+                                              const std::vector<int>& ranks,
+                                              std::chrono::milliseconds timeout) {
+  constexpr uint32_t kMostGroups = 2048;  // that message tags tell apart
+  CADRE_CHECK(groups_ < kMostGroups, "more than {} groups", kMostGroups);
+  CpuCommunicator::Options options{
+      .name = name, .number = 2 * groups_++, .rank = -1, .timeout = timeout};
   for (const int rank : ranks) {
     CADRE_CHECK(rank >= 0 && rank < size_, "rank {} of group {} in a world of {}", rank, name,
                 size_);

@@ -50,7 +50,9 @@ class World {
 
   // `ranks` of the world, this one included. Every rank of the world makes the same number of
   // groups in the same order, as one of several disjoint groups or alone.
-  std::unique_ptr<Communicator> NewGroup(const std::string& name, const std::vector<int>& ranks);
+  // timeout: of its operations; 0: the world's.
+  std::unique_ptr<Communicator> NewGroup(const std::string& name, const std::vector<int>& ranks,
+                                         std::chrono::milliseconds timeout = {});
 
   // The first failure of any group.
   absl::Status status() { return engine_->status(); }

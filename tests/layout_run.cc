@@ -76,6 +76,23 @@ LayoutRun TrainUnder(const config::TrainConfig& config, int world, const std::st
   return run;
 }
 
+std::vector<absl::Status> LoseRankOne(const config::TrainConfig& config, int world,
+                                      const std::string& output) {
+  std::vector<absl::Status> ended;
+  std::mutex mutex;
+  RunRanks(world, [&](World& ranks) {
+    TrainerOptions options;
+    options.world = &ranks;
+    auto trainer = OpenRun(config, output, 1, options);
+    ASSERT_TRUE(trainer.ok()) << Message(trainer.status());
+    if (ranks.rank() == 1) return;
+    const absl::Status status = (*trainer)->Run();
+    const std::lock_guard lock(mutex);
+    ended.push_back(status);
+  });
+  return ended;
+}
+
 Gap LargestGap(const LayoutRun& expected, const LayoutRun& got) {
   Gap gap;
   EXPECT_EQ(expected.gradients.size(), got.gradients.size());

@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "core/status.h"
 #include "proto/train_config.pb.h"
 #include "tests/faulty_group.h"
 
@@ -18,6 +19,10 @@ struct LayoutRun {
 // Every rank must give the same losses, bit for bit, unless there is a fault.
 LayoutRun TrainUnder(const config::TrainConfig& config, int world, const std::string& output,
                      const Fault& fault = {});
+
+// What Run returns on the ranks but rank 1, which opens its run and leaves.
+std::vector<absl::Status> LoseRankOne(const config::TrainConfig& config, int world,
+                                      const std::string& output);
 
 // The largest relative L2 difference over all parameters, and which it was.
 struct Gap {

@@ -4,6 +4,7 @@
 #include <filesystem>
 #include <map>
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include "tests/layout_run.h"
@@ -21,7 +22,7 @@ using testing_run::TempFolder;
 constexpr int kVocabulary = 128;
 
 const char kRun[] = R"(
-data: {seq_len: 32}
+data: {seq_len: 32, validation_fraction: 0.1}
 lr_schedule: {warmup_steps: 1}
 eval: {interval: 10, batches: 3}
 log: {tensorboard: false}
@@ -95,6 +96,11 @@ class Runs {
     return testing_run::TrainUnder(config, c.world, NewFolder(), fault);
   }
 
+  // How the others' runs end where rank 1 opens its run and leaves.
+  std::vector<absl::Status> LoseRankOne(const Case& c) {
+    return testing_run::LoseRankOne(Config(c.model, "f32", c.parallel), c.world, NewFolder());
+  }
+
   // The losses of the last ten of twenty steps, which go on under `second` from what `first` saved.
   std::vector<double> Continue(const std::string& model, const std::string& dtype,
                                const Case& first, const Case& second) {
@@ -160,6 +166,17 @@ INSTANTIATE_TEST_SUITE_P(DataParallel, Layouts,
                                          Case{"tied", 4, "zero_stage: 1"},
                                          Case{"moe", 2, "zero_stage: 1"},
                                          Case{"bias", 4, "zero_stage: 0"}));
+
+// A rank that ends early leaves the others with an error, and nothing else.
+TEST(LayoutFailures, ALostRankIsAStatus) {
+  Runs runs;
+  for (const char* layout : {"tensor_parallel_size: 2", "expert_parallel_size: 2"}) {
+    const std::vector<absl::Status> ended = runs.LoseRankOne({"moe", 2, layout});
+    ASSERT_EQ(ended.size(), 1u);
+    EXPECT_EQ(ended[0].code(), absl::StatusCode::kUnavailable) << Message(ended[0]);
+    EXPECT_THAT(Message(ended[0]), testing::HasSubstr("rank 1 is lost in"));
+  }
+}
 
 // A test of the tests: each class of layout with a sum left out or scaled is noticed by the bound
 // that they use.

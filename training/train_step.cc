@@ -154,10 +154,17 @@ absl::StatusOr<double> EvaluateLoss(Context& ctx, const Model& model, SampleStre
   CADRE_ASSIGN_OR_RETURN(const int64_t tokens, stream.LossTokens(0, part.count));
   if (tokens == 0) return 0.0;
   double loss = 0;
-  for (int64_t row = part.rank * part.micro; row < part.count; row += part.ranks * part.micro) {
+  for (int64_t first = 0; first < part.count; first += part.ranks * part.micro) {
     PackedBatch packed;
-    for (int64_t i = row; i < std::min(row + part.micro, part.count); ++i) {
-      CADRE_RETURN_IF_ERROR(stream.Append(i, &packed));
+    for (int64_t i = 0; i < part.micro; ++i) {
+      const int64_t row = first + part.rank * part.micro + i;
+      if (row >= part.count && part.ranks == 1) break;
+      // Ranks that share experts meet in every microbatch, with equally many tokens.
+      CADRE_RETURN_IF_ERROR(stream.Append(row % part.count, &packed));
+      if (row >= part.count) {
+        std::fill(packed.targets.begin() + *(packed.row_offsets.rbegin() + 1), packed.targets.end(),
+                  -1);
+      }
     }
     const Batch batch = ToBatch(*ctx.allocator, packed);
     DecoderOutput out = model.decoder().Forward(ctx, batch);

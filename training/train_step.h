@@ -86,7 +86,8 @@ class TrainStep {
 Batch ToBatch(Allocator& allocator, const PackedBatch& packed);
 
 // A part of the mean cross entropy per loss token over samples [0, count), without gradients: that
-// of the microbatches rank, rank + ranks, ... The parts of all ranks add up to the mean.
+// of the microbatches rank, rank + ranks, ... The parts of all ranks add up to the mean. Every rank
+// runs equally many, full ones; rows over `count` are others again and count nothing.
 struct EvaluationPart {
   int64_t count = 0, micro = 1;
   int64_t rank = 0, ranks = 1;

@@ -279,7 +279,7 @@ absl::Status Trainer::Judge(const StepBatches& batches, StepReport* report) {
   const StepVerdict verdict = guard_->Judge(step_, report->losses.total(), report->gradient_norm);
   if (!verdict.bad) return absl::OkStatus();
   options_.log->warn("step {}: {}", step_, verdict.reason);
-  if (config_.bad_step().dump()) {
+  if (config_.bad_step().dump() && ranks_.first_with_samples()) {
     BadStepDump dump{.step = step_,
                      .loss = report->losses.total(),
                      .gradient_norm = report->gradient_norm,
@@ -292,7 +292,9 @@ absl::Status Trainer::Judge(const StepBatches& batches, StepReport* report) {
         dump.targets.emplace_back(packed.targets.begin() + begin, packed.targets.begin() + end);
       }
     }
-    auto written = WriteBadStep(options_.output + "/bad_steps", dump);
+    std::string folder = options_.output + "/bad_steps";
+    if (ranks_.data_rank() > 0) folder += fmt::format("/data-rank-{}", ranks_.data_rank());
+    auto written = WriteBadStep(folder, dump);
     if (!written.ok()) options_.log->warn("{}", Message(written.status()));
   }
   if (verdict.action == StepVerdict::Action::kStop) {
@@ -336,6 +338,7 @@ absl::StatusOr<double> Trainer::Evaluate() {
                                        .micro = micro,
                                        .rank = ranks_.data_rank(),
                                        .ranks = ranks_.data_size()}));
+  CADRE_RETURN_IF_ERROR(ranks_.failure());
   CADRE_RETURN_IF_ERROR(ranks_.SumOverSamples(std::span(&loss, 1), {"evaluate"}));
   return loss;
 }

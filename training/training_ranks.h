@@ -64,6 +64,11 @@ class TrainingRanks {
   // After the update: every rank gets the weights that others own.
   absl::Status GatherWeights();
 
+  // Where an op's communication failed, what it computed is of no use.
+  const absl::Status& failure() const { return groups_.failure; }
+  // One of the ranks that have the same samples: it writes of them.
+  bool first_with_samples() const { return mesh_.place().tp == 0; }
+
   // Seconds spent waiting for gradients and weights so far.
   double blocked_seconds() const;
 
