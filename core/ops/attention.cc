@@ -8,7 +8,18 @@
 namespace cadre::ops {
 namespace {
 
-using Offsets = std::shared_ptr<const std::vector<int32_t>>;
+// Which tokens are keys and which are queries, sequence by sequence.
+struct Sequences {
+  std::vector<int32_t> offsets, query_offsets;  // [S + 1]
+  std::vector<int32_t> query_positions;         // empty: query i of a sequence is at i
+
+  // Keys of sequence s that a query sees.
+  int32_t length(int64_t s) const {
+    if (query_positions.empty()) return offsets[s + 1] - offsets[s];
+    if (query_offsets[s] == query_offsets[s + 1]) return 0;
+    return query_positions[query_offsets[s + 1] - 1] + 1;
+  }
+};
 
 DType StatisticsDType(const Tensor& x) {
   return x.dtype() == DType::kF64 ? DType::kF64 : DType::kF32;
@@ -81,13 +92,37 @@ void RunForward(Context& ctx, AttentionForwardArgs forward, ParamId sinks) {
   Forward(ctx, forward);
 }
 
-// The batch as a pool of its own: sequence after sequence, each from a block's start.
+Sequences MakeSequences(const AttentionArgs& args) {
+  Sequences s{.offsets = {args.offsets.begin(), args.offsets.end()}};
+  if (args.query_rows.empty()) {
+    s.query_offsets = s.offsets;
+    return s;
+  }
+  s.query_offsets = {0};
+  int32_t before = -1;
+  for (const int32_t row : args.query_rows) {
+    CADRE_CHECK(before < row && row < s.offsets.back(), "attention: query row {} after {} of {}",
+                row, before, s.offsets.back());
+    while (row >= s.offsets[s.query_offsets.size()]) {
+      s.query_offsets.push_back(static_cast<int32_t>(s.query_positions.size()));
+    }
+    s.query_positions.push_back(row - s.offsets[s.query_offsets.size() - 1]);
+    before = row;
+  }
+  s.query_offsets.resize(s.offsets.size(), static_cast<int32_t>(s.query_positions.size()));
+  return s;
+}
+
+// The batch as a pool of its own: sequence after sequence, each from a block's start. Of a
+// sequence's keys the first lengths[s] are needed.
 struct PackedBatch {
   Tensor pool;
   std::vector<int32_t> tables, lengths;
   KvView view;
 
-  PackedBatch(Context& ctx, const Tensor& k, const Tensor& v, std::span<const int32_t> offsets) {
+  PackedBatch(Context& ctx, const Tensor& k, const Tensor& v, std::span<const int32_t> offsets,
+              std::vector<int32_t> needed)
+      : lengths(std::move(needed)) {
     view.layout = {.dtype = KvPoolDType(k.dtype()),
                    .kv_heads = static_cast<int>(k.dim(1)),
                    .key_dim = static_cast<int>(k.dim(2)),
@@ -96,19 +131,18 @@ struct PackedBatch {
     const int64_t sequences = static_cast<int64_t>(offsets.size()) - 1;
     std::vector<int32_t> first(sequences + 1, 0);
     for (int64_t s = 0; s < sequences; ++s) {
-      lengths.push_back(offsets[s + 1] - offsets[s]);
       const int64_t blocks = (lengths[s] + kAttentionKeyTile - 1) / kAttentionKeyTile;
       first[s + 1] = static_cast<int32_t>(first[s] + blocks);
       view.table_stride = std::max(view.table_stride, blocks);
     }
     tables.resize(sequences * view.table_stride);
-    std::vector<int64_t> slots(k.dim(0));
+    std::vector<int64_t> slots(k.dim(0), -1);
     for (int64_t s = 0; s < sequences; ++s) {
       for (int32_t b = first[s]; b < first[s + 1]; ++b) {
         tables[s * view.table_stride + b - first[s]] = b;
       }
-      for (int32_t t = offsets[s]; t < offsets[s + 1]; ++t) {
-        slots[t] = first[s] * kAttentionKeyTile + t - offsets[s];
+      for (int32_t i = 0; i < lengths[s]; ++i) {
+        slots[offsets[s] + i] = first[s] * kAttentionKeyTile + i;
       }
     }
     pool = ctx.Empty({first[sequences] * view.layout.block_elements()}, view.layout.dtype);
@@ -122,30 +156,38 @@ struct PackedBatch {
 // The batch, a few sequences at a time, so that their keys and values stay in the caches between
 // being packed and being read.
 void RunPacked(Context& ctx, const Tensor& q, const Tensor& k, const Tensor& v,
-               const AttentionArgs& args, const Tensor& out, const Tensor& lse) {
+               const AttentionArgs& args, const Sequences& all, const Tensor& out,
+               const Tensor& lse) {
   constexpr int64_t kBytes = int64_t{2} << 20;  // per thread, about a second-level cache
   const int64_t row = k.dim(1) * (k.dim(2) + v.dim(2)) * static_cast<int64_t>(SizeOf(k.dtype()));
   const size_t sequences = args.offsets.size() - 1;
   for (size_t first = 0, end = 0; first < sequences; first = end) {
-    const int32_t begin = args.offsets[first];
-    std::vector<int32_t> offsets = {0};
+    const int32_t begin = all.offsets[first], query = all.query_offsets[first];
+    std::vector<int32_t> offsets = {0}, queries = {0}, lengths;
     do {
-      offsets.push_back(args.offsets[++end] - begin);
-    } while (end < sequences && (args.offsets[end + 1] - begin) * row <= kBytes * ctx.threads);
-    const int64_t tokens = offsets.back();
-    PackedBatch batch(ctx, k.Narrow(begin, tokens), v.Narrow(begin, tokens), offsets);
+      lengths.push_back(all.length(static_cast<int64_t>(end++)));
+      offsets.push_back(all.offsets[end] - begin);
+      queries.push_back(all.query_offsets[end] - query);
+    } while (end < sequences && (all.offsets[end + 1] - begin) * row <= kBytes * ctx.threads);
+    const int64_t tokens = offsets.back(), rows = queries.back();
+    if (rows == 0) continue;
+    PackedBatch batch(ctx, k.Narrow(begin, tokens), v.Narrow(begin, tokens), offsets,
+                      std::move(lengths));
     AttentionArgs part = args;
-    part.offsets = offsets;
-    CheckShapes(ctx, q.Narrow(begin, tokens), batch.view.layout, part);
+    part.offsets = queries;
+    CheckShapes(ctx, q.Narrow(query, rows), batch.view.layout, part);
+    std::span<const int32_t> positions = all.query_positions;
+    if (!positions.empty()) positions = positions.subspan(query, rows);
     RunForward(ctx,
-               {.q = q.Narrow(begin, tokens),
+               {.q = q.Narrow(query, rows),
                 .kv = batch.view,
                 .scale = args.scale,
                 .window = args.sliding_window,
                 .workers = args.workers,
-                .offsets = offsets,
-                .out = out.Narrow(begin, tokens),
-                .lse = lse.Narrow(begin, tokens)},
+                .offsets = queries,
+                .query_positions = positions,
+                .out = out.Narrow(query, rows),
+                .lse = lse.Narrow(query, rows)},
                args.sinks);
   }
 }
@@ -155,9 +197,9 @@ struct Slots {
 };
 
 Node GradNode(const Slots& saved, const Slots& inputs, const AttentionArgs& args,
-              const Offsets& offsets) {
+              const std::shared_ptr<const Sequences>& all) {
   Node node{.name = "attention", .inputs = {inputs.q, inputs.k, inputs.v}, .outputs = {saved.out}};
-  node.input_grad = [saved, inputs, offsets, scale = args.scale,
+  node.input_grad = [saved, inputs, all, scale = args.scale,
                      window = args.sliding_window](GradContext& g) {
     Tensor q = g.Read(saved.q), k = g.Read(saved.k), v = g.Read(saved.v);
     Context& ctx = g.ctx();
@@ -168,7 +210,9 @@ Node GradNode(const Slots& saved, const Slots& inputs, const AttentionArgs& args
                            .lse = g.Read(saved.lse),
                            .scale = scale,
                            .window = window,
-                           .offsets = *offsets,
+                           .offsets = all->offsets,
+                           .query_offsets = all->query_offsets,
+                           .query_positions = all->query_positions,
                            .dq = ctx.Empty(q.shape(), q.dtype()),
                            .dk = ctx.Empty(k.shape(), k.dtype()),
                            .dv = ctx.Empty(v.shape(), v.dtype())};
@@ -184,24 +228,25 @@ Node GradNode(const Slots& saved, const Slots& inputs, const AttentionArgs& args
 }  // namespace
 
 Var Attention(Context& ctx, const Var& q, const Var& k, const Var& v, const AttentionArgs& args) {
-  const int64_t tokens = q.value.dim(0), heads = q.value.dim(1);
-  CADRE_CHECK(k.value.shape().rank() == 3 && v.value.shape().rank() == 3 &&
-                  k.value.dim(0) == tokens && v.value.dim(0) == tokens &&
-                  v.value.dim(1) == k.value.dim(1),
-              "attention: q {}, k {}, v {}", q.value.shape().ToString(), k.value.shape().ToString(),
-              v.value.shape().ToString());
+  const int64_t queries = q.value.dim(0), heads = q.value.dim(1), tokens = k.value.dim(0);
+  CADRE_CHECK(
+      k.value.shape().rank() == 3 && v.value.shape().rank() == 3 && v.value.dim(0) == tokens &&
+          queries ==
+              (args.query_rows.empty() ? tokens : static_cast<int64_t>(args.query_rows.size())) &&
+          v.value.dim(1) == k.value.dim(1),
+      "attention: q {}, k {}, v {}", q.value.shape().ToString(), k.value.shape().ToString(),
+      v.value.shape().ToString());
   CheckOffsets(args.offsets, tokens);
-  Var out{ctx.Empty({tokens, heads, v.value.dim(2)}, q.value.dtype())};
-  Tensor lse = ctx.Empty({tokens, heads}, StatisticsDType(q.value));
-  RunPacked(ctx, q.value, k.value, v.value, args, out.value, lse);
+  auto all = std::make_shared<const Sequences>(MakeSequences(args));
+  Var out{ctx.Empty({queries, heads, v.value.dim(2)}, q.value.dtype())};
+  Tensor lse = ctx.Empty({queries, heads}, StatisticsDType(q.value));
+  RunPacked(ctx, q.value, k.value, v.value, args, *all, out.value, lse);
   if (ctx.tape == nullptr) return out;
 
   Tape& tape = *ctx.tape;
   out.slot = tape.NewSlot();
   Slots saved{tape.SlotToSave(q), tape.SlotToSave(k), tape.SlotToSave(v), out.slot, tape.NewSlot()};
-  auto offsets =
-      std::make_shared<const std::vector<int32_t>>(args.offsets.begin(), args.offsets.end());
-  Node node = GradNode(saved, {q.slot, k.slot, v.slot, out.slot, kNoSlot}, args, offsets);
+  Node node = GradNode(saved, {q.slot, k.slot, v.slot, out.slot, kNoSlot}, args, all);
   const bool sinks = args.sinks != kNoParam && ctx.parameters->WantsGradient(args.sinks);
   const Pass statistics = sinks ? Pass::kBoth : Pass::kInput;
   node.saved = {{saved.q, q.value, Pass::kInput},

@@ -17,7 +17,8 @@
 // "FlashAttention", 2022); each (sequence, KV head) is summed by one thread in a fixed order.
 //
 // Shapes: q [T, H, dh], k [T, K, dh], v [T, K, dv], out [T, H, dv]; dh and dv may differ, K divides
-// H. dtypes f64 (reference), f32, bf16, f16.
+// H. dtypes f64 (reference), f32, bf16, f16. Where the queries are some of the tokens only, q and
+// out have their rows, and the gradients of k and v are what these queries add to them.
 #pragma once
 
 #include <span>
@@ -38,9 +39,11 @@ struct AttentionArgs {
   // Pieces into which the tiles of one (sequence, KV head, row block) are cut; their partials are
   // folded left to right. 0: as many as keep the threads busy.
   int workers = 0;
+  // The tokens whose queries q has, ascending; a row's bits are those it has among all. Empty: all.
+  std::span<const int32_t> query_rows = {};
 };
 
-// Every sequence starts at position 0. `args.offsets` is copied.
+// Every sequence starts at position 0. `args.offsets` and `args.query_rows` are copied.
 Var Attention(Context& ctx, const Var& q, const Var& k, const Var& v, const AttentionArgs& args);
 
 // Sequence s's queries are its last tokens: offsets[s + 1] - offsets[s] of kv.context_lengths[s],
@@ -56,8 +59,8 @@ struct AttentionForwardArgs {
   double scale = 1;
   int window = 0;
   int workers = 0;
-  std::span<const int32_t> offsets;
-  std::span<const int32_t> query_positions;  // [T] or empty
+  std::span<const int32_t> offsets;          // [S + 1] of the queries
+  std::span<const int32_t> query_positions;  // [T], ascending in a sequence, or empty
   Tensor sinks;                              // [H] or undefined
   Tensor out;                                // [T, H, dv]
   Bf16Kernel kernel = MachineBf16Kernel();   // another one: for tests
@@ -67,7 +70,9 @@ struct AttentionGradArgs {
   Tensor q, k, v, out, lse, dout;
   double scale = 1;
   int window = 0;
-  std::span<const int32_t> offsets;
+  std::span<const int32_t> offsets;          // [S + 1] of the keys
+  std::span<const int32_t> query_offsets;    // [S + 1]
+  std::span<const int32_t> query_positions;  // as above; empty: query i of a sequence is at i
   Bf16Kernel kernel = MachineBf16Kernel();
   Tensor dq, dk, dv;  // written
 };

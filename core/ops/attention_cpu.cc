@@ -22,13 +22,17 @@ inline std::vector<AttentionBlock> Blocks(const AttentionForwardArgs& args) {
   for (int64_t s = 0; s < args.kv.sequences(); ++s) {
     const int64_t queries = args.offsets[s + 1] - args.offsets[s];
     const int64_t length = args.kv.context_lengths[s], start = length - queries;
+    auto position = [&](int64_t query) -> int64_t {
+      return args.query_positions.empty() ? start + query
+                                          : args.query_positions[args.offsets[s] + query];
+    };
     for (int64_t g = 0; g < kv_heads; ++g) {
       for (int64_t row = 0; row < queries * group; row += kAttentionRows) {
         AttentionBlock block{s, g, row, std::min(kAttentionRows, queries * group - row)};
         block.key_end = length;
         if (implied) {
-          const int64_t last = start + (row + block.rows - 1) / group;
-          const int64_t low = args.window == 0 ? 0 : start + row / group - args.window + 1;
+          const int64_t last = position((row + block.rows - 1) / group);
+          const int64_t low = args.window == 0 ? 0 : position(row / group) - args.window + 1;
           block.key_end = std::min(length, last + 1);
           block.tile_begin = std::max<int64_t>(low, 0) / kAttentionKeyTile;
         }

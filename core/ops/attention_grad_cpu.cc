@@ -40,18 +40,20 @@ class Backward {
 
   void Run(int64_t sequence, int64_t kv_head, const AttentionGradWork& w) const {
     const int64_t begin = args_.offsets[sequence], n = args_.offsets[sequence + 1] - begin;
+    const int64_t query = args_.query_offsets[sequence];
+    const int64_t queries = (args_.query_offsets[sequence + 1] - query) * group_;
     PackKeys(begin, n, kv_head, w);
-    for (int64_t row = 0; row < n * group_; row += kR) {
-      const int64_t rows = std::min(kR, n * group_ - row);
-      PackQueries(begin, kv_head, row, rows, w);
-      const int64_t first = row / group_, last = (row + rows - 1) / group_;
+    for (int64_t row = 0; row < queries; row += kR) {
+      const int64_t rows = std::min(kR, queries - row);
+      PackQueries(query, kv_head, row, rows, w);
+      const int64_t first = w.positions[0], last = w.positions[rows - 1];
       const int64_t low = args_.window == 0 ? 0 : std::max<int64_t>(0, first - args_.window + 1);
       const int64_t tile_begin = low / kR;
       for (int64_t tile = tile_begin; tile * kR <= last; ++tile) {
         const int64_t keys = (std::min(kR, last + 1 - tile * kR) + 31) / 32 * 32;
         Tile(tile, keys, first, last, tile > tile_begin, w);
       }
-      StoreQueries(begin, kv_head, row, rows, w);
+      StoreQueries(query, kv_head, row, rows, w);
     }
     StoreKeys(begin, n, kv_head, w);
   }
@@ -114,6 +116,12 @@ class Backward {
     return (begin + row / group_) * heads_ + kv_head * group_ + row % group_;
   }
 
+  // Of the i-th query from `begin` on, in its sequence.
+  int32_t Position(int64_t begin, int64_t i) const {
+    return args_.query_positions.empty() ? static_cast<int32_t>(i)
+                                         : args_.query_positions[begin + i];
+  }
+
   void PackQueries(int64_t begin, int64_t kv_head, int64_t first, int64_t rows,
                    const AttentionGradWork& w) const {
     const T *q_rows[kR], *do_rows[kR];
@@ -126,7 +134,7 @@ class Backward {
       do_rows[r] = dout;
       w.lse[r] = used ? args_.lse.data<float>()[row] : std::numeric_limits<float>::infinity();
       w.delta[r] = used ? Dot(dout, args_.out.data<T>() + row * dv_, dv_) : 0.0f;
-      w.positions[r] = static_cast<int32_t>((first + r) / group_);
+      w.positions[r] = used ? Position(begin, (first + r) / group_) : 0;
     }
     PackRows(q_rows, dk_, d_, reinterpret_cast<A*>(w.q_panels), reinterpret_cast<A*>(w.q_rows));
     PackRows(do_rows, dv_, e_, reinterpret_cast<A*>(w.do_panels), reinterpret_cast<A*>(w.do_rows));
