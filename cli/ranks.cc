@@ -2,6 +2,11 @@
 
 #include <xxhash.h>
 
+#include <algorithm>
+#include <cstddef>
+#include <memory>
+#include <vector>
+
 #include "cli/environment.h"
 #include "core/file.h"
 #include "proto/parallel_config.pb.h"
@@ -14,6 +19,21 @@ constexpr std::chrono::minutes kJoinTimeout(5);
 
 std::string Hash(std::string_view bytes) {
   return fmt::format("{:016x}", XXH3_64bits(bytes.data(), bytes.size()));
+}
+
+// Read in pieces: a mapping of the whole program would be the most that a small run ever holds.
+absl::StatusOr<std::string> HashOfProgram() {
+  CADRE_ASSIGN_OR_RETURN(const FileReader program, FileReader::Open("/proc/self/exe"));
+  const std::unique_ptr<XXH3_state_t, decltype(&XXH3_freeState)> state(XXH3_createState(),
+                                                                       &XXH3_freeState);
+  XXH3_64bits_reset(state.get());
+  std::vector<std::byte> piece(size_t{1} << 20);
+  for (int64_t at = 0; at < program.size(); at += static_cast<int64_t>(piece.size())) {
+    piece.resize(std::min<size_t>(piece.size(), static_cast<size_t>(program.size() - at)));
+    CADRE_RETURN_IF_ERROR(program.ReadAt(at, piece));
+    XXH3_64bits_update(state.get(), piece.data(), piece.size());
+  }
+  return fmt::format("{:016x}", XXH3_64bits_digest(state.get()));
 }
 
 absl::StatusOr<TransportKind> KindOf(config::Transport transport) {
@@ -38,18 +58,16 @@ absl::StatusOr<std::unique_ptr<Ranks>> JoinRanks(const config::CommConfig& comm,
   CADRE_ASSIGN_OR_RETURN(const auto environment, FindRankEnvironment(Variable, host));
   if (!environment.has_value() || environment->world_size == 1) return nullptr;
   CADRE_ASSIGN_OR_RETURN(const TransportKind transport, KindOf(comm.transport()));
-  CADRE_ASSIGN_OR_RETURN(const MappedFile program, MappedFile::Open("/proc/self/exe"));
-  const std::string_view code(reinterpret_cast<const char*>(program.bytes().data()),
-                              program.bytes().size());
+  CADRE_ASSIGN_OR_RETURN(const std::string program, HashOfProgram());
   auto ranks = std::make_unique<Ranks>();
   CADRE_ASSIGN_OR_RETURN(ranks->membership, JoinJob(*environment, kJoinTimeout));
-  CADRE_ASSIGN_OR_RETURN(ranks->world,
-                         World::Create(*ranks->membership.bootstrap,
-                                       {.transport = transport,
-                                        .timeout = std::chrono::seconds(comm.timeout_seconds()),
-                                        .must_agree = {{"program", Hash(code)},
-                                                       {"configuration", Hash(configuration)}},
-                                        .recorder = ranks->membership.recorder.get()}));
+  CADRE_ASSIGN_OR_RETURN(
+      ranks->world,
+      World::Create(*ranks->membership.bootstrap,
+                    {.transport = transport,
+                     .timeout = std::chrono::seconds(comm.timeout_seconds()),
+                     .must_agree = {{"program", program}, {"configuration", Hash(configuration)}},
+                     .recorder = ranks->membership.recorder.get()}));
   return ranks;
 }
 

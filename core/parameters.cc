@@ -5,7 +5,7 @@
 namespace cadre {
 
 ParamId ParameterStore::Add(ParamSpec spec) {
-  CADRE_CHECK(buckets_.empty(), "parameter {} added after Allocate", spec.name);
+  CADRE_CHECK(buckets_.empty(), "parameter {} added after the buckets were made", spec.name);
   CADRE_CHECK(Find(spec.name) == kNoParam, "parameter {} added twice", spec.name);
   specs_.push_back(std::move(spec));
   places_.emplace_back();
@@ -33,8 +33,8 @@ int ParameterStore::BucketFor(ParamId id, DType compute) {
   return static_cast<int>(buckets_.size()) - 1;
 }
 
-void ParameterStore::Allocate(Allocator& allocator, DType compute, AllocateOptions options) {
-  CADRE_CHECK(buckets_.empty(), "Allocate called twice");
+void ParameterStore::MakeBuckets(DType compute) {
+  CADRE_CHECK(buckets_.empty(), "buckets made twice");
   // A parameter starts on a cache line, whatever the dtype.
   constexpr int64_t kAlignElements = 32;
   for (ParamId id = 0; id < size(); ++id) {
@@ -47,11 +47,14 @@ void ParameterStore::Allocate(Allocator& allocator, DType compute, AllocateOptio
     bucket.numel +=
         (specs_[id].shape.numel() + kAlignElements - 1) / kAlignElements * kAlignElements;
   }
+}
+
+void ParameterStore::Allocate(Allocator& allocator, DType compute, AllocateOptions options) {
+  MakeBuckets(compute);
   for (ParamBucket& bucket : buckets_) {
     bucket.weights = Tensor::Zeros(allocator, {bucket.numel}, bucket.dtype);
     if (options.gradients && bucket.trainable) {
-      DType dtype = bucket.dtype == DType::kF64 ? DType::kF64 : DType::kF32;
-      bucket.gradients = Tensor::Zeros(allocator, {bucket.numel}, dtype);
+      bucket.gradients = Tensor::Zeros(allocator, {bucket.numel}, bucket.gradient_dtype());
     }
   }
   ZeroGradients();

@@ -100,7 +100,9 @@ struct ParamBucket {
   Spread tensor_spread = Spread::kReplicated;
   bool partial_gradient = false;
   Tensor weights;    // [numel] in dtype
-  Tensor gradients;  // [numel] in fp32 (f64 where dtype is f64); undefined without gradients
+  Tensor gradients;  // [numel] in gradient_dtype(); undefined without gradients
+
+  DType gradient_dtype() const { return dtype == DType::kF64 ? DType::kF64 : DType::kF32; }
 };
 
 class ParameterStore {
@@ -112,7 +114,10 @@ class ParameterStore {
   using BucketReady = std::function<void(int bucket)>;
 
   ParamId Add(ParamSpec spec);
-  // Builds the buckets. After this no parameter can be added. Gradients start at zero.
+  // Lays the parameters out in buckets, without memory for them: what a plan counts. After this no
+  // parameter can be added.
+  void MakeBuckets(DType compute);
+  // MakeBuckets, and memory for them. Gradients start at zero.
   void Allocate(Allocator& allocator, DType compute, AllocateOptions options);
 
   // Other ranks hold tensors of the model that this store has not, or not whole.

@@ -4,6 +4,16 @@
 
 namespace cadre {
 
+ModelPart PartOf(const Layout& layout, int rank) {
+  const Coordinates place = CoordinatesOf(layout, rank);
+  return {.tp = layout.tp,
+          .tp_rank = place.tp,
+          .ep = layout.ep,
+          .ep_rank = place.ep,
+          .etp = layout.etp,
+          .etp_rank = place.etp};
+}
+
 Mesh::Mesh(World* world, const Layout& layout, const Wrap& wrap) : layout_(layout) {
   CADRE_CHECK(layout.world() == (world == nullptr ? 1 : world->size()),
               "{} ranks for a world of {}", layout.world(), world == nullptr ? 1 : world->size());
@@ -36,15 +46,6 @@ ParallelGroups Mesh::Groups() const {
           .ep = group(Axis::kEp),
           .etp = group(Axis::kEtp),
           .edp = group(Axis::kEdp)};
-}
-
-ModelPart Mesh::part() const {
-  return {.tp = layout_.tp,
-          .tp_rank = place_.tp,
-          .ep = layout_.ep,
-          .ep_rank = place_.ep,
-          .etp = layout_.etp,
-          .etp_rank = place_.etp};
 }
 
 }  // namespace cadre

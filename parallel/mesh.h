@@ -18,6 +18,9 @@
 
 namespace cadre {
 
+// What `rank` of a layout holds of a model.
+ModelPart PartOf(const Layout& layout, int rank);
+
 class Mesh {
  public:
   // Stands between a group and its users: for tests.
@@ -38,7 +41,7 @@ class Mesh {
 
   // What ops and blocks are given; borrows the mesh's communicators.
   ParallelGroups Groups() const;
-  ModelPart part() const;
+  ModelPart part() const { return PartOf(layout_, rank_); }
 
  private:
   const Layout layout_;

@@ -7,6 +7,11 @@
 
 namespace cadre {
 
+Axis ReductionAxis(const ParamBucket& bucket) {
+  if (bucket.partial_gradient) return Axis::kStage;
+  return bucket.group == ParamGroup::kExpert ? Axis::kEdp : Axis::kDpCp;
+}
+
 template <typename T>
 absl::Status TrainingRanks::SumValues(Communicator* group, std::span<T> values,
                                       const OpLabel& label) {
@@ -59,11 +64,8 @@ absl::Status TrainingRanks::Meet(const OpLabel& label) {
 }
 
 Communicator* TrainingRanks::GroupOf(const ParamBucket& bucket) const {
-  if (bucket.partial_gradient) {
-    CADRE_CHECK(bucket.group == ParamGroup::kDense || layout().ep == 1);
-    return mesh_.group(Axis::kStage);
-  }
-  return mesh_.group(bucket.group == ParamGroup::kExpert ? Axis::kEdp : Axis::kDpCp);
+  CADRE_CHECK(!bucket.partial_gradient || bucket.group == ParamGroup::kDense || layout().ep == 1);
+  return mesh_.group(ReductionAxis(bucket));
 }
 
 void TrainingRanks::ReduceGradients(ParameterStore& store) {

@@ -19,6 +19,9 @@
 
 namespace cadre {
 
+// Over which ranks a bucket's gradients are summed.
+Axis ReductionAxis(const ParamBucket& bucket);
+
 class TrainingRanks {
  public:
   // world: null for one process; else outlives this.
