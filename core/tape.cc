@@ -33,7 +33,15 @@ void Tape::Record(Node node) {
     slot.grad_uses += int{node.input_grad != nullptr} +
                       int{node.weight_grad != nullptr && node.weight_reads_output_grad};
   }
-  nodes_.push_back(std::move(node));
+  runs_[recording_].push_back(std::move(node));
+}
+
+int Tape::ReservePlace() {
+  CADRE_CHECK(recording_ + 1 == runs_.size(), "a place inside a place");
+  const size_t place = runs_.size();
+  runs_.resize(place + 2);
+  recording_ = place + 1;
+  return static_cast<int>(place);
 }
 
 void Tape::Defer(SlotId slot, Source source) {
@@ -105,21 +113,33 @@ void Tape::Finish(Node& node, Pass pass) {
   }
 }
 
-void Tape::Backward(Context& ctx) {
-  for (auto node = nodes_.rbegin(); node != nodes_.rend(); ++node) {
-    RunInput(ctx, *node);
-    RunWeight(ctx, *node);
+template <typename Run>
+void Tape::LastFirst(Run&& run) {
+  for (auto nodes = runs_.rbegin(); nodes != runs_.rend(); ++nodes) {
+    for (auto node = nodes->rbegin(); node != nodes->rend(); ++node) run(*node);
   }
-  nodes_.clear();
+}
+
+void Tape::Clear() {
+  runs_.assign(1, {});
+  recording_ = 0;
+}
+
+void Tape::Backward(Context& ctx) {
+  LastFirst([&](Node& node) {
+    RunInput(ctx, node);
+    RunWeight(ctx, node);
+  });
+  Clear();
 }
 
 void Tape::BackwardInputs(Context& ctx) {
-  for (auto node = nodes_.rbegin(); node != nodes_.rend(); ++node) RunInput(ctx, *node);
+  LastFirst([&](Node& node) { RunInput(ctx, node); });
 }
 
 void Tape::BackwardWeights(Context& ctx) {
-  for (auto node = nodes_.rbegin(); node != nodes_.rend(); ++node) RunWeight(ctx, *node);
-  nodes_.clear();
+  LastFirst([&](Node& node) { RunWeight(ctx, node); });
+  Clear();
 }
 
 Tensor Tape::ReadValue(Context& ctx, SlotId id) {

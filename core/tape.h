@@ -22,6 +22,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <utility>
 #include <vector>
 
 #include "core/context.h"
@@ -79,6 +80,23 @@ class Tape {
   SlotId SlotToSave(const Var& var) { return var.slot == kNoSlot ? NewSlot() : var.slot; }
   void Record(Node node);
 
+  // A place in the order of the nodes for what the forward pass computes later than the backward
+  // pass would like: what reads it, or is computed meanwhile, is recorded after the place.
+  int ReservePlace();
+  // While one lives, nodes go into a reserved place, after those that are there.
+  class Filling {
+   public:
+    Filling(Tape& tape, int place)
+        : tape_(tape), before_(std::exchange(tape.recording_, static_cast<size_t>(place))) {}
+    ~Filling() { tape_.recording_ = before_; }
+    Filling(const Filling&) = delete;
+    Filling& operator=(const Filling&) = delete;
+
+   private:
+    Tape& tape_;
+    const size_t before_;
+  };
+
   // Replaces what a saved slot holds by something that produces it when first read.
   void Defer(SlotId slot, Source source);
 
@@ -122,10 +140,15 @@ class Tape {
   Tensor ReadValue(Context& ctx, SlotId slot);
   Tensor ReadGrad(Context& ctx, SlotId slot);
   void AddGrad(Context& ctx, SlotId slot, Tensor grad);
+  template <typename Run>
+  void LastFirst(Run&& run);
+  void Clear();
 
   Accumulate accumulate_;
   std::vector<Slot> slots_;
-  std::vector<Node> nodes_;
+  // In the order of places: run by run, a reserved place is a run of its own.
+  std::vector<std::vector<Node>> runs_{1};
+  size_t recording_ = 0;  // the run that nodes go into
 };
 
 // What a closure sees.

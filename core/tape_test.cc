@@ -135,6 +135,25 @@ TEST_F(TapeTest, DeferredGradientsAreAddedInTheOrderOfTheirCalls) {
   EXPECT_EQ(*store_.Gradient(w_).data<float>(), 6);
 }
 
+// What is recorded in a place runs, going backwards, after all that was recorded since.
+TEST_F(TapeTest, APlaceIsFilledLater) {
+  const int place = tape_.ReservePlace();
+  Multiply(ctx_, x_, u_, &log_);
+  Var y;
+  {
+    Tape::Filling fill(tape_, place);
+    y = Multiply(ctx_, x_, w_, &log_);
+  }
+  Var z = Multiply(ctx_, y, u_, &log_);
+  store_.ExpectReports(u_, 2);
+  tape_.Seed(z.slot, One());
+  tape_.Backward(ctx_);
+  // The product of nobody's reports alone: u's bucket is complete between the two others.
+  EXPECT_EQ(log_, "iw1iw0");
+  EXPECT_EQ(*tape_.Grad(ctx_, x_.slot).data<float>(), 15);
+  EXPECT_EQ(*store_.Gradient(u_).data<float>(), 6);
+}
+
 TEST_F(TapeTest, ASourceMayMakeSlots) {
   Var y = Multiply(ctx_, x_, w_, &log_);
   tape_.Defer(x_.slot, [this](Context&) {

@@ -8,7 +8,6 @@
 #include "core/ops/rope.h"
 #include "parallel/combine_ranks.h"
 #include "parallel/row_parallel.h"
-#include "parallel/token_ops.h"
 
 namespace cadre {
 namespace {
@@ -136,7 +135,7 @@ Var AttentionBlock::OwnKvHeads(Context& ctx, const Var& x) const {
   return part.Reshape({x.value.dim(0), local_.kv_heads, spec_.head_dim});
 }
 
-Var AttentionBlock::Forward(Context& ctx, const Var& x, const AttentionInputs& in) const {
+PendingOutput AttentionBlock::Forward(Context& ctx, const Var& x, const AttentionInputs& in) const {
   const OpLabel label = {"attention", in.layer};
   const Var all = GatherTokens(ctx, x, TensorGroup(ctx), label);
   auto [q, k, v] = Project(ctx, all);
@@ -157,7 +156,7 @@ Var AttentionBlock::Forward(Context& ctx, const Var& x, const AttentionInputs& i
   const Var out = Attend(ctx, q, k, v, local_, sinks_, in);
   const Var partial =
       ops::MatMul(ctx, out, {.weight = output_, .bias = BiasOnce(ctx, output_bias_)});
-  return ScatterTokens(ctx, partial, TensorGroup(ctx), label);
+  return OutputOf(StartExchange(ctx, partial, {TokenOp::kScatter, TensorGroup(ctx), label}));
 }
 
 LatentAttentionBlock::LatentAttentionBlock(const DecoderSpec& spec, const AttentionSpec& attention,
@@ -195,7 +194,8 @@ Var LatentAttentionBlock::Queries(Context& ctx, const Var& x, const OpLabel& lab
   return q.Reshape({in.value.dim(0), spec_.heads, spec_.head_dim});
 }
 
-Var LatentAttentionBlock::Forward(Context& ctx, const Var& x, const AttentionInputs& in) const {
+PendingOutput LatentAttentionBlock::Forward(Context& ctx, const Var& x,
+                                            const AttentionInputs& in) const {
   const LatentSpec& l = spec_.latent;
   const OpLabel label = {"attention", in.layer};
   const int64_t heads = spec_.heads;
@@ -223,7 +223,7 @@ Var LatentAttentionBlock::Forward(Context& ctx, const Var& x, const AttentionInp
   Var q = ops::Rope(ctx, Queries(ctx, x, label), rope);
   const Var partial =
       ops::MatMul(ctx, Attend(ctx, q, k, v, spec_, kNoParam, in), {.weight = output_});
-  return ScatterTokens(ctx, partial, TensorGroup(ctx), label);
+  return OutputOf(StartExchange(ctx, partial, {TokenOp::kScatter, TensorGroup(ctx), label}));
 }
 
 }  // namespace cadre

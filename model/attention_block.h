@@ -14,7 +14,7 @@
 #include "model/batch.h"
 #include "model/decoder_spec.h"
 #include "model/param_builder.h"
-#include "parallel/communicator.h"
+#include "parallel/token_ops.h"
 
 namespace cadre {
 
@@ -31,7 +31,7 @@ class AttentionBlock {
                  ParamBuilder& params);
 
   // x [T / tp, D] -> [T / tp, D]
-  Var Forward(Context& ctx, const Var& x, const AttentionInputs& in) const;
+  PendingOutput Forward(Context& ctx, const Var& x, const AttentionInputs& in) const;
 
  private:
   struct Projected {
@@ -61,7 +61,7 @@ class LatentAttentionBlock {
   LatentAttentionBlock(const DecoderSpec& spec, const AttentionSpec& attention,
                        const std::string& prefix, ParamBuilder& params);
 
-  Var Forward(Context& ctx, const Var& x, const AttentionInputs& in) const;
+  PendingOutput Forward(Context& ctx, const Var& x, const AttentionInputs& in) const;
 
  private:
   Var Queries(Context& ctx, const Var& x, const OpLabel& label) const;  // [T, heads, dh]

@@ -3,7 +3,6 @@
 #include <algorithm>
 
 #include "core/ops/dropout.h"
-#include "core/ops/elementwise.h"
 #include "core/ops/rms_norm.h"
 #include "core/trace.h"
 #include "parallel/row_parallel.h"
@@ -82,41 +81,45 @@ ParamId Decoder::router_correction(int layer) const {
   return block == nullptr ? kNoParam : block->router().params().correction;
 }
 
-Var Decoder::ForwardLayer(Context& ctx, int index, const Var& x, const Batch& batch,
-                          const ForwardOptions& options, DecoderOutput* out) const {
+void Decoder::ForwardLayer(Context& ctx, int index, const Batch& batch,
+                           const ForwardOptions& options, ResidualStream* stream,
+                           DecoderOutput* out) const {
   const Layer& layer = layers_[static_cast<size_t>(index)];
+  const Wiring wiring = spec_.layers[static_cast<size_t>(index)].wiring;
   float eps = static_cast<float>(spec_.norm_eps);
   AttentionInputs inputs{.batch = batch, .rope = *rope_, .layer = index};
-  Var normed = ops::RmsNorm(ctx, x, {layer.input_norm, eps});
-  Var half;
+  Var normed = stream->Read(ctx, wiring, {layer.input_norm, eps});
+  PendingOutput half;
   {
     TraceScope scope(ctx.trace, "attention", {{"layer", index}});
     half = std::visit([&](const auto& block) { return block.Forward(ctx, normed, inputs); },
                       layer.attention);
   }
-  Var stream = AddHalf(ctx, x, half, 2 * index, options);
+  stream->Add(ctx, wiring, Dropped(std::move(half), 2 * index, options));
 
-  normed = ops::RmsNorm(ctx, stream, {layer.post_norm, eps});
+  normed = stream->Read(ctx, wiring, {layer.post_norm, eps});
   TraceScope scope(ctx.trace, "mlp", {{"layer", index}});
   if (const auto* dense = std::get_if<MlpBlock>(&layer.mlp)) {
     half = dense->Forward(ctx, normed, index);
   } else {
-    moe::MoeLayer::Output mixed = std::get<MoeBlock>(layer.mlp).Forward(
-        ctx, normed, OwnOffsets(batch), options.router, index);
+    MoeBlock::Output mixed = std::get<MoeBlock>(layer.mlp).Forward(ctx, normed, OwnOffsets(batch),
+                                                                   options.router, index);
     for (Var& loss : mixed.routing.losses) out->router_losses.push_back(std::move(loss));
     out->routing.push_back({index, mixed.routing.ids});
-    half = mixed.y;
+    half = std::move(mixed.y);
   }
-  return AddHalf(ctx, stream, half, 2 * index + 1, options);
+  stream->Add(ctx, wiring, Dropped(std::move(half), 2 * index + 1, options));
 }
 
-Var Decoder::AddHalf(Context& ctx, const Var& stream, const Var& half, int site,
-                     const ForwardOptions& options) const {
-  if (options.dropout == 0.0) return ops::Add(ctx, stream, half);
-  const int64_t tokens = half.value.dim(0);
-  ops::DropoutArgs args{options.dropout, static_cast<uint32_t>(site),
-                        options.global_tokens.Narrow(tokens * part_.tp_rank, tokens)};
-  return ops::Add(ctx, stream, ops::Dropout(ctx, half, args));
+PendingOutput Decoder::Dropped(PendingOutput half, int site, const ForwardOptions& options) const {
+  if (options.dropout == 0.0) return half;
+  return [half = std::move(half), site, rate = options.dropout, all = options.global_tokens,
+          rank = part_.tp_rank](Context& ctx) {
+    const Var whole = half(ctx);
+    const int64_t tokens = whole.value.dim(0);
+    return ops::Dropout(ctx, whole,
+                        {rate, static_cast<uint32_t>(site), all.Narrow(tokens * rank, tokens)});
+  };
 }
 
 std::vector<int32_t> Decoder::OwnOffsets(const Batch& batch) const {
@@ -146,11 +149,12 @@ DecoderOutput Decoder::Forward(Context& ctx, const Batch& batch,
               "{} tokens over {} of {} ranks", batch.tokens(), GroupSize(TensorGroup(ctx)),
               part_.tp);
   DecoderOutput out;
-  Var x = VocabularyEmbedding(ctx, batch.ids, Vocabulary(ctx, embedding_, {"embedding"}));
+  ResidualStream stream(
+      VocabularyEmbedding(ctx, batch.ids, Vocabulary(ctx, embedding_, {"embedding"})));
   for (int i = 0; i < static_cast<int>(layers_.size()); ++i) {
-    x = ForwardLayer(ctx, i, x, batch, options, &out);
+    ForwardLayer(ctx, i, batch, options, &stream, &out);
   }
-  out.hidden = ops::RmsNorm(ctx, x, {norm_, static_cast<float>(spec_.norm_eps)});
+  out.hidden = ops::RmsNorm(ctx, stream.Land(ctx), {norm_, static_cast<float>(spec_.norm_eps)});
   return out;
 }
 

@@ -26,6 +26,7 @@
 #include "model/batch.h"
 #include "model/decoder_spec.h"
 #include "model/mlp_block.h"
+#include "model/residual.h"
 #include "parallel/vocabulary.h"
 
 namespace cadre {
@@ -88,14 +89,13 @@ class Decoder {
 
   Decoder(const DecoderSpec& spec, const ModelPart& part) : spec_(spec), part_(part) {}
   Layer MakeLayer(int index, ParamBuilder& params) const;
-  Var ForwardLayer(Context& ctx, int index, const Var& x, const Batch& batch,
-                   const ForwardOptions& options, DecoderOutput* out) const;
+  void ForwardLayer(Context& ctx, int index, const Batch& batch, const ForwardOptions& options,
+                    ResidualStream* stream, DecoderOutput* out) const;
   VocabularyArgs Vocabulary(Context& ctx, ParamId weight, const OpLabel& label) const;
   // What of a batch's sequences lies in this rank's tokens: [S + 1], from 0 to their count.
   std::vector<int32_t> OwnOffsets(const Batch& batch) const;
-  // stream + half, the half thinned out by dropout.
-  Var AddHalf(Context& ctx, const Var& stream, const Var& half, int site,
-              const ForwardOptions& options) const;
+  // The output of a half, thinned out by dropout.
+  PendingOutput Dropped(PendingOutput half, int site, const ForwardOptions& options) const;
 
   DecoderSpec spec_;
   ModelPart part_;

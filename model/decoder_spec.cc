@@ -333,6 +333,26 @@ absl::Status CheckTotal(const DecoderSpec& spec) {
   return absl::OkStatus();
 }
 
+absl::Status ResolveWiring(const ModelConfig& c, DecoderSpec* spec) {
+  const bool ladder = c.residual() == "ladder";
+  if (c.has_residual() && !ladder && c.residual() != "standard") {
+    return InvalidArgument("residual: '{}' (allowed: standard, ladder)", c.residual());
+  }
+  if (c.ladder_layers_size() > 0 && !ladder) {
+    return InvalidArgument("ladder_layers: {} given (allowed with residual: ladder alone)",
+                           c.ladder_layers_size());
+  }
+  if (ladder && c.ladder_layers_size() == 0) {
+    for (LayerSpec& layer : spec->layers) layer.wiring = Wiring::kLadder;
+  }
+  for (const int layer : c.ladder_layers()) {
+    CADRE_RETURN_IF_ERROR(
+        CheckRange("ladder_layers", true, layer, 0, c.num_hidden_layers() - int64_t{1}));
+    spec->layers[static_cast<size_t>(layer)].wiring = Wiring::kLadder;
+  }
+  return absl::OkStatus();
+}
+
 absl::Status ResolveLayers(const ModelConfig& c, const Architecture& arch, DecoderSpec* spec) {
   CADRE_ASSIGN_OR_RETURN(AttentionSpec attention, ResolveAttention(c, arch));
   for (int layer = 0; layer < c.num_hidden_layers(); ++layer) {
@@ -347,7 +367,7 @@ absl::Status ResolveLayers(const ModelConfig& c, const Architecture& arch, Decod
     }
     spec->layers.push_back(l);
   }
-  return absl::OkStatus();
+  return ResolveWiring(c, spec);
 }
 
 #undef CADRE_CHECK_FIELD

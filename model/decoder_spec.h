@@ -61,8 +61,12 @@ struct MoeSpec {
   int64_t shared_intermediate = 0;
 };
 
+// How a layer's modules are wired to the residual stream (model/residual.h).
+enum class Wiring : uint8_t { kStandard, kLadder };
+
 struct LayerSpec {
   AttentionSpec attention;
+  Wiring wiring = Wiring::kStandard;
   bool is_moe = false;
   MlpSpec mlp;  // where not is_moe
   MoeSpec moe;  // where is_moe

@@ -235,5 +235,28 @@ TEST(DecoderSpec, WhichLayersAreMixtures) {
   EXPECT_EQ(moe(deepseek), "ddmd");
 }
 
+TEST(DecoderSpec, LadderLayers) {
+  ModelConfig c = Basic("llama");
+  const auto wirings = [&] {
+    std::vector<Wiring> all;
+    for (const LayerSpec& layer : ResolveModelConfig(c)->layers) all.push_back(layer.wiring);
+    return all;
+  };
+  const Wiring standard = Wiring::kStandard, ladder = Wiring::kLadder;
+  EXPECT_EQ(wirings(), std::vector<Wiring>(4, standard));
+  c.set_residual("ladder");
+  EXPECT_EQ(wirings(), std::vector<Wiring>(4, ladder));
+  c.add_ladder_layers(2);
+  c.add_ladder_layers(3);
+  EXPECT_EQ(wirings(), (std::vector<Wiring>{standard, standard, ladder, ladder}));
+  c.add_ladder_layers(4);
+  EXPECT_EQ(Message(ValidateModelConfig(c)), "ladder_layers: 4 (allowed: 0 to 3)");
+  c.set_residual("standard");
+  EXPECT_EQ(Message(ValidateModelConfig(c)),
+            "ladder_layers: 3 given (allowed with residual: ladder alone)");
+  c.set_residual("rungs");
+  EXPECT_EQ(Message(ValidateModelConfig(c)), "residual: 'rungs' (allowed: standard, ladder)");
+}
+
 }  // namespace
 }  // namespace cadre

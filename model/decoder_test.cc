@@ -28,13 +28,20 @@ struct Fixture {
   Context ctx;
   std::unique_ptr<Model> model;
 
-  Fixture(const std::string& name, DType dtype) {
+  // residual: the wiring, which the fixture's weights do not care about.
+  Fixture(const std::string& name, DType dtype, const std::string& residual = "standard") {
     ctx = {.allocator = &allocator, .threads = 2};
-    auto loaded = LoadModel(ctx, "tests/golden/fixtures/" + name,
-                            {.dtype = dtype, .decoder = {.max_position = 128}});
-    CADRE_CHECK(loaded.ok(), "{}", Message(loaded.status()));
-    model = *std::move(loaded);
+    const std::string folder = "tests/golden/fixtures/" + name;
+    auto config = LoadHfConfig(folder);
+    CADRE_CHECK(config.ok(), "{}", Message(config.status()));
+    config->model.set_residual(residual);
+    auto made =
+        CreateModel(ctx, *std::move(config), {.dtype = dtype, .decoder = {.max_position = 128}});
+    CADRE_CHECK(made.ok(), "{}", Message(made.status()));
+    model = *std::move(made);
     ctx.parameters = &model->parameters();
+    auto loaded = LoadWeights(ctx, folder, model->config());
+    CADRE_CHECK(loaded.ok(), "{}", Message(loaded.status()));
   }
 };
 
@@ -102,8 +109,8 @@ void ExpectSameBits(const Tensor& got, const Tensor& want, const std::string& wh
 
 class OneForward : public testing::TestWithParam<const char*> {};
 
-void CheckPaged(const std::string& name, DType dtype) {
-  Fixture fixture(name, dtype);
+void CheckPaged(const std::string& name, DType dtype, const std::string& residual = "standard") {
+  Fixture fixture(name, dtype, residual);
   auto all = Sequences();
   Batch whole = PackSequences(fixture.allocator, all);
   Tensor want = fixture.model->decoder().Forward(fixture.ctx, whole).hidden.value;
@@ -131,6 +138,7 @@ void CheckPaged(const std::string& name, DType dtype) {
 
 TEST_P(OneForward, F32) { CheckPaged(GetParam(), DType::kF32); }
 TEST_P(OneForward, BF16) { CheckPaged(GetParam(), DType::kBF16); }
+TEST_P(OneForward, Ladder) { CheckPaged(GetParam(), DType::kBF16, "ladder"); }
 
 // mistral's own window is shorter than the sequences' changed token is far: left out.
 INSTANTIATE_TEST_SUITE_P(Families, OneForward,

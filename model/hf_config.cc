@@ -45,6 +45,25 @@ void FoldRopeParameters(ModelConfig* model) {
   model->mutable_rope_scaling()->clear_rope_theta();
 }
 
+// Programs that would run a ladder model's weights with the standard wiring must not know it by its
+// type.
+constexpr std::string_view kLadderType = "ladder_", kLadderClass = "Ladder";
+
+void ReadLadderType(ModelConfig* model) {
+  if (!model->model_type().starts_with(kLadderType)) return;
+  model->mutable_model_type()->erase(0, kLadderType.size());
+  if (!model->has_residual()) model->set_residual("ladder");
+}
+
+void WriteLadderType(const ModelConfig& model, Json* json) {
+  if (model.residual() != "ladder") return;
+  (*json)["model_type"] = std::string(kLadderType) + model.model_type();
+  for (Json& name : (*json)["architectures"]) {
+    const auto text = name.get<std::string>();
+    if (!text.starts_with(kLadderClass)) name = std::string(kLadderClass) + text;
+  }
+}
+
 // Defaults of transformers' config classes that are not what an absent field means here.
 void FillAbsent(const Json& json, ModelConfig* model) {
   const std::string& type = model->model_type();
@@ -92,6 +111,7 @@ absl::StatusOr<HfConfig> ParseHfConfig(std::string_view text, const std::string&
   HfConfig config;
   CADRE_RETURN_IF_ERROR(JsonToMessage(json, file, &config.model));
   if (!config.model.has_model_type()) return InvalidArgument("{}: model_type: missing", file);
+  ReadLadderType(&config.model);
   FoldRopeParameters(&config.model);
   FillAbsent(json, &config.model);
   config.source = std::string(text);
@@ -148,6 +168,7 @@ std::string HfConfigJson(const HfConfig& config, const std::string& torch_dtype)
     json["tie_word_embeddings"] = spec->tied;
     json["max_position_embeddings"] = spec->max_position;
   }
+  WriteLadderType(model, &json);
   return json.dump(2) + "\n";
 }
 

@@ -6,6 +6,9 @@
 // folded into rope_theta and rope_scaling, and both are written. Token ids of
 // generation_config.json override config.json's.
 //
+// A ladder model (`residual`) is written with the model_type ladder_llama and so on, which other
+// programs refuse: they would run its weights with the standard wiring.
+//
 // Callable from any thread. Files are taken as hostile: at most 16 MiB, 64 levels.
 #pragma once
 
@@ -31,7 +34,7 @@ absl::StatusOr<HfConfig> ParseHfConfig(std::string_view json, const std::string&
 absl::StatusOr<HfConfig> LoadHfConfig(const std::string& path);
 
 // config.json for `config` with weights of this torch dtype name ("bfloat16"): opens in
-// transformers.
+// transformers, but for a ladder model.
 std::string HfConfigJson(const HfConfig& config, const std::string& torch_dtype);
 
 // generation_config.json: the one that was read, or a fresh one with the token ids.

@@ -44,6 +44,22 @@ TEST(HfConfig, ReadsItsOwnOutput) {
   EXPECT_EQ(second.model.architectures(0), "LlamaForCausalLM");
 }
 
+// Other programs must not take a ladder model's weights for those of the standard wiring.
+TEST(HfConfig, ALadderModelHasATypeOfItsOwn) {
+  Json json = Llama();
+  json["residual"] = "ladder";
+  json["ladder_layers"] = {1};
+  const std::string text = HfConfigJson(Parse(json), "bfloat16");
+  const Json written = Json::parse(text);
+  EXPECT_EQ(written["model_type"], "ladder_llama");
+  EXPECT_EQ(written["architectures"][0], "LadderLlamaForCausalLM");
+  EXPECT_EQ(written["ladder_layers"], json["ladder_layers"]);
+  const HfConfig again = Parse(written);
+  EXPECT_EQ(again.model.model_type(), "llama");
+  EXPECT_EQ(again.model.residual(), "ladder");
+  EXPECT_EQ(HfConfigJson(again, "bfloat16"), text);
+}
+
 TEST(HfConfig, RopeParametersFold) {
   Json json = Llama();
   json["rope_parameters"] = {{"rope_type", "linear"}, {"factor", 2.0}, {"rope_theta", 5e5}};

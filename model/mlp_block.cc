@@ -162,14 +162,14 @@ MlpBlock::MlpBlock(int64_t hidden, const MlpSpec& spec, const std::string& prefi
   down_bias_ = params.Bias(prefix + "down_proj.bias", {{prefix + "down_proj.bias", hidden}});
 }
 
-Var MlpBlock::Forward(Context& ctx, const Var& x, int layer) const {
+PendingOutput MlpBlock::Forward(Context& ctx, const Var& x, int layer) const {
   Communicator* group = TensorGroup(ctx);
   const OpLabel label = {"mlp", layer};
   const Var all = GatherTokens(ctx, x, group, label);
   Var gate_up = ops::MatMul(ctx, all, {.weight = gate_up_, .bias = gate_up_bias_});
   Var inner = ops::SwiGlu(ctx, gate_up, activation_);
   const Var partial = ops::MatMul(ctx, inner, {.weight = down_, .bias = BiasOnce(ctx, down_bias_)});
-  return ScatterTokens(ctx, partial, group, label);
+  return OutputOf(StartExchange(ctx, partial, {TokenOp::kScatter, group, label}));
 }
 
 MoeBlock::MoeBlock(int64_t hidden, const MoeSpec& spec, const std::string& prefix,
@@ -182,17 +182,19 @@ MoeBlock::MoeBlock(int64_t hidden, const MoeSpec& spec, const std::string& prefi
   if (gated) shared_gate_ = params.Matrix(prefix + "mlp.shared_expert_gate.weight", 1, hidden);
 }
 
-moe::MoeLayer::Output MoeBlock::Forward(Context& ctx, const Var& x,
-                                        std::span<const int32_t> offsets,
-                                        const moe::RouterLossOptions& losses, int layer) const {
-  moe::MoeLayer::Output out = routed_.Forward(ctx, x, offsets, losses, layer);
-  if (!shared_) return out;
-  Var shared = shared_->Forward(ctx, x, layer);
-  if (shared_gate_ != kNoParam) {
-    shared = ops::SigmoidGate(ctx, shared, ops::MatMul(ctx, x, {.weight = shared_gate_}));
-  }
-  out.y = ops::Add(ctx, out.y, shared);
-  return out;
+MoeBlock::Output MoeBlock::Forward(Context& ctx, const Var& x, std::span<const int32_t> offsets,
+                                   const moe::RouterLossOptions& losses, int layer) const {
+  moe::MoeLayer::Output routed = routed_.Forward(ctx, x, offsets, losses, layer);
+  if (!shared_) return {OutputOf(StartExchange(ctx, routed.y, {})), std::move(routed.routing)};
+  PendingOutput y = [x, routed = routed.y, gate = shared_gate_,
+                     shared = shared_->Forward(ctx, x, layer)](Context& ctx) {
+    Var own = shared(ctx);
+    if (gate != kNoParam) {
+      own = ops::SigmoidGate(ctx, own, ops::MatMul(ctx, x, {.weight = gate}));
+    }
+    return ops::Add(ctx, routed, own);
+  };
+  return {std::move(y), std::move(routed.routing)};
 }
 
 }  // namespace cadre

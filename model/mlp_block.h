@@ -23,7 +23,8 @@ class MlpBlock {
   // Registers {gate,up,down}_proj under `prefix` ("model.layers.0.mlp.").
   MlpBlock(int64_t hidden, const MlpSpec& spec, const std::string& prefix, ParamBuilder& params);
 
-  Var Forward(Context& ctx, const Var& x, int layer) const;  // [T / tp, D] -> [T / tp, D]
+  // x [T / tp, D] -> [T / tp, D]
+  PendingOutput Forward(Context& ctx, const Var& x, int layer) const;
 
  private:
   ParamId gate_up_, gate_up_bias_ = kNoParam, down_, down_bias_ = kNoParam;
@@ -35,8 +36,12 @@ class MoeBlock {
   // prefix: "model.layers.0."
   MoeBlock(int64_t hidden, const MoeSpec& spec, const std::string& prefix, ParamBuilder& params);
 
-  moe::MoeLayer::Output Forward(Context& ctx, const Var& x, std::span<const int32_t> offsets,
-                                const moe::RouterLossOptions& losses, int layer) const;
+  struct Output {
+    PendingOutput y;  // [T / tp, D]
+    moe::Routing routing;
+  };
+  Output Forward(Context& ctx, const Var& x, std::span<const int32_t> offsets,
+                 const moe::RouterLossOptions& losses, int layer) const;
 
   const moe::Router& router() const { return routed_.router(); }
 

@@ -22,6 +22,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <span>
 #include <utility>
 #include <vector>
@@ -62,6 +63,13 @@ class PendingVar {
 };
 
 PendingVar StartExchange(Context& ctx, const Var& x, Exchange exchange);
+
+// What a block gives: called once, it waits for what of its output is on its way.
+using PendingOutput = std::function<Var(Context&)>;
+
+inline PendingOutput OutputOf(PendingVar pending) {
+  return [pending = std::move(pending)](Context& ctx) mutable { return pending.Wait(ctx); };
+}
 
 inline Var GatherTokens(Context& ctx, const Var& x, Communicator* group, const OpLabel& label) {
   return StartExchange(ctx, x, {TokenOp::kGather, group, label}).Wait(ctx);

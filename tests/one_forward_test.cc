@@ -34,6 +34,7 @@ const char kShape[] =
 std::string ModelYaml(const std::string& type) {
   const std::map<std::string, const char*> more = {
       {"llama", "intermediate_size: 320"},
+      {"ladder", "intermediate_size: 320, residual: ladder, ladder_layers: [1, 2]"},
       {"qwen3_moe",
        "head_dim: 64, intermediate_size: 256, num_experts: 8, num_experts_per_tok: 2, "
        "moe_intermediate_size: 96, norm_topk_prob: true, tie_word_embeddings: true"},
@@ -47,7 +48,8 @@ std::string ModelYaml(const std::string& type) {
        "first_k_dense_replace: 1, n_group: 2, topk_group: 1, norm_topk_prob: true"}};
   std::string shape = kShape;
   if (type == "deepseek_v3") shape.erase(shape.find("num_key_value_heads: 2, "), 24);
-  return "model: {model_type: " + type + ", " + shape + more.at(type) + "}\n";
+  const std::string family = type == "ladder" ? "llama" : type;
+  return "model: {model_type: " + family + ", " + shape + more.at(type) + "}\n";
 }
 
 // A model after a few dozen steps, loaded twice: to be served, and to be trained on.
@@ -331,6 +333,14 @@ void CompareAll(const std::string& type) {
 TEST(OneForward, Llama) { CompareSample("llama"); }
 TEST(OneForward, Qwen3Moe) { CompareSample("qwen3_moe"); }
 
+// Through the checkpoint's own config, whose wiring the server has to follow.
+TEST(OneForward, Ladder) {
+  Trained trained("ladder");
+  ASSERT_EQ(trained.serving().spec().layers[1].wiring, Wiring::kLadder);
+  const int prompts[] = {1, 2, 3, 4, 5, 6};
+  EXPECT_GT(Compare(trained, kCases[6], prompts, true), 60);
+}
+
 TEST(OneForward, ANudgedWeightShows) {
   Trained trained("qwen3_moe");
   const int prompts[] = {1, 2, 3};
@@ -346,7 +356,7 @@ TEST(OneForward, ANudgedWeightShows) {
 class FullOneForward : public testing::TestWithParam<const char*> {};
 TEST_P(FullOneForward, EveryPromptInEveryCase) { CompareAll(GetParam()); }
 INSTANTIATE_TEST_SUITE_P(FullModels, FullOneForward,
-                         testing::Values("llama", "qwen3_moe", "gpt_oss", "deepseek_v3"),
+                         testing::Values("llama", "ladder", "qwen3_moe", "gpt_oss", "deepseek_v3"),
                          [](const auto& info) { return std::string(info.param); });
 
 }  // namespace
