@@ -4,6 +4,7 @@
 #include "core/ops/attention.h"
 #include "core/ops/columns.h"
 #include "core/ops/matmul.h"
+#include "core/ops/permute.h"
 #include "core/ops/rms_norm.h"
 #include "core/ops/rope.h"
 #include "parallel/combine_ranks.h"
@@ -15,7 +16,17 @@ namespace {
 // Of the norms of latents; DeepSeek's code does not take it from the config.
 constexpr float kLatentNormEps = 1e-6f;
 
-// q [T, H, dh], k [T, K, dh], v [T, K, dv] -> [T, H * dv].
+// x [T, ...] of the rank's tokens -> of all context-parallel ranks' tokens, in the batch's order.
+Var OfAllTokens(Context& ctx, const Var& x, const AttentionInputs& in) {
+  if (!in.batch.context.has_value()) return x;
+  const int64_t tokens = x.value.dim(0), width = x.value.numel() / tokens;
+  const Var all = GatherTokens(ctx, x.Reshape({tokens, width}), ContextGroup(ctx),
+                               {"keys and values", in.layer});
+  return ops::Permute(ctx, all, in.batch.context->order);
+}
+
+// q [T, H, dh]; k and v of all tokens that the ranks share, [., K, dh] and [., K, dv] -> [T, H *
+// dv].
 Var Attend(Context& ctx, const Var& q, const Var& k, const Var& v, const AttentionSpec& spec,
            ParamId sinks, const AttentionInputs& in) {
   ops::AttentionArgs args{.scale = static_cast<float>(spec.scale),
@@ -23,6 +34,10 @@ Var Attend(Context& ctx, const Var& q, const Var& k, const Var& v, const Attenti
                           .sinks = sinks,
                           .offsets = in.batch.offsets,
                           .workers = in.batch.attention_workers};
+  if (in.batch.context.has_value()) {
+    args.offsets = in.batch.context->offsets;
+    args.query_rows = in.batch.context->tokens;
+  }
   Shape flat{q.value.dim(0), spec.heads * spec.value_dim};
   if (in.batch.kv.empty()) return ops::Attention(ctx, q, k, v, args).Reshape(flat);
   const KvLayer& kv = in.batch.kv[in.layer];
@@ -152,7 +167,9 @@ PendingOutput AttentionBlock::Forward(Context& ctx, const Var& x, const Attentio
   v = OwnKvHeads(ctx, v.Reshape({v.value.dim(0), kv_projected_, spec_.head_dim}));
   ops::RopeArgs rope{.positions = in.batch.positions, .table = &in.rope};
   q = ops::Rope(ctx, q, rope);
-  k = ops::Rope(ctx, k, rope);
+  k = OfAllTokens(ctx, ops::Rope(ctx, k, rope), in);
+  k = k.Reshape({k.value.dim(0), local_.kv_heads, spec_.head_dim});
+  v = OfAllTokens(ctx, v, in).Reshape({k.value.dim(0), local_.kv_heads, spec_.head_dim});
   const Var out = Attend(ctx, q, k, v, local_, sinks_, in);
   const Var partial =
       ops::MatMul(ctx, out, {.weight = output_, .bias = BiasOnce(ctx, output_bias_)});
@@ -207,8 +224,10 @@ PendingOutput LatentAttentionBlock::Forward(Context& ctx, const Var& x,
   latent = GatherTokens(ctx, latent, TensorGroup(ctx), label);
   // The rotary key is shared by all heads.
   Var shared_key = GatherTokens(ctx, parts[1], TensorGroup(ctx), label);
+  shared_key = ops::Rope(ctx, shared_key.Reshape({shared_key.value.dim(0), 1, l.rope_dim}), rope);
+  latent = OfAllTokens(ctx, latent, in);
+  shared_key = OfAllTokens(ctx, shared_key, in);
   const int64_t tokens = latent.value.dim(0);
-  shared_key = ops::Rope(ctx, shared_key.Reshape({tokens, 1, l.rope_dim}), rope);
   std::vector<Var> copies(static_cast<size_t>(heads), shared_key.Reshape({tokens, l.rope_dim}));
   Var rotary = ops::ConcatColumns(ctx, copies);
 

@@ -5,6 +5,9 @@
 // what lies between is over all tokens. Where there are fewer KV heads than ranks, every rank
 // projects all of them and attends to the one that its heads share.
 //
+// Over context-parallel ranks each has some tokens of every sequence (Batch::context). Queries
+// stay; keys and values, or the latents and the rotary key that they are made of, are gathered.
+//
 // Blocks hold parameter ids and numbers only: copyable, immutable, callable from any thread with a
 // Context of its own.
 #pragma once

@@ -3,10 +3,12 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <vector>
 
 #include "core/ops/kv_view.h"
+#include "core/ops/permute.h"
 #include "core/tensor.h"
 
 namespace cadre {
@@ -15,6 +17,15 @@ namespace cadre {
 struct KvLayer {
   ops::KvView view;                // S sequences, the batch's tokens counted in
   std::span<const int64_t> slots;  // [T] where the tokens' keys and values go, see ops::WriteKvArgs
+};
+
+// Where context-parallel ranks share a batch's tokens (parallel/zigzag.h): what a rank knows of
+// all.
+struct ContextShare {
+  std::vector<int32_t> offsets;  // [S + 1] of the sequences in the whole batch
+  std::vector<int32_t> tokens;   // [T] which of the whole batch's tokens the rank has, ascending
+  // From the tokens of rank 0, rank 1, ... end to end to the whole batch's order.
+  ops::PermutationPlan order;
 };
 
 struct Batch {
@@ -26,6 +37,9 @@ struct Batch {
   // queries, its last tokens, attend over its blocks.
   std::vector<KvLayer> kv;
   std::vector<int32_t> query_positions;  // [T] where a view has explicit positions; else empty
+  // Set where other ranks have the rest of the tokens. offsets are then the own tokens' in each of
+  // the sequences: some may be empty, and a sequence may have a gap.
+  std::optional<ContextShare> context;
 
   // Pieces that attention's work is cut into, see ops::AttentionArgs; changes no bit.
   int attention_workers = 0;
@@ -36,5 +50,9 @@ struct Batch {
 
 // A batch over itself: the sequences end to end, each from position 0.
 Batch PackSequences(Allocator& allocator, std::span<const std::vector<int32_t>> sequences);
+
+// The tokens of `rank` of a whole batch over itself; row_offsets as in parallel/zigzag.h.
+Batch ShareOf(Allocator& allocator, const Batch& whole, std::span<const int32_t> row_offsets,
+              int ranks, int rank);
 
 }  // namespace cadre

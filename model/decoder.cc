@@ -148,6 +148,11 @@ DecoderOutput Decoder::Forward(Context& ctx, const Batch& batch,
   CADRE_CHECK(GroupSize(TensorGroup(ctx)) == part_.tp && batch.tokens() % part_.tp == 0,
               "{} tokens over {} of {} ranks", batch.tokens(), GroupSize(TensorGroup(ctx)),
               part_.tp);
+  const int64_t context = GroupSize(ContextGroup(ctx));
+  CADRE_CHECK(context == 1 ? !batch.context.has_value()
+                           : batch.context.has_value() &&
+                                 batch.context->offsets.back() == batch.tokens() * context,
+              "{} tokens of a rank of {} that share sequences", batch.tokens(), context);
   DecoderOutput out;
   ResidualStream stream(
       VocabularyEmbedding(ctx, batch.ids, Vocabulary(ctx, embedding_, {"embedding"})));

@@ -72,7 +72,8 @@ class Decoder {
   // kNoParam where the layer has no router bias to balance with.
   ParamId router_correction(int layer) const;
 
-  // Over tensor-parallel ranks all have the same batch, whose tokens they divide evenly.
+  // Over tensor-parallel ranks all have the same batch, whose tokens they divide evenly; over
+  // context-parallel ranks each has its share (Batch::context).
   DecoderOutput Forward(Context& ctx, const Batch& batch, const ForwardOptions& options = {}) const;
 
   // The loss of `hidden` (a Forward's) against args.targets [T], the same on every tensor-parallel

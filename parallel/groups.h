@@ -36,6 +36,10 @@ struct ParallelGroups {
 // Blocks until `work` is done. False: it failed, which ctx.groups now says.
 bool Landed(Context& ctx, Work& work, const OpLabel& label);
 
+inline Communicator* ContextGroup(const Context& ctx) {
+  return ctx.groups == nullptr ? nullptr : ctx.groups->cp;
+}
+
 inline int GroupSize(const Communicator* group) { return group == nullptr ? 1 : group->size(); }
 inline int GroupRank(const Communicator* group) { return group == nullptr ? 0 : group->rank(); }
 

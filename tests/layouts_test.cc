@@ -186,6 +186,8 @@ TEST(LayoutFaults, AreNoticed) {
   const Case tp{"moe", 2, "tensor_parallel_size: 2, zero_stage: 0"};
   const Case norms{"norms", 2, "tensor_parallel_size: 2"};
   const Case ep{"moe", 4, "expert_parallel_size: 2, zero_stage: 1"};
+  const Case cp{"dense", 2, "context_parallel_size: 2"};
+  const Case latents{"bias", 2, "context_parallel_size: 2"};
   const std::vector<std::pair<Case, Fault>> faults = {
       {dp, {kDropped, "dp_cp", "gradients"}},
       {dp, {kAverage, "dp_cp", "gradients"}},
@@ -198,6 +200,10 @@ TEST(LayoutFaults, AreNoticed) {
       {norms, {kAverage, "tp", "embedding"}},
       {ep, {kDropped, "edp", "expert gradients"}},
       {ep, {kAverage, "edp", "expert gradients"}},
+      {cp, {kDropped, "cp", "keys and values"}},
+      {cp, {kAverage, "cp", "keys and values"}},
+      {cp, {kDropped, "dp_cp", "gradients"}},
+      {latents, {kDropped, "cp", "keys and values"}},
   };
   Runs runs;
   // What stands between changes nothing by itself.
@@ -222,7 +228,8 @@ TEST(LayoutCheckpoints, ARunGoesOnUnderAnotherLayout) {
        {"oss", 4,
         "expert_parallel_size: 4, tensor_parallel_size: 2, expert_tensor_parallel_size: 1"}},
       {{"moe", 4, "expert_parallel_size: 2, zero_stage: 1"},
-       {"moe", 2, "tensor_parallel_size: 2, zero_stage: 0"}}};
+       {"moe", 2, "tensor_parallel_size: 2, zero_stage: 0"}},
+      {{"tied", 2, "context_parallel_size: 2"}, {"tied", 2, "zero_stage: 0"}}};
   for (const auto& [first, second] : pairs) {
     const LayoutRun& expected = runs.Reference(first.model, "f64");
     const std::vector<double> losses = runs.Continue(first.model, "f64", first, second);
@@ -263,6 +270,34 @@ INSTANTIATE_TEST_SUITE_P(ExpertParallel, Layouts,
                                          Case{"oss", 8,
                                               "expert_parallel_size: 4, tensor_parallel_size: 2, "
                                               "expert_tensor_parallel_size: 1, zero_stage: 1"}));
+
+INSTANTIATE_TEST_SUITE_P(ContextParallel, Layouts,
+                         testing::Values(Case{"dense", 2, "context_parallel_size: 2"},
+                                         Case{"bias", 4,
+                                              "context_parallel_size: 2, tensor_parallel_size: 2, "
+                                              "zero_stage: 0"},
+                                         Case{"oss", 4,
+                                              "context_parallel_size: 2, expert_parallel_size: 4, "
+                                              "zero_stage: 1"}));
+
+INSTANTIATE_TEST_SUITE_P(
+    FullContext, Layouts,
+    testing::Values(
+        Case{"dense", 8, "context_parallel_size: 8, zero_stage: 1"},
+        Case{"dense", 8, "context_parallel_size: 2, tensor_parallel_size: 2, zero_stage: 1"},
+        Case{"tied", 4, "context_parallel_size: 2, zero_stage: 1"},
+        Case{"tied", 8, "context_parallel_size: 4, tensor_parallel_size: 2, zero_stage: 1"},
+        Case{"moe", 2, "context_parallel_size: 2, expert_parallel_size: 2"},
+        Case{"moe", 8, "context_parallel_size: 2, tensor_parallel_size: 2, zero_stage: 1"},
+        Case{"moe", 8,
+             "context_parallel_size: 2, tensor_parallel_size: 2, expert_parallel_size: 4, "
+             "expert_tensor_parallel_size: 1"},
+        Case{"norms", 2, "context_parallel_size: 2, zero_stage: 0"},
+        Case{"norms", 4, "context_parallel_size: 2, tensor_parallel_size: 2"},
+        Case{"oss", 4, "context_parallel_size: 4"},
+        Case{"oss", 4, "context_parallel_size: 2, tensor_parallel_size: 2, zero_stage: 0"},
+        Case{"bias", 4, "context_parallel_size: 4, zero_stage: 1"},
+        Case{"bias", 8, "context_parallel_size: 4, expert_parallel_size: 8, zero_stage: 1"}));
 
 INSTANTIATE_TEST_SUITE_P(
     Full, Layouts,

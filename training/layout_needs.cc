@@ -10,7 +10,6 @@ absl::Status CheckSupported(const Layout& layout) {
     return Unimplemented("{}: {}; training does not know that yet", field, value);
   };
   if (layout.pp > 1) return missing("parallel.pipeline_parallel_size", layout.pp);
-  if (layout.cp > 1) return missing("parallel.context_parallel_size", layout.cp);
   if (layout.ep > 1 && layout.etp > 1) {
     return missing("parallel.expert_tensor_parallel_size beside expert_parallel_size", layout.etp);
   }

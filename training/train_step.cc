@@ -13,20 +13,40 @@ namespace {
 double Value(const Var& scalar) { return *scalar.value.data<double>(); }
 
 // Each token's index in the step's batch, which keys dropout's draws; undefined without dropout.
-Tensor GlobalTokens(Context& ctx, double dropout, const PackedBatch& packed, int64_t first_token) {
+Tensor GlobalTokens(Context& ctx, double dropout, const Batch& batch, int64_t first_token) {
   if (dropout == 0) return {};
-  Tensor tokens = ctx.Empty({static_cast<int64_t>(packed.ids.size())}, DType::kI64);
-  std::iota(tokens.data<int64_t>(), tokens.data<int64_t>() + tokens.numel(), first_token);
+  Tensor tokens = ctx.Empty({batch.tokens()}, DType::kI64);
+  const std::span<int64_t> global = tokens.span<int64_t>();
+  if (batch.context.has_value()) {
+    std::ranges::transform(batch.context->tokens, global.begin(),
+                           [&](int32_t token) { return first_token + token; });
+  } else {
+    std::iota(global.begin(), global.end(), first_token);
+  }
   return tokens;
+}
+
+// Of the batch's tokens.
+Tensor Targets(Context& ctx, const Batch& batch, const PackedBatch& packed) {
+  if (!batch.context.has_value()) {
+    return Tensor::Of<int32_t>(*ctx.allocator, {batch.tokens()}, packed.targets);
+  }
+  Tensor targets = ctx.Empty({batch.tokens()}, DType::kI32);
+  std::ranges::transform(batch.context->tokens, targets.data<int32_t>(),
+                         [&](int32_t token) { return packed.targets[static_cast<size_t>(token)]; });
+  return targets;
 }
 
 }  // namespace
 
-Batch ToBatch(Allocator& allocator, const PackedBatch& packed) {
+Batch ToBatch(Context& ctx, const PackedBatch& packed) {
   const Shape shape = {static_cast<int64_t>(packed.ids.size())};
-  return {.ids = Tensor::Of<int32_t>(allocator, shape, packed.ids),
-          .positions = Tensor::Of<int32_t>(allocator, shape, packed.positions),
-          .offsets = packed.offsets};
+  Batch whole{.ids = Tensor::Of<int32_t>(*ctx.allocator, shape, packed.ids),
+              .positions = Tensor::Of<int32_t>(*ctx.allocator, shape, packed.positions),
+              .offsets = packed.offsets};
+  const Communicator* group = ContextGroup(ctx);
+  if (group == nullptr) return whole;
+  return ShareOf(*ctx.allocator, whole, packed.row_offsets, group->size(), group->rank());
 }
 
 absl::StatusOr<StepBatches> ReadStep(SampleStream& stream, int64_t step, const StepShape& shape) {
@@ -77,19 +97,19 @@ void TrainStep::RunMicroBatch(Context& ctx, const StepBatches& batches, const Pa
   const config::MoeTrainingConfig& moe = config_.moe();
   const bool per_sequence = moe.balance_scope() == config::BALANCE_SCOPE_SEQUENCE;
   const auto scopes = static_cast<double>(per_sequence ? batches.sequences : batches.microbatches);
+  const Batch batch = ToBatch(ctx, packed);
   ForwardOptions options{
       .router = {.balance = moe.balance_loss_coef() / scopes,
                  .per_sequence = per_sequence,
                  .z = moe.router_z_loss_coef() / static_cast<double>(batches.tokens)},
       .dropout = config_.dropout(),
-      .global_tokens = GlobalTokens(ctx, config_.dropout(), packed, first_token)};
+      .global_tokens = GlobalTokens(ctx, config_.dropout(), batch, first_token)};
   {
     TraceScope scope(ctx.trace, "forward");
-    Batch batch = ToBatch(*ctx.allocator, packed);
     DecoderOutput out = model_.decoder().Forward(ctx, batch, options);
     auto result = model_.decoder().Loss(
         ctx, out.hidden,
-        {.targets = Tensor::Of<int32_t>(*ctx.allocator, {batch.tokens()}, packed.targets),
+        {.targets = Targets(ctx, batch, packed),
          .scale = 1.0 / static_cast<double>(std::max<int64_t>(1, batches.loss_tokens)),
          .z_coefficient = config_.z_loss_coef()});
     losses->cross_entropy += result.cross_entropy;
@@ -166,14 +186,13 @@ absl::StatusOr<double> EvaluateLoss(Context& ctx, const Model& model, SampleStre
                   -1);
       }
     }
-    const Batch batch = ToBatch(*ctx.allocator, packed);
+    const Batch batch = ToBatch(ctx, packed);
     DecoderOutput out = model.decoder().Forward(ctx, batch);
-    loss +=
-        model.decoder()
-            .Loss(ctx, out.hidden,
-                  {.targets = Tensor::Of<int32_t>(*ctx.allocator, {batch.tokens()}, packed.targets),
-                   .scale = 1.0 / static_cast<double>(tokens)})
-            .cross_entropy;
+    loss += model.decoder()
+                .Loss(ctx, out.hidden,
+                      {.targets = Targets(ctx, batch, packed),
+                       .scale = 1.0 / static_cast<double>(tokens)})
+                .cross_entropy;
   }
   return loss;
 }

@@ -32,7 +32,8 @@ struct StepBatches {
 struct StepShape {
   int64_t global = 1;  // samples of a step
   int64_t micro = 1;   // of a microbatch
-  // This rank's place among the data-parallel ranks: each takes the next global / ranks samples.
+  // This rank's place among the data-parallel ranks: each takes the next global / ranks samples,
+  // whole also where context-parallel ranks share them.
   int64_t rank = 0;
   int64_t ranks = 1;
 };
@@ -82,8 +83,8 @@ class TrainStep {
   std::vector<LayerLoad> loads_;
 };
 
-// The batch as the decoder takes it.
-Batch ToBatch(Allocator& allocator, const PackedBatch& packed);
+// The batch as the decoder takes it: this rank's tokens, where context-parallel ranks share them.
+Batch ToBatch(Context& ctx, const PackedBatch& packed);
 
 // A part of the mean cross entropy per loss token over samples [0, count), without gradients: that
 // of the microbatches rank, rank + ranks, ... The parts of all ranks add up to the mean. Every rank

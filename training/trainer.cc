@@ -231,7 +231,7 @@ absl::Status Trainer::ComputeGradients(const StepBatches& batches, StepReport* r
     options_.inspect_gradients(step_, model_->parameters(), ranks_.OwnedShards());
   }
   double losses[] = {report->losses.cross_entropy, report->losses.z_loss};
-  CADRE_RETURN_IF_ERROR(ranks_.SumOverSamples(losses, {"loss"}));
+  CADRE_RETURN_IF_ERROR(ranks_.SumOverTargets(losses, {"loss"}));
   CADRE_RETURN_IF_ERROR(
       ranks_.SumOverTokens(std::span(&report->losses.router, 1), {"router loss"}));
   report->losses.cross_entropy = losses[0];
@@ -338,7 +338,7 @@ absl::StatusOr<double> Trainer::Evaluate() {
                                        .rank = ranks_.data_rank(),
                                        .ranks = ranks_.data_size()}));
   CADRE_RETURN_IF_ERROR(ranks_.failure());
-  CADRE_RETURN_IF_ERROR(ranks_.SumOverSamples(std::span(&loss, 1), {"evaluate"}));
+  CADRE_RETURN_IF_ERROR(ranks_.SumOverTargets(std::span(&loss, 1), {"evaluate"}));
   return loss;
 }
 

@@ -26,8 +26,8 @@ absl::Status TrainingRanks::SumOverSamples(std::span<int64_t> values, const OpLa
   return SumValues(mesh_.group(Axis::kDp), values, label);
 }
 
-absl::Status TrainingRanks::SumOverSamples(std::span<double> values, const OpLabel& label) {
-  return SumValues(mesh_.group(Axis::kDp), values, label);
+absl::Status TrainingRanks::SumOverTargets(std::span<double> values, const OpLabel& label) {
+  return SumValues(mesh_.group(Axis::kDpCp), values, label);
 }
 
 absl::Status TrainingRanks::SumOverTokens(std::span<int64_t> values, const OpLabel& label) {

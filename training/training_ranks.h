@@ -41,8 +41,9 @@ class TrainingRanks {
 
   // In place, over the ranks with different samples, in their order.
   absl::Status SumOverSamples(std::span<int64_t> values, const OpLabel& label);
-  absl::Status SumOverSamples(std::span<double> values, const OpLabel& label);
-  // Over the ranks with different tokens: those of a sample too.
+  // Over the ranks with different targets: those that share a sample's context too.
+  absl::Status SumOverTargets(std::span<double> values, const OpLabel& label);
+  // Over the ranks with different tokens between blocks: the tensor-parallel ones too.
   absl::Status SumOverTokens(std::span<int64_t> values, const OpLabel& label);
   absl::Status SumOverTokens(std::span<double> values, const OpLabel& label);
   // Whether any rank of the world says so.
@@ -70,7 +71,7 @@ class TrainingRanks {
   // Where an op's communication failed, what it computed is of no use.
   const absl::Status& failure() const { return groups_.failure; }
   // One of the ranks that have the same samples: it writes of them.
-  bool first_with_samples() const { return mesh_.place().tp == 0; }
+  bool first_with_samples() const { return mesh_.place().tp == 0 && mesh_.place().cp == 0; }
 
   // Seconds spent waiting for gradients and weights so far.
   double blocked_seconds() const;
