@@ -2,8 +2,7 @@
 
 namespace cadre::moe {
 
-Dispatched LocalDispatcher::Dispatch(Context& ctx, const Var& x, const Routing& routing,
-                                     int) const {
+Dispatched LocalDispatcher::Start(Context& ctx, const Var& x, const Routing& routing, int) const {
   Dispatched out = {.weights = routing.weights,
                     .plan = ops::PlanPermutation(ctx, routing.ids, experts_)};
   out.rows = ops::Permute(ctx, x, out.plan);
@@ -17,8 +16,6 @@ Var LocalDispatcher::Combine(Context& ctx, const Var& rows, const Dispatched& di
 }
 
 std::shared_ptr<const Dispatcher> MakeDispatcher(int64_t experts, const ModelPart& part) {
-  CADRE_CHECK(part.ep == 1 || part.etp == 1, "experts over {} ranks, each over {}", part.ep,
-              part.etp);
   if (part.ep > 1) return std::make_shared<AllToAllDispatcher>(experts, part.ep);
   if (part.etp > 1) return std::make_shared<GatherDispatcher>(experts);
   return std::make_shared<LocalDispatcher>(experts);

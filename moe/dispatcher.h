@@ -1,14 +1,23 @@
 // Dispatcher: takes tokens to the rows that the experts of this rank work on, and their results
-// back. One for each way of sharing experts out:
+// back. MakeDispatcher picks one by how ranks share experts out:
 //
-//   LocalDispatcher     every rank has all experts, whole: its own tokens meet them, nothing
-//   travels GatherDispatcher    every rank has its columns of all experts: tokens are gathered over
-//   them AllToAllDispatcher  every rank has its own experts: rows travel to them and back
+//   ep   etp
+//   1    1    LocalDispatcher     a rank has all experts, whole: nothing travels
+//   1    > 1  GatherDispatcher    it has its columns of all experts: tokens are gathered over etp,
+//                                 results summed and scattered
+//   > 1  any  AllToAllDispatcher  it has its own experts, or its columns of them: rows travel over
+//                                 ep, then are gathered over etp; results go the other way
 //
-// Tokens are this rank's alone wherever they come from (parallel/token_ops.h), so that no rank
-// sends what another one also sends: the duplicate-token drop of tensor-expert-data parallelism
-// (Singh et al., "A Hybrid Tensor-Expert-Data Parallelism Approach to Optimize Mixture-of-Experts
-// Training", 2023), whose all-to-all moves 1/tp of the bytes.
+// What all of them need: a rank's tokens are its own alone and as many as on every other rank of
+// its pipeline position. So they are between blocks, where tensor-parallel ranks split the tokens
+// (parallel/token_ops.h); ranks that hold the same tokens would have to drop all but their run of
+// them before Start and gather after Combine. Then no rank sends what another one also sends: the
+// duplicate-token drop of tensor-expert-data parallelism (Singh et al., "A Hybrid
+// Tensor-Expert-Data Parallelism Approach to Optimize Mixture-of-Experts Training", 2023). The
+// ranks that share an expert's columns all need its rows, and get them from one another after the
+// all-to-all, which so moves 1/etp of the bytes that it would after gathering.
+//
+// How etp groups lie over tp, cp and dp does not matter: an etp group is any run of ranks.
 //
 // Immutable; callable from any thread with a Context of its own. T tokens, D model, R rows.
 #pragma once
@@ -23,21 +32,29 @@
 namespace cadre::moe {
 
 struct Dispatched {
-  Var rows;                      // [R, D] sorted by this rank's experts
-  std::vector<int32_t> offsets;  // [experts of this rank + 1]
+  Var rows;                      // [R, D] sorted by this rank's experts; from Finish on
+  std::vector<int32_t> offsets;  // [experts of this rank + 1]; from Finish on
 
   Var weights;                // [T, k] of the tokens that `plan` is of
   ops::PermutationPlan plan;  // tokens to rows, by expert
-  // Of an all-to-all: rows to and from each rank, and those that came by expert.
+  // Of a gather: what is on its way to Finish.
+  PendingVar tokens_coming, ids_coming, weights_coming;
+  // Of an all-to-all: rows to and from each rank of ep, their number on each rank of etp, how many
+  // of each expert came from each rank of both, and all of them by expert.
+  PendingVar rows_coming;
   RowCounts counts;
+  std::vector<int64_t> shared;
+  Tensor received;  // i32 [etp ranks, ep ranks x experts of this rank]
   ops::PermutationPlan arrived;
 };
 
 class Dispatcher {
  public:
   virtual ~Dispatcher() = default;
-  virtual Dispatched Dispatch(Context& ctx, const Var& x, const Routing& routing,
-                              int layer) const = 0;
+  // x [T, D]. What is computed between the two runs beside the exchange, and its backward pass
+  // beside the exchange of gradients.
+  virtual Dispatched Start(Context& ctx, const Var& x, const Routing& routing, int layer) const = 0;
+  virtual void Finish(Context& ctx, Dispatched& dispatched, int layer) const = 0;
   // rows [R, D] -> [T, D]: each token's experts, weighted, summed in ascending id in fp32 (f64).
   virtual Var Combine(Context& ctx, const Var& rows, const Dispatched& dispatched,
                       int layer) const = 0;
@@ -46,7 +63,8 @@ class Dispatcher {
 class LocalDispatcher : public Dispatcher {
  public:
   explicit LocalDispatcher(int64_t experts) : experts_(experts) {}
-  Dispatched Dispatch(Context& ctx, const Var& x, const Routing& routing, int layer) const override;
+  Dispatched Start(Context& ctx, const Var& x, const Routing& routing, int layer) const override;
+  void Finish(Context&, Dispatched&, int) const override {}
   Var Combine(Context& ctx, const Var& rows, const Dispatched& dispatched,
               int layer) const override;
 
@@ -57,7 +75,8 @@ class LocalDispatcher : public Dispatcher {
 class GatherDispatcher : public Dispatcher {
  public:
   explicit GatherDispatcher(int64_t experts) : experts_(experts) {}
-  Dispatched Dispatch(Context& ctx, const Var& x, const Routing& routing, int layer) const override;
+  Dispatched Start(Context& ctx, const Var& x, const Routing& routing, int layer) const override;
+  void Finish(Context& ctx, Dispatched& dispatched, int layer) const override;
   Var Combine(Context& ctx, const Var& rows, const Dispatched& dispatched,
               int layer) const override;
 
@@ -67,9 +86,10 @@ class GatherDispatcher : public Dispatcher {
 
 class AllToAllDispatcher : public Dispatcher {
  public:
-  // Rank r of `ranks` has the experts from r * experts / ranks on.
+  // Rank r of the `ranks` of ep has the experts from r * experts / ranks on.
   AllToAllDispatcher(int64_t experts, int ranks) : experts_(experts), ranks_(ranks) {}
-  Dispatched Dispatch(Context& ctx, const Var& x, const Routing& routing, int layer) const override;
+  Dispatched Start(Context& ctx, const Var& x, const Routing& routing, int layer) const override;
+  void Finish(Context& ctx, Dispatched& dispatched, int layer) const override;
   Var Combine(Context& ctx, const Var& rows, const Dispatched& dispatched,
               int layer) const override;
 

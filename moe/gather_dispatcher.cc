@@ -3,40 +3,42 @@
 namespace cadre::moe {
 namespace {
 
-Communicator* Group(const Context& ctx) { return ctx.groups->etp; }
+PendingVar StartGather(Context& ctx, const Var& x, const OpLabel& label) {
+  return StartExchange(ctx, x, {TokenOp::kGather, ctx.groups->etp, label});
+}
 
-// Integers have no gradient.
-Tensor GatherIds(Context& ctx, const Tensor& ids, const OpLabel& label) {
-  Communicator* group = Group(ctx);
-  Tensor all = ctx.Zeros({ids.dim(0) * group->size(), ids.dim(1)}, ids.dtype());
-  const WorkPtr work = group->AllGather(ids, all, label);
-  if (!Landed(ctx, *work, label)) {
-    // Any ids that a router could have given.
-    for (int64_t i = 0; i < all.numel(); ++i) {
-      all.data<int32_t>()[i] = static_cast<int32_t>(i % all.dim(1));
-    }
+// The ids that came, or after a failure any that a router could have given.
+Tensor Ids(Context& ctx, PendingVar& coming) {
+  Tensor ids = coming.Wait(ctx).value;
+  if (ctx.groups->failure.ok()) return ids;
+  for (int64_t i = 0; i < ids.numel(); ++i) {
+    ids.data<int32_t>()[i] = static_cast<int32_t>(i % ids.dim(1));
   }
-  return all;
+  return ids;
 }
 
 }  // namespace
 
-Dispatched GatherDispatcher::Dispatch(Context& ctx, const Var& x, const Routing& routing,
-                                      int layer) const {
+Dispatched GatherDispatcher::Start(Context& ctx, const Var& x, const Routing& routing,
+                                   int layer) const {
   const OpLabel label = {"experts", layer};
-  const Var all = GatherTokens(ctx, x, Group(ctx), label);
-  Dispatched out = {
-      .weights = GatherTokens(ctx, routing.weights, Group(ctx), label),
-      .plan = ops::PlanPermutation(ctx, GatherIds(ctx, routing.ids, label), experts_)};
-  out.rows = ops::Permute(ctx, all, out.plan);
-  out.offsets = out.plan.offsets;
-  return out;
+  return {.tokens_coming = StartGather(ctx, x, label),
+          .ids_coming = StartGather(ctx, {routing.ids}, label),
+          .weights_coming = StartGather(ctx, routing.weights, label)};
+}
+
+void GatherDispatcher::Finish(Context& ctx, Dispatched& dispatched, int) const {
+  const Var all = dispatched.tokens_coming.Wait(ctx);
+  dispatched.weights = dispatched.weights_coming.Wait(ctx);
+  dispatched.plan = ops::PlanPermutation(ctx, Ids(ctx, dispatched.ids_coming), experts_);
+  dispatched.rows = ops::Permute(ctx, all, dispatched.plan);
+  dispatched.offsets = dispatched.plan.offsets;
 }
 
 Var GatherDispatcher::Combine(Context& ctx, const Var& rows, const Dispatched& dispatched,
                               int layer) const {
   const Var partial = ops::Unpermute(ctx, rows, dispatched.weights, dispatched.plan);
-  return ScatterTokens(ctx, partial, Group(ctx), {"experts", layer});
+  return ScatterTokens(ctx, partial, ctx.groups->etp, {"experts", layer});
 }
 
 }  // namespace cadre::moe

@@ -2,14 +2,19 @@
 
 namespace cadre::moe {
 
-MoeLayer::Output MoeLayer::Forward(Context& ctx, const Var& x, std::span<const int32_t> offsets,
+MoeLayer::InFlight MoeLayer::Start(Context& ctx, const Var& x, std::span<const int32_t> offsets,
                                    const RouterLossOptions& losses, int layer) const {
-  Output out;
-  out.routing = router_.Route(ctx, x, offsets, losses);
-  const Dispatched dispatched = dispatcher_->Dispatch(ctx, x, out.routing, layer);
-  Var rows = experts_.Forward(ctx, dispatched.rows, dispatched.offsets);
-  out.y = dispatcher_->Combine(ctx, rows, dispatched, layer);
-  return out;
+  InFlight flight{.routing = router_.Route(ctx, x, offsets, losses)};
+  flight.dispatched = dispatcher_->Start(ctx, x, flight.routing, layer);
+  return flight;
+}
+
+MoeLayer::Output MoeLayer::Finish(Context& ctx, InFlight flight, int layer) const {
+  Dispatched& dispatched = flight.dispatched;
+  dispatcher_->Finish(ctx, dispatched, layer);
+  const Var rows = experts_.Forward(ctx, dispatched.rows, dispatched.offsets);
+  Var y = dispatcher_->Combine(ctx, rows, dispatched, layer);
+  return {.y = std::move(y), .routing = std::move(flight.routing)};
 }
 
 }  // namespace cadre::moe

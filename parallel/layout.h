@@ -83,13 +83,15 @@ enum class Axis {
   kEtp,
   kEp,
   kEdp,        // the ranks over which expert gradients are summed
+  kEtpEdp,     // the ranks with the same experts, or columns of them
   kEmbedding,  // of kPp, the ranks that hold the first or the last stage
 };
-inline constexpr Axis kAxes[] = {Axis::kTp,   Axis::kCp,    Axis::kTpCp,     Axis::kDp,
-                                 Axis::kDpCp, Axis::kStage, Axis::kPp,       Axis::kEtp,
-                                 Axis::kEp,   Axis::kEdp,   Axis::kEmbedding};
+inline constexpr Axis kAxes[] = {Axis::kTp,   Axis::kCp,    Axis::kTpCp,   Axis::kDp,
+                                 Axis::kDpCp, Axis::kStage, Axis::kPp,     Axis::kEtp,
+                                 Axis::kEp,   Axis::kEdp,   Axis::kEtpEdp, Axis::kEmbedding};
 
-// "tp", "cp", "tp_cp", "dp", "dp_cp", "stage", "pp", "etp", "ep", "edp", "embedding".
+// "tp", "cp", "tp_cp", "dp", "dp_cp", "stage", "pp", "etp", "ep", "edp", "etp_edp",
+// "embedding".
 std::string_view Name(Axis axis);
 
 // The axis's group that `rank` belongs to, `rank` included, in rising order. Empty for kEmbedding

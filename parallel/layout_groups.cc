@@ -20,6 +20,18 @@ std::vector<int> EmbeddingRanks(const Layout& layout, int rank) {
   return Every(rank % stage_ranks, last * stage_ranks, last == 0 ? 1 : 2);
 }
 
+std::vector<int> SameExperts(const Layout& layout, int rank) {
+  const int etp_ep = layout.etp * layout.ep;
+  const int stage_ranks = etp_ep * layout.edp;
+  std::vector<int> ranks;
+  for (int edp = 0; edp < layout.edp; ++edp) {
+    const int first = rank / stage_ranks * stage_ranks + edp * etp_ep +
+                      CoordinatesOf(layout, rank).ep * layout.etp;
+    for (int etp = 0; etp < layout.etp; ++etp) ranks.push_back(first + etp);
+  }
+  return ranks;
+}
+
 }  // namespace
 
 Coordinates CoordinatesOf(const Layout& layout, int rank) {
@@ -57,6 +69,8 @@ std::string_view Name(Axis axis) {
       return "ep";
     case Axis::kEdp:
       return "edp";
+    case Axis::kEtpEdp:
+      return "etp_edp";
     case Axis::kEmbedding:
       return "embedding";
   }
@@ -89,6 +103,8 @@ std::vector<int> GroupRanks(const Layout& layout, Axis axis, int rank) {
       return Every(rank - at.ep * layout.etp, layout.etp, layout.ep);
     case Axis::kEdp:
       return Every(rank - at.edp * etp_ep, etp_ep, layout.edp);
+    case Axis::kEtpEdp:
+      return SameExperts(layout, rank);
     case Axis::kEmbedding:
       return EmbeddingRanks(layout, rank);
   }

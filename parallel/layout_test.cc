@@ -254,6 +254,24 @@ TEST(Layout, ExpertsFoldOverTheRanksOfAPipelinePosition) {
   EXPECT_THAT(GroupRanks(layout, Axis::kEtp, 13), ElementsAre(13));
   EXPECT_THAT(GroupRanks(layout, Axis::kEp, 13), ElementsAre(12, 13, 14, 15));
   EXPECT_THAT(GroupRanks(layout, Axis::kEdp, 13), ElementsAre(9, 13));
+  EXPECT_THAT(GroupRanks(layout, Axis::kEtpEdp, 13), ElementsAre(9, 13));
+}
+
+// An expert's ranks need not be a tensor-parallel group.
+TEST(Layout, ExpertTensorsFoldApartFromTensors) {
+  config::ParallelConfig config = Config(2, 1, 2, 4);
+  config.set_expert_tensor_parallel_size(4);
+  config.set_expert_parallel_size(1);
+  Layout layout = Resolved(config, 16);
+  EXPECT_THAT(GroupRanks(layout, Axis::kEtp, 13), ElementsAre(12, 13, 14, 15));
+  EXPECT_THAT(GroupRanks(layout, Axis::kEtpEdp, 13), ElementsAre(8, 9, 10, 11, 12, 13, 14, 15));
+  config.set_expert_tensor_parallel_size(2);
+  config.set_expert_parallel_size(2);
+  layout = Resolved(config, 16);
+  EXPECT_THAT(GroupRanks(layout, Axis::kEtp, 13), ElementsAre(12, 13));
+  EXPECT_THAT(GroupRanks(layout, Axis::kEp, 13), ElementsAre(13, 15));
+  EXPECT_THAT(GroupRanks(layout, Axis::kEdp, 13), ElementsAre(9, 13));
+  EXPECT_THAT(GroupRanks(layout, Axis::kEtpEdp, 13), ElementsAre(8, 9, 12, 13));
 }
 
 TEST(Layout, TheEmbeddingGroupIsTheFirstAndTheLastStage) {
@@ -291,6 +309,7 @@ int SizeOf(const Layout& layout, Axis axis) {
                                      {Axis::kEtp, layout.etp},
                                      {Axis::kEp, layout.ep},
                                      {Axis::kEdp, layout.edp},
+                                     {Axis::kEtpEdp, layout.etp * layout.edp},
                                      {Axis::kTpCp, layout.tp * layout.cp},
                                      {Axis::kStage, layout.tp * layout.cp * layout.dp},
                                      {Axis::kDpCp, layout.dp * layout.cp}};

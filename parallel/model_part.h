@@ -9,7 +9,7 @@ namespace cadre {
 struct ModelPart {
   int tp = 1, tp_rank = 0;    // heads, intermediate columns, vocabulary
   int ep = 1, ep_rank = 0;    // experts
-  int etp = 1, etp_rank = 0;  // columns inside an expert; 1 or tp
+  int etp = 1, etp_rank = 0;  // columns inside an expert
 
   bool whole() const { return tp * ep * etp == 1; }
 

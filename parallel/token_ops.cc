@@ -26,6 +26,10 @@ const char* NameOf(TokenOp op) {
       return "reduce_tokens";
     case TokenOp::kRows:
       return "all_to_all_rows";
+    case TokenOp::kGatherRows:
+      return "gather_rows";
+    case TokenOp::kScatterRows:
+      return "scatter_rows";
   }
   __builtin_unreachable();
 }
@@ -46,9 +50,15 @@ Exchange Reverse(Exchange exchange) {
       exchange.op = TokenOp::kCopy;
       break;
     case TokenOp::kRows:
-      std::swap(exchange.rows.send, exchange.rows.receive);
+      break;
+    case TokenOp::kGatherRows:
+      exchange.op = TokenOp::kScatterRows;
+      break;
+    case TokenOp::kScatterRows:
+      exchange.op = TokenOp::kGatherRows;
       break;
   }
+  std::swap(exchange.rows.send, exchange.rows.receive);
   return exchange;
 }
 
@@ -64,10 +74,17 @@ int64_t Sum(const std::vector<int64_t>& rows) {
 
 InFlight BeginRows(Context& ctx, const Exchange& exchange, const Tensor& x) {
   const RowCounts& rows = exchange.rows;
-  CADRE_CHECK(Sum(rows.send) == x.dim(0), "{} rows to send of {}", Sum(rows.send),
-              x.shape().ToString());
-  Tensor y = ctx.Empty(WithRows(x.shape(), Sum(rows.receive)), x.dtype());
-  return {y, exchange.group->AllToAllV(x, rows.send, y, rows.receive, exchange.label)};
+  Communicator& group = *exchange.group;
+  const auto rank = static_cast<size_t>(group.rank());
+  const bool gather = exchange.op == TokenOp::kGatherRows;
+  const bool scatter = exchange.op == TokenOp::kScatterRows;
+  const int64_t brings = gather ? rows.receive[rank] : Sum(rows.send);
+  CADRE_CHECK(brings == x.dim(0), "{} rows to send of {}", brings, x.shape().ToString());
+  const int64_t gets = scatter ? rows.send[rank] : Sum(rows.receive);
+  Tensor y = ctx.Empty(WithRows(x.shape(), gets), x.dtype());
+  if (gather) return {y, group.AllGatherV(x, y, rows.receive, exchange.label)};
+  if (scatter) return {y, group.ReduceScatterV(x, y, rows.send, ReduceOp::kSum, exchange.label)};
+  return {y, group.AllToAllV(x, rows.send, y, rows.receive, exchange.label)};
 }
 
 InFlight Begin(Context& ctx, const Exchange& exchange, const Tensor& x) {
@@ -89,6 +106,8 @@ InFlight Begin(Context& ctx, const Exchange& exchange, const Tensor& x) {
       ops::ConvertInto(ctx, x, y);
       return {y, group.AllReduce(y, ReduceOp::kSum, exchange.label)};
     case TokenOp::kRows:
+    case TokenOp::kGatherRows:
+    case TokenOp::kScatterRows:
       return BeginRows(ctx, exchange, x);
   }
   __builtin_unreachable();
@@ -97,6 +116,23 @@ InFlight Begin(Context& ctx, const Exchange& exchange, const Tensor& x) {
 Tensor Land(Context& ctx, const InFlight& flight, const OpLabel& label) {
   if (flight.work == nullptr || Landed(ctx, *flight.work, label)) return flight.output;
   return ctx.Zeros(flight.output.shape(), flight.output.dtype());
+}
+
+// Counts by the rank that announces them, [n, ...]: what arrived, or zeros where one of them is
+// impossible.
+Tensor Plausible(Context& ctx, const InFlight& flight, int32_t most, const Communicator& group,
+                 const OpLabel& label) {
+  const Tensor told = Land(ctx, flight, label);
+  const int64_t columns = told.numel() / group.size();
+  for (int64_t i = 0; i < told.numel(); ++i) {
+    const int32_t count = told.data<int32_t>()[i];
+    if (count >= 0 && count <= most) continue;
+    ctx.groups->Record(Internal("rank {} of {} announces {} rows for {}, at most {} are allowed",
+                                group.ranks()[static_cast<size_t>(i / columns)], group.name(),
+                                count, ToString(label), most));
+    return ctx.Zeros(told.shape(), told.dtype());
+  }
+  return told;
 }
 
 void RecordReverse(Tape& tape, SlotId in, SlotId out, const Shape& shape, Exchange exchange) {
@@ -144,17 +180,16 @@ Var PendingVar::Wait(Context& ctx) {
 Tensor ExchangeCounts(Context& ctx, const Tensor& counts, int32_t most, Communicator* group,
                       const OpLabel& label) {
   if (GroupSize(group) == 1) return counts;
-  Tensor told = ctx.Empty(counts.shape(), counts.dtype());
-  told = Land(ctx, {told, group->AllToAll(counts, told, label)}, label);
-  const int64_t columns = told.numel() / group->size();
-  for (int64_t i = 0; i < told.numel(); ++i) {
-    const int32_t count = told.data<int32_t>()[i];
-    if (count >= 0 && count <= most) continue;
-    ctx.groups->Record(Internal("rank {} of {} announces {} rows for {}, at most {} are allowed",
-                                group->ranks()[static_cast<size_t>(i / columns)], group->name(),
-                                count, ToString(label), most));
-    return ctx.Zeros(counts.shape(), counts.dtype());
-  }
+  const Tensor told = ctx.Empty(counts.shape(), counts.dtype());
+  return Plausible(ctx, {told, group->AllToAll(counts, told, label)}, most, *group, label);
+}
+
+Tensor GatherCounts(Context& ctx, const Tensor& counts, int32_t most, Communicator* group,
+                    const OpLabel& label) {
+  if (GroupSize(group) == 1) return counts.Reshape({1, counts.numel()});
+  Tensor told = ctx.Empty({group->size(), counts.numel()}, counts.dtype());
+  told = Plausible(ctx, {told, group->AllGather(counts, told, label)}, most, *group, label);
+  std::ranges::copy(counts.span<int32_t>(), told.data<int32_t>() + group->rank() * counts.numel());
   return told;
 }
 

@@ -7,6 +7,8 @@
 //   ReduceTokens    partial sums -> their sum on every rank   the identity
 //   CopyTokens      the identity                              sum over ranks
 //   AllToAllRows    rows [R, ...] -> [R', ...] by counts      the same rows the other way
+//   GatherRows      rows [R_r, ...] -> those of all ranks     sum over ranks, scattered
+//   ScatterRows     partial sums of all ranks' rows -> own    all-gather
 //
 // A block on replicated tokens begins with CopyTokens and ends with ReduceTokens, one on split
 // tokens begins with GatherTokens and ends with ScatterTokens. What a rank computes between is its
@@ -32,9 +34,18 @@
 
 namespace cadre {
 
-enum class TokenOp : uint8_t { kGather, kScatter, kReduce, kCopy, kRows };
+enum class TokenOp : uint8_t {
+  kGather,
+  kScatter,
+  kReduce,
+  kCopy,
+  kRows,
+  kGatherRows,
+  kScatterRows
+};
 
-// Row counts by rank of the group; rows for rank 0 come first.
+// Row counts by rank of the group; rows for rank 0, or of it, come first. Of kGatherRows `receive`
+// is how many each rank brings, of kScatterRows `send` how many each gets: the same on every rank.
 struct RowCounts {
   std::vector<int64_t> send, receive;
 };
@@ -44,7 +55,7 @@ struct Exchange {
   TokenOp op = TokenOp::kCopy;
   Communicator* group = nullptr;
   OpLabel label;
-  RowCounts rows = {};  // of kRows
+  RowCounts rows = {};  // of the ops on rows
 };
 
 // A result on its way: PendingVar y = StartExchange(...); ...; y.Wait(ctx). What is computed in
@@ -89,10 +100,29 @@ inline Var CopyTokens(Context& ctx, const Var& x, Communicator* group, const OpL
 Tensor ExchangeCounts(Context& ctx, const Tensor& counts, int32_t most, Communicator* group,
                       const OpLabel& label);
 
+// counts i32 [m] -> [n, m]: row r is what rank r has. Failures as ExchangeCounts's; after one all
+// but this rank's own are 0.
+Tensor GatherCounts(Context& ctx, const Tensor& counts, int32_t most, Communicator* group,
+                    const OpLabel& label);
+
 // rows [sum of send, ...] -> [sum of receive, ...].
 inline Var AllToAllRows(Context& ctx, const Var& rows, RowCounts counts, Communicator* group,
                         const OpLabel& label) {
   return StartExchange(ctx, rows, {TokenOp::kRows, group, label, std::move(counts)}).Wait(ctx);
+}
+// rows [counts[rank], ...] -> [sum of counts, ...].
+inline Var GatherRows(Context& ctx, const Var& rows, std::vector<int64_t> counts,
+                      Communicator* group, const OpLabel& label) {
+  return StartExchange(ctx, rows,
+                       {TokenOp::kGatherRows, group, label, {.receive = std::move(counts)}})
+      .Wait(ctx);
+}
+// rows [sum of counts, ...] -> [counts[rank], ...].
+inline Var ScatterRows(Context& ctx, const Var& rows, std::vector<int64_t> counts,
+                       Communicator* group, const OpLabel& label) {
+  return StartExchange(ctx, rows,
+                       {TokenOp::kScatterRows, group, label, {.send = std::move(counts)}})
+      .Wait(ctx);
 }
 
 }  // namespace cadre

@@ -141,6 +141,38 @@ TEST_P(TokenOps, RowsGoToTheirRanksAndTheirGradientsComeBack) {
   });
 }
 
+// Rank r brings (r + 3) % 4 rows, so the second none.
+std::vector<int64_t> Ragged(RankRig& rig) {
+  std::vector<int64_t> counts;
+  for (int r = 0; r < rig.size(); ++r) counts.push_back((r + 3) % 4);
+  return counts;
+}
+
+Tensor OwnRows(RankRig& rig, const Tensor& whole) {
+  const std::vector<int64_t> counts = Ragged(rig);
+  const auto own = counts.begin() + rig.rank();
+  return whole.Narrow(std::accumulate(counts.begin(), own, int64_t{0}), *own);
+}
+
+TEST_P(TokenOps, GatherAndScatterRows) {
+  OnRanks([](RankRig& rig, DType dtype) {
+    const std::vector<int64_t> counts = Ragged(rig);
+    const Shape whole{std::accumulate(counts.begin(), counts.end(), int64_t{0}), kWidth};
+    Tensor rows = Random(rig.memory, whole, dtype, 1);
+    Var x = rig.Input(OwnRows(rig, rows)), partial = rig.Input(Own(rig, whole, dtype, 7));
+    Var all = GatherRows(rig.ctx, x, counts, rig.groups.tp, {"test", 3});
+    Var sum = ScatterRows(rig.ctx, partial, counts, rig.groups.tp, {"test", 3});
+    EXPECT_EQ(Distance(all.value, rows), 0);
+    EXPECT_LE(Distance(sum.value, OwnRows(rig, SumOver(rig, whole, dtype, 7))), ToleranceOf(dtype));
+    rig.tape.Seed(all.slot, Own(rig, whole, dtype, 100));
+    if (sum.slot != all.slot) rig.tape.Seed(sum.slot, OwnRows(rig, rows));
+    rig.tape.Backward(rig.ctx);
+    EXPECT_LE(Distance(rig.GradOf(x), OwnRows(rig, SumOver(rig, whole, dtype, 100))),
+              ToleranceOf(dtype));
+    EXPECT_EQ(Distance(rig.GradOf(partial), rows), 0);
+  });
+}
+
 // Two results on their way, awaited in the other order; both gradients come to one input.
 TEST_P(TokenOps, SeveralAreInFlight) {
   OnRanks([](RankRig& rig, DType dtype) {
@@ -188,6 +220,22 @@ TEST(TokenOpsFailure, ACountThatCannotBeIsRefused) {
     EXPECT_EQ(told.data<int32_t>()[1], 0);
     EXPECT_EQ(Message(rig.groups.failure),
               "rank 0 of tp announces 9 rows for layer 2 counts, at most 8 are allowed");
+  });
+}
+
+TEST(TokenOpsFailure, GatheredCountsAreThoseOfAllRanks) {
+  RunRigs(3, [](RankRig& rig) {
+    const std::vector<int32_t> values = {rig.rank(), 10 + rig.rank()};
+    Tensor counts = Tensor::Of<int32_t>(rig.memory, {2}, values);
+    Tensor told = GatherCounts(rig.ctx, counts, 12, rig.groups.tp, {"counts"});
+    EXPECT_THAT(told.span<int32_t>(), testing::ElementsAre(0, 10, 1, 11, 2, 12));
+    // The last rank's are too many; everybody keeps its own.
+    told = GatherCounts(rig.ctx, counts, 11, rig.groups.tp, {"counts", 4});
+    EXPECT_EQ(Message(rig.groups.failure),
+              "rank 2 of tp announces 12 rows for layer 4 counts, at most 11 are allowed");
+    for (int r = 0; r < 3; ++r) {
+      EXPECT_EQ(told.data<int32_t>()[2 * r + 1], r == rig.rank() ? 10 + r : 0);
+    }
   });
 }
 

@@ -1,73 +1,54 @@
 // A communicator that does one thing wrong, to see that a test notices: for operations of one group
-// whose label begins with a text, a sum is not made, or is an average.
+// whose label begins with a text, a sum is not made, or is an average, or rows come in wrong
+// places.
 #pragma once
 
+#include <algorithm>
 #include <cstring>
 #include <memory>
+#include <numeric>
 #include <string>
 #include <utility>
 
-#include "parallel/communicator.h"
+#include "parallel/test_group.h"
 
 namespace cadre::testing_run {
 
 struct Fault {
-  enum class Kind { kNone, kDroppedSum, kAverage };
+  enum class Kind { kNone, kDroppedSum, kAverage, kShiftedRows };
   Kind kind = Kind::kNone;
   std::string group;  // "dp_cp"
   std::string label;  // what OpLabel::what begins with
 };
 
-class FaultyGroup : public Communicator {
+class FaultyGroup : public ForwardingGroup {
  public:
   FaultyGroup(std::unique_ptr<Communicator> group, Fault fault)
-      : group_(std::move(group)), fault_(std::move(fault)) {}
-
-  const std::string& name() const override { return group_->name(); }
-  int rank() const override { return group_->rank(); }
-  int size() const override { return group_->size(); }
-  const std::vector<int>& ranks() const override { return group_->ranks(); }
+      : ForwardingGroup(std::move(group)), fault_(std::move(fault)) {}
 
   WorkPtr AllReduce(const Tensor& buffer, ReduceOp op, const OpLabel& label) override {
-    return Dropped(label) ? Done() : group_->AllReduce(buffer, Op(op, label), label);
+    return Dropped(label) ? Done() : ForwardingGroup::AllReduce(buffer, Op(op, label), label);
   }
   WorkPtr ReduceScatter(const Tensor& input, const Tensor& output, ReduceOp op,
                         const OpLabel& label) override {
-    if (!Dropped(label)) return group_->ReduceScatter(input, output, Op(op, label), label);
-    std::memmove(output.raw(), input.raw() + output.bytes() * static_cast<size_t>(rank()),
-                 output.bytes());
-    return Done();
+    if (!Dropped(label)) return ForwardingGroup::ReduceScatter(input, output, Op(op, label), label);
+    return Own(input, output, output.bytes() * static_cast<size_t>(rank()));
   }
   WorkPtr ReduceScatterV(const Tensor& input, const Tensor& output, std::span<const int64_t> rows,
                          ReduceOp op, const OpLabel& label) override {
-    // Used in place alone, where output is this rank's part already.
-    return Dropped(label) ? Done()
-                          : group_->ReduceScatterV(input, output, rows, Op(op, label), label);
-  }
-  WorkPtr AllGather(const Tensor& input, const Tensor& output, const OpLabel& label) override {
-    return group_->AllGather(input, output, label);
-  }
-  WorkPtr AllGatherV(const Tensor& input, const Tensor& output, std::span<const int64_t> rows,
-                     const OpLabel& label) override {
-    return group_->AllGatherV(input, output, rows, label);
-  }
-  WorkPtr AllToAll(const Tensor& input, const Tensor& output, const OpLabel& label) override {
-    return group_->AllToAll(input, output, label);
+    if (!Dropped(label)) {
+      return ForwardingGroup::ReduceScatterV(input, output, rows, Op(op, label), label);
+    }
+    const auto own = rows.begin() + rank();
+    const size_t before = static_cast<size_t>(std::accumulate(rows.begin(), own, int64_t{0}));
+    return Own(input, output, *own == 0 ? 0 : output.bytes() / static_cast<size_t>(*own) * before);
   }
   WorkPtr AllToAllV(const Tensor& input, std::span<const int64_t> send_rows, const Tensor& output,
                     std::span<const int64_t> receive_rows, const OpLabel& label) override {
-    return group_->AllToAllV(input, send_rows, output, receive_rows, label);
+    WorkPtr work = ForwardingGroup::AllToAllV(input, send_rows, output, receive_rows, label);
+    if (fault_.kind != Fault::Kind::kShiftedRows || !Hit(label)) return work;
+    return std::make_shared<ShiftedWork>(std::move(work), output);
   }
-  WorkPtr Broadcast(const Tensor& buffer, int root, const OpLabel& label) override {
-    return group_->Broadcast(buffer, root, label);
-  }
-  WorkPtr Send(const Tensor& tensor, int to, const OpLabel& label) override {
-    return group_->Send(tensor, to, label);
-  }
-  WorkPtr Receive(const Tensor& tensor, int from, const OpLabel& label) override {
-    return group_->Receive(tensor, from, label);
-  }
-  WorkPtr Barrier(const OpLabel& label) override { return group_->Barrier(label); }
 
  private:
   struct DoneWork : Work {
@@ -76,6 +57,29 @@ class FaultyGroup : public Communicator {
   };
   static WorkPtr Done() { return std::make_shared<DoneWork>(); }
 
+  // Rows come in the place of the next.
+  class ShiftedWork : public Work {
+   public:
+    ShiftedWork(WorkPtr work, const Tensor& rows) : work_(std::move(work)), rows_(rows) {}
+    absl::Status Wait() override {
+      const absl::Status status = work_->Wait();
+      const Tensor rows = std::exchange(rows_, {});
+      if (!rows.defined() || rows.dim(0) == 0) return status;
+      std::rotate(rows.raw(), rows.raw() + rows.bytes() / static_cast<size_t>(rows.dim(0)),
+                  rows.raw() + rows.bytes());
+      return status;
+    }
+    bool done() const override { return work_->done(); }
+
+   private:
+    WorkPtr work_;
+    Tensor rows_;
+  };
+
+  static WorkPtr Own(const Tensor& input, const Tensor& output, size_t begin) {
+    std::memmove(output.raw(), input.raw() + begin, output.bytes());
+    return Done();
+  }
   bool Hit(const OpLabel& label) const {
     return name() == fault_.group && label.what.starts_with(fault_.label);
   }
@@ -86,7 +90,6 @@ class FaultyGroup : public Communicator {
     return fault_.kind == Fault::Kind::kAverage && Hit(label) ? ReduceOp::kAverage : op;
   }
 
-  std::unique_ptr<Communicator> group_;
   const Fault fault_;
 };
 

@@ -182,12 +182,14 @@ TEST(LayoutFailures, ALostRankIsAStatus) {
 // that they use.
 TEST(LayoutFaults, AreNoticed) {
   constexpr Fault::Kind kDropped = Fault::Kind::kDroppedSum, kAverage = Fault::Kind::kAverage;
+  constexpr Fault::Kind kShifted = Fault::Kind::kShiftedRows;
   const Case dp{"dense", 2, "zero_stage: 0"}, zero{"dense", 2, "zero_stage: 1"};
   const Case tp{"moe", 2, "tensor_parallel_size: 2, zero_stage: 0"};
   const Case norms{"norms", 2, "tensor_parallel_size: 2"};
   const Case ep{"moe", 4, "expert_parallel_size: 2, zero_stage: 1"};
   const Case cp{"dense", 2, "context_parallel_size: 2"};
   const Case latents{"bias", 2, "context_parallel_size: 2"};
+  const Case etp{"oss", 4, "expert_parallel_size: 2, tensor_parallel_size: 2"};
   const std::vector<std::pair<Case, Fault>> faults = {
       {dp, {kDropped, "dp_cp", "gradients"}},
       {dp, {kAverage, "dp_cp", "gradients"}},
@@ -204,6 +206,9 @@ TEST(LayoutFaults, AreNoticed) {
       {cp, {kAverage, "cp", "keys and values"}},
       {cp, {kDropped, "dp_cp", "gradients"}},
       {latents, {kDropped, "cp", "keys and values"}},
+      {ep, {kShifted, "ep", "experts"}},
+      {etp, {kDropped, "etp", "experts"}},
+      {etp, {kDropped, "etp_edp", "expert gradients"}},  // of the experts' biases
   };
   Runs runs;
   // What stands between changes nothing by itself.
@@ -267,6 +272,12 @@ INSTANTIATE_TEST_SUITE_P(ExpertParallel, Layouts,
                                          Case{"bias", 4,
                                               "expert_parallel_size: 4, tensor_parallel_size: 2, "
                                               "expert_tensor_parallel_size: 1"},
+                                         Case{"moe", 4,
+                                              "expert_parallel_size: 2, tensor_parallel_size: 2, "
+                                              "expert_tensor_parallel_size: 2"},
+                                         Case{"oss", 4,
+                                              "expert_parallel_size: 2, "
+                                              "expert_tensor_parallel_size: 2, zero_stage: 0"},
                                          Case{"oss", 8,
                                               "expert_parallel_size: 4, tensor_parallel_size: 2, "
                                               "expert_tensor_parallel_size: 1, zero_stage: 1"}));
@@ -319,6 +330,17 @@ INSTANTIATE_TEST_SUITE_P(
         Case{"moe", 4, "tensor_parallel_size: 4"},
         Case{"moe", 4, "tensor_parallel_size: 4, expert_tensor_parallel_size: 1"},
         Case{"moe", 8, "tensor_parallel_size: 4, zero_stage: 1"},
+        Case{"moe", 8,
+             "expert_parallel_size: 2, tensor_parallel_size: 4, expert_tensor_parallel_size: 2"},
+        Case{"moe", 4, "tensor_parallel_size: 4, expert_tensor_parallel_size: 2"},
+        Case{"moe", 4, "expert_tensor_parallel_size: 4, zero_stage: 0"},
+        Case{"moe", 8,
+             "expert_parallel_size: 2, tensor_parallel_size: 2, expert_tensor_parallel_size: 4"},
+        Case{"norms", 8, "expert_parallel_size: 4, expert_tensor_parallel_size: 2"},
+        Case{"norms", 8, "expert_parallel_size: 2, tensor_parallel_size: 2, zero_stage: 1"},
+        Case{"oss", 8, "expert_parallel_size: 2, tensor_parallel_size: 2, zero_stage: 1"},
+        Case{"oss", 4, "tensor_parallel_size: 2, expert_tensor_parallel_size: 4"},
+        Case{"bias", 8, "expert_parallel_size: 2, tensor_parallel_size: 2, zero_stage: 0"},
         Case{"oss", 2, "expert_parallel_size: 2"}, Case{"oss", 4, "tensor_parallel_size: 4"},
         Case{"oss", 8, "tensor_parallel_size: 4, zero_stage: 0"},
         Case{"oss", 4, "tensor_parallel_size: 2, expert_tensor_parallel_size: 1"},

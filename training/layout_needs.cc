@@ -10,13 +10,6 @@ absl::Status CheckSupported(const Layout& layout) {
     return Unimplemented("{}: {}; training does not know that yet", field, value);
   };
   if (layout.pp > 1) return missing("parallel.pipeline_parallel_size", layout.pp);
-  if (layout.ep > 1 && layout.etp > 1) {
-    return missing("parallel.expert_tensor_parallel_size beside expert_parallel_size", layout.etp);
-  }
-  if (layout.etp > 1 && layout.etp != layout.tp) {
-    return missing("parallel.expert_tensor_parallel_size other than tensor_parallel_size",
-                   layout.etp);
-  }
   if (layout.tp > 1 && !layout.sequence_parallel) {
     return missing("parallel.sequence_parallel", 0);
   }

@@ -8,8 +8,10 @@
 namespace cadre {
 
 Axis ReductionAxis(const ParamBucket& bucket) {
-  if (bucket.partial_gradient) return Axis::kStage;
-  return bucket.group == ParamGroup::kExpert ? Axis::kEdp : Axis::kDpCp;
+  if (bucket.group == ParamGroup::kExpert) {
+    return bucket.partial_gradient ? Axis::kEtpEdp : Axis::kEdp;
+  }
+  return bucket.partial_gradient ? Axis::kStage : Axis::kDpCp;
 }
 
 template <typename T>
@@ -64,7 +66,6 @@ absl::Status TrainingRanks::Meet(const OpLabel& label) {
 }
 
 Communicator* TrainingRanks::GroupOf(const ParamBucket& bucket) const {
-  CADRE_CHECK(!bucket.partial_gradient || bucket.group == ParamGroup::kDense || layout().ep == 1);
   return mesh_.group(ReductionAxis(bucket));
 }
 
