@@ -8,7 +8,6 @@
 #include "core/ops/rms_norm.h"
 #include "core/ops/rope.h"
 #include "parallel/combine_ranks.h"
-#include "parallel/row_parallel.h"
 
 namespace cadre {
 namespace {
@@ -54,7 +53,10 @@ Var Attend(Context& ctx, const Var& q, const Var& k, const Var& v, const Attenti
 
 AttentionBlock::AttentionBlock(const DecoderSpec& spec, const AttentionSpec& attention,
                                const std::string& prefix, ParamBuilder& params)
-    : spec_(attention), local_(attention), norm_eps_(static_cast<float>(spec.norm_eps)) {
+    : tokens_(params.part()),
+      spec_(attention),
+      local_(attention),
+      norm_eps_(static_cast<float>(spec.norm_eps)) {
   const ModelPart& part = params.part();
   const int64_t q = spec_.heads * spec_.head_dim;
   CADRE_CHECK(spec_.heads % part.tp == 0, "{} heads over {} ranks", spec_.heads, part.tp);
@@ -71,7 +73,8 @@ AttentionBlock::AttentionBlock(const DecoderSpec& spec, const AttentionSpec& att
   }
   output_ = params.Matrix(prefix + "o_proj.weight", spec.hidden, q, part.Columns(q));
   if (spec_.output_bias) {
-    output_bias_ = params.Bias(prefix + "o_proj.bias", {{prefix + "o_proj.bias", spec.hidden}});
+    output_bias_ = params.Bias(prefix + "o_proj.bias", {{prefix + "o_proj.bias", spec.hidden}},
+                               /*partial=*/true);
   }
 }
 
@@ -93,18 +96,22 @@ void AttentionBlock::MakeProjections(const DecoderSpec& spec, const std::string&
   };
   qkv_ = params.Matrix(prefix + "qkv_proj.weight", sources("weight", true, cut), spec.hidden);
   if (!cut) {
-    kv_ = params.Matrix(prefix + "kv_proj.weight", sources("weight", false, true), spec.hidden);
+    kv_ = params.Matrix(prefix + "kv_proj.weight", sources("weight", false, true), spec.hidden,
+                        /*partial=*/true);
   }
   if (spec_.qkv_bias) {
     qkv_bias_ = params.Bias(prefix + "qkv_proj.bias", sources("bias", true, cut));
-    if (!cut) kv_bias_ = params.Bias(prefix + "kv_proj.bias", sources("bias", false, true));
+    if (!cut) {
+      kv_bias_ = params.Bias(prefix + "kv_proj.bias", sources("bias", false, true),
+                             /*partial=*/true);
+    }
   }
   if (spec_.qk_norm == QkNorm::kNone) return;
   const bool head = spec_.qk_norm == QkNorm::kHead;
   q_norm_ = params.Norm(prefix + "q_norm.weight", head ? spec_.head_dim : q,
-                        head ? ParamBlock{} : part.Rows(q));
+                        head ? ParamBlock{} : part.Rows(q), /*partial=*/true);
   k_norm_ = params.Norm(prefix + "k_norm.weight", head ? spec_.head_dim : kv,
-                        head ? ParamBlock{} : kv_block);
+                        head ? ParamBlock{} : kv_block, /*partial=*/true);
 }
 
 AttentionBlock::Projected AttentionBlock::Project(Context& ctx, const Var& x) const {
@@ -152,7 +159,7 @@ Var AttentionBlock::OwnKvHeads(Context& ctx, const Var& x) const {
 
 PendingOutput AttentionBlock::Forward(Context& ctx, const Var& x, const AttentionInputs& in) const {
   const OpLabel label = {"attention", in.layer};
-  const Var all = GatherTokens(ctx, x, TensorGroup(ctx), label);
+  const Var all = tokens_.Enter(ctx, x, label);
   auto [q, k, v] = Project(ctx, all);
   q = Normalized(ctx, q, q_norm_, spec_.heads);
   k = Normalized(ctx, k, k_norm_, spec_.kv_heads);
@@ -173,12 +180,12 @@ PendingOutput AttentionBlock::Forward(Context& ctx, const Var& x, const Attentio
   const Var out = Attend(ctx, q, k, v, local_, sinks_, in);
   const Var partial =
       ops::MatMul(ctx, out, {.weight = output_, .bias = BiasOnce(ctx, output_bias_)});
-  return OutputOf(StartExchange(ctx, partial, {TokenOp::kScatter, TensorGroup(ctx), label}));
+  return OutputOf(tokens_.Leave(ctx, partial, label));
 }
 
 LatentAttentionBlock::LatentAttentionBlock(const DecoderSpec& spec, const AttentionSpec& attention,
                                            const std::string& prefix, ParamBuilder& params)
-    : spec_(attention) {
+    : tokens_(params.part()), spec_(attention) {
   const LatentSpec& l = spec_.latent;
   const ModelPart& part = params.part();
   const int64_t query = spec_.heads * spec_.head_dim;
@@ -200,13 +207,14 @@ LatentAttentionBlock::LatentAttentionBlock(const DecoderSpec& spec, const Attent
   spec_.kv_heads /= part.tp;
 }
 
-// Latents are made of the rank's own tokens and gathered: they are smaller than what they become.
+// Latents are made of what tokens the rank has and gathered: they are smaller than what they
+// become.
 Var LatentAttentionBlock::Queries(Context& ctx, const Var& x, const OpLabel& label) const {
   Var in = x;
   if (spec_.latent.q_rank > 0) {
     in = ops::RmsNorm(ctx, ops::MatMul(ctx, x, {.weight = q_a_}), {q_norm_, kLatentNormEps});
   }
-  in = GatherTokens(ctx, in, TensorGroup(ctx), label);
+  in = tokens_.Enter(ctx, in, label);
   const Var q = ops::MatMul(ctx, in, {.weight = spec_.latent.q_rank > 0 ? q_b_ : q_});
   return q.Reshape({in.value.dim(0), spec_.heads, spec_.head_dim});
 }
@@ -221,9 +229,9 @@ PendingOutput LatentAttentionBlock::Forward(Context& ctx, const Var& x,
   std::vector<Var> parts = ops::SplitColumns(ctx, ops::MatMul(ctx, x, {.weight = kv_a_}),
                                              std::vector<int64_t>{l.kv_rank, l.rope_dim});
   Var latent = ops::RmsNorm(ctx, parts[0], {kv_norm_, kLatentNormEps});
-  latent = GatherTokens(ctx, latent, TensorGroup(ctx), label);
+  latent = tokens_.Enter(ctx, latent, label);
   // The rotary key is shared by all heads.
-  Var shared_key = GatherTokens(ctx, parts[1], TensorGroup(ctx), label);
+  Var shared_key = tokens_.Enter(ctx, parts[1], label);
   shared_key = ops::Rope(ctx, shared_key.Reshape({shared_key.value.dim(0), 1, l.rope_dim}), rope);
   latent = OfAllTokens(ctx, latent, in);
   shared_key = OfAllTokens(ctx, shared_key, in);
@@ -242,7 +250,7 @@ PendingOutput LatentAttentionBlock::Forward(Context& ctx, const Var& x,
   Var q = ops::Rope(ctx, Queries(ctx, x, label), rope);
   const Var partial =
       ops::MatMul(ctx, Attend(ctx, q, k, v, spec_, kNoParam, in), {.weight = output_});
-  return OutputOf(StartExchange(ctx, partial, {TokenOp::kScatter, TensorGroup(ctx), label}));
+  return OutputOf(tokens_.Leave(ctx, partial, label));
 }
 
 }  // namespace cadre

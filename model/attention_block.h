@@ -1,9 +1,10 @@
 // Attention of one layer: projections, query and key norms, rotation, attention over the batch or
 // over paged blocks, output projection. Two forms: plain (grouped queries) and latent (MLA).
 //
-// Over tensor-parallel ranks each has its heads. x and the result are the rank's run of tokens;
-// what lies between is over all tokens. Where there are fewer KV heads than ranks, every rank
-// projects all of them and attends to the one that its heads share.
+// Over tensor-parallel ranks each has its heads. x and the result are the tokens that the rank has
+// between blocks, its run of them or all; what lies between is over all tokens. Where there are
+// fewer KV heads than ranks, every rank projects all of them and attends to the one that its heads
+// share.
 //
 // Over context-parallel ranks each has some tokens of every sequence (Batch::context). Queries
 // stay; keys and values, or the latents and the rotary key that they are made of, are gathered.
@@ -17,7 +18,7 @@
 #include "model/batch.h"
 #include "model/decoder_spec.h"
 #include "model/param_builder.h"
-#include "parallel/token_ops.h"
+#include "parallel/row_parallel.h"
 
 namespace cadre {
 
@@ -33,7 +34,7 @@ class AttentionBlock {
   AttentionBlock(const DecoderSpec& spec, const AttentionSpec& attention, const std::string& prefix,
                  ParamBuilder& params);
 
-  // x [T / tp, D] -> [T / tp, D]
+  // x [tokens, D] -> [tokens, D]
   PendingOutput Forward(Context& ctx, const Var& x, const AttentionInputs& in) const;
 
  private:
@@ -46,6 +47,7 @@ class AttentionBlock {
   // The heads of `x` that this rank attends to.
   Var OwnKvHeads(Context& ctx, const Var& x) const;
 
+  BlockTokens tokens_;
   AttentionSpec spec_;        // of the model
   AttentionSpec local_;       // of this rank: its heads
   int64_t kv_projected_ = 0;  // KV heads that this rank projects
@@ -69,6 +71,7 @@ class LatentAttentionBlock {
  private:
   Var Queries(Context& ctx, const Var& x, const OpLabel& label) const;  // [T, heads, dh]
 
+  BlockTokens tokens_;
   AttentionSpec spec_;  // with this rank's heads
   ParamId q_ = kNoParam, q_a_ = kNoParam, q_norm_ = kNoParam, q_b_ = kNoParam;
   ParamId kv_a_, kv_norm_, kv_b_, output_;

@@ -6,7 +6,6 @@
 #include "core/ops/rms_norm.h"
 #include "core/trace.h"
 #include "parallel/row_parallel.h"
-#include "parallel/token_ops.h"
 
 namespace cadre {
 namespace {
@@ -113,20 +112,24 @@ void Decoder::ForwardLayer(Context& ctx, int index, const Batch& batch,
 
 PendingOutput Decoder::Dropped(PendingOutput half, int site, const ForwardOptions& options) const {
   if (options.dropout == 0.0) return half;
-  return [half = std::move(half), site, rate = options.dropout, all = options.global_tokens,
-          rank = part_.tp_rank](Context& ctx) {
-    const Var whole = half(ctx);
-    const int64_t tokens = whole.value.dim(0);
-    return ops::Dropout(ctx, whole,
-                        {rate, static_cast<uint32_t>(site), all.Narrow(tokens * rank, tokens)});
-  };
+  const Tensor& all = options.global_tokens;
+  const Shard own = OwnTokens(all.numel());
+  const ops::DropoutArgs args{options.dropout, static_cast<uint32_t>(site),
+                              all.Narrow(own.begin, own.numel)};
+  return
+      [half = std::move(half), args](Context& ctx) { return ops::Dropout(ctx, half(ctx), args); };
+}
+
+Shard Decoder::OwnTokens(int64_t n) const {
+  if (!part_.sequence_parallel) return {0, n};
+  return {n / part_.tp * part_.tp_rank, n / part_.tp};
 }
 
 std::vector<int32_t> Decoder::OwnOffsets(const Batch& batch) const {
-  const auto tokens = static_cast<int32_t>(batch.tokens() / part_.tp);
+  const Shard own = OwnTokens(batch.tokens());
   std::vector<int32_t> offsets;
   for (const int32_t offset : batch.offsets) {
-    offsets.push_back(std::clamp(offset - tokens * part_.tp_rank, 0, tokens));
+    offsets.push_back(static_cast<int32_t>(std::clamp(offset - own.begin, int64_t{0}, own.numel)));
   }
   return offsets;
 }
@@ -138,14 +141,15 @@ VocabularyArgs Decoder::Vocabulary(Context& ctx, ParamId weight, const OpLabel& 
 ops::LinearCrossEntropyResult Decoder::Loss(Context& ctx, const Var& hidden,
                                             ops::LinearCrossEntropyArgs args) const {
   const OpLabel label = {"head"};
-  const Var all = GatherTokens(ctx, hidden, TensorGroup(ctx), label);
+  const Var all = BlockTokens(part_).Enter(ctx, hidden, label);
   return VocabularyCrossEntropy(ctx, all, Vocabulary(ctx, head_, label), std::move(args));
 }
 
 DecoderOutput Decoder::Forward(Context& ctx, const Batch& batch,
                                const ForwardOptions& options) const {
   CheckBatch(spec_, batch);
-  CADRE_CHECK(GroupSize(TensorGroup(ctx)) == part_.tp && batch.tokens() % part_.tp == 0,
+  CADRE_CHECK(GroupSize(TensorGroup(ctx)) == part_.tp &&
+                  (!part_.sequence_parallel || batch.tokens() % part_.tp == 0),
               "{} tokens over {} of {} ranks", batch.tokens(), GroupSize(TensorGroup(ctx)),
               part_.tp);
   const int64_t context = GroupSize(ContextGroup(ctx));
@@ -154,8 +158,8 @@ DecoderOutput Decoder::Forward(Context& ctx, const Batch& batch,
                                  batch.context->offsets.back() == batch.tokens() * context,
               "{} tokens of a rank of {} that share sequences", batch.tokens(), context);
   DecoderOutput out;
-  ResidualStream stream(
-      VocabularyEmbedding(ctx, batch.ids, Vocabulary(ctx, embedding_, {"embedding"})));
+  ResidualStream stream(VocabularyEmbedding(
+      ctx, batch.ids, Vocabulary(ctx, embedding_, {"embedding"}), part_.sequence_parallel));
   for (int i = 0; i < static_cast<int>(layers_.size()); ++i) {
     ForwardLayer(ctx, i, batch, options, &stream, &out);
   }

@@ -49,11 +49,13 @@ struct ForwardOptions {
 // What one mixture layer did, for metrics, balance and tests.
 struct LayerRouting {
   int layer;
-  Tensor ids;  // i32 [T / tp, top_k] of this rank's tokens, ascending in each row
+  Tensor ids;  // i32 [tokens, top_k] of this rank's tokens, ascending in each row
 };
 
 struct DecoderOutput {
-  Var hidden;                         // [T / tp, D] of this rank's tokens, after the final norm
+  // [tokens, D] after the final norm, of this rank's run of the tokens or, without sequence
+  // parallelism, of all.
+  Var hidden;
   std::vector<Var> router_losses;     // f64 [1] each, to be added to the loss
   std::vector<LayerRouting> routing;  // mixture layers, in order
 };
@@ -72,8 +74,8 @@ class Decoder {
   // kNoParam where the layer has no router bias to balance with.
   ParamId router_correction(int layer) const;
 
-  // Over tensor-parallel ranks all have the same batch, whose tokens they divide evenly; over
-  // context-parallel ranks each has its share (Batch::context).
+  // Over tensor-parallel ranks all have the same batch, whose tokens they divide evenly under
+  // sequence parallelism; over context-parallel ranks each has its share (Batch::context).
   DecoderOutput Forward(Context& ctx, const Batch& batch, const ForwardOptions& options = {}) const;
 
   // The loss of `hidden` (a Forward's) against args.targets [T], the same on every tensor-parallel
@@ -93,6 +95,8 @@ class Decoder {
   void ForwardLayer(Context& ctx, int index, const Batch& batch, const ForwardOptions& options,
                     ResidualStream* stream, DecoderOutput* out) const;
   VocabularyArgs Vocabulary(Context& ctx, ParamId weight, const OpLabel& label) const;
+  // The rank's run of n tokens between blocks.
+  Shard OwnTokens(int64_t n) const;
   // What of a batch's sequences lies in this rank's tokens: [S + 1], from 0 to their count.
   std::vector<int32_t> OwnOffsets(const Batch& batch) const;
   // The output of a half, thinned out by dropout.

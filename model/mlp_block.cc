@@ -2,8 +2,6 @@
 
 #include "core/ops/elementwise.h"
 #include "core/ops/matmul.h"
-#include "parallel/row_parallel.h"
-#include "parallel/token_ops.h"
 
 namespace cadre {
 namespace {
@@ -144,7 +142,7 @@ moe::MoeLayer MakeRouted(int64_t hidden, const MoeSpec& spec, const std::string&
 
 MlpBlock::MlpBlock(int64_t hidden, const MlpSpec& spec, const std::string& prefix,
                    ParamBuilder& params)
-    : activation_(ActivationArgs(spec.activation, spec.limit)) {
+    : tokens_(params.part()), activation_(ActivationArgs(spec.activation, spec.limit)) {
   const ModelPart& part = params.part();
   CADRE_CHECK(spec.intermediate % part.tp == 0, "{} columns over {} ranks", spec.intermediate,
               part.tp);
@@ -159,17 +157,17 @@ MlpBlock::MlpBlock(int64_t hidden, const MlpSpec& spec, const std::string& prefi
   gate_up_bias_ = params.Bias(prefix + "gate_up_proj.bias",
                               {{prefix + "gate_proj.bias", spec.intermediate, rows},
                                {prefix + "up_proj.bias", spec.intermediate, rows}});
-  down_bias_ = params.Bias(prefix + "down_proj.bias", {{prefix + "down_proj.bias", hidden}});
+  down_bias_ = params.Bias(prefix + "down_proj.bias", {{prefix + "down_proj.bias", hidden}},
+                           /*partial=*/true);
 }
 
 PendingOutput MlpBlock::Forward(Context& ctx, const Var& x, int layer) const {
-  Communicator* group = TensorGroup(ctx);
   const OpLabel label = {"mlp", layer};
-  const Var all = GatherTokens(ctx, x, group, label);
+  const Var all = tokens_.Enter(ctx, x, label);
   Var gate_up = ops::MatMul(ctx, all, {.weight = gate_up_, .bias = gate_up_bias_});
   Var inner = ops::SwiGlu(ctx, gate_up, activation_);
   const Var partial = ops::MatMul(ctx, inner, {.weight = down_, .bias = BiasOnce(ctx, down_bias_)});
-  return OutputOf(StartExchange(ctx, partial, {TokenOp::kScatter, group, label}));
+  return OutputOf(tokens_.Leave(ctx, partial, label));
 }
 
 MoeBlock::MoeBlock(int64_t hidden, const MoeSpec& spec, const std::string& prefix,
@@ -185,14 +183,15 @@ MoeBlock::MoeBlock(int64_t hidden, const MoeSpec& spec, const std::string& prefi
 MoeBlock::Output MoeBlock::Forward(Context& ctx, const Var& x, std::span<const int32_t> offsets,
                                    const moe::RouterLossOptions& losses, int layer) const {
   moe::MoeLayer::Output routed = routed_.Forward(ctx, x, offsets, losses, layer);
-  if (!shared_) return {OutputOf(StartExchange(ctx, routed.y, {})), std::move(routed.routing)};
-  PendingOutput y = [x, routed = routed.y, gate = shared_gate_,
+  PendingOutput own_experts = OutputOf(std::move(routed.y));
+  if (!shared_) return {std::move(own_experts), std::move(routed.routing)};
+  PendingOutput y = [x, routed = std::move(own_experts), gate = shared_gate_,
                      shared = shared_->Forward(ctx, x, layer)](Context& ctx) {
     Var own = shared(ctx);
     if (gate != kNoParam) {
       own = ops::SigmoidGate(ctx, own, ops::MatMul(ctx, x, {.weight = gate}));
     }
-    return ops::Add(ctx, routed, own);
+    return ops::Add(ctx, routed(ctx), own);
   };
   return {std::move(y), std::move(routed.routing)};
 }

@@ -2,7 +2,8 @@
 // shared expert that every token visits.
 //
 // Over tensor-parallel ranks each has its columns of the MLP, over expert-parallel ranks its
-// experts. x and the result are the rank's run of tokens.
+// experts. x and the result are the tokens that the rank has between blocks, its run of them or
+// all.
 //
 // Immutable; callable from any thread with a Context of its own.
 #pragma once
@@ -15,6 +16,7 @@
 #include "model/decoder_spec.h"
 #include "model/param_builder.h"
 #include "moe/moe_layer.h"
+#include "parallel/row_parallel.h"
 
 namespace cadre {
 
@@ -23,10 +25,11 @@ class MlpBlock {
   // Registers {gate,up,down}_proj under `prefix` ("model.layers.0.mlp.").
   MlpBlock(int64_t hidden, const MlpSpec& spec, const std::string& prefix, ParamBuilder& params);
 
-  // x [T / tp, D] -> [T / tp, D]
+  // x [tokens, D] -> [tokens, D]
   PendingOutput Forward(Context& ctx, const Var& x, int layer) const;
 
  private:
+  BlockTokens tokens_;
   ParamId gate_up_, gate_up_bias_ = kNoParam, down_, down_bias_ = kNoParam;
   ops::SwiGluArgs activation_;
 };
@@ -37,7 +40,7 @@ class MoeBlock {
   MoeBlock(int64_t hidden, const MoeSpec& spec, const std::string& prefix, ParamBuilder& params);
 
   struct Output {
-    PendingOutput y;  // [T / tp, D]
+    PendingOutput y;  // [tokens, D]
     moe::Routing routing;
   };
   Output Forward(Context& ctx, const Var& x, std::span<const int32_t> offsets,

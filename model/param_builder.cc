@@ -47,8 +47,8 @@ ParamBuilder::ParamBuilder(ParameterStore& store, double init_stddev,
       matched_(frozen_.size(), false) {}
 
 ParamId ParamBuilder::Matrix(const std::string& name, std::vector<SourceRows> sources,
-                             int64_t columns) {
-  ParamSpec spec{.name = name, .init = Normal()};
+                             int64_t columns, bool partial) {
+  ParamSpec spec{.name = name, .init = Normal(), .partial_gradient = partial};
   int64_t rows = 0, held_columns = columns;
   for (SourceRows& source : sources) {
     const ParamBlock& block = source.block;
@@ -70,16 +70,18 @@ ParamId ParamBuilder::Embedding(const std::string& tensor, int64_t rows, int64_t
               .decay = DecayKind::kNoDecay});
 }
 
-ParamId ParamBuilder::Norm(const std::string& tensor, int64_t size, const ParamBlock& block) {
+ParamId ParamBuilder::Norm(const std::string& tensor, int64_t size, const ParamBlock& block,
+                           bool partial) {
   return Add({.name = tensor,
               .shape = {HeldRows({tensor, size, block})},
               .sources = {{.tensor = tensor, .shape = {size}, .block = block}},
               .init = {Initializer::Kind::kOnes},
-              .decay = DecayKind::kNoDecay});
+              .decay = DecayKind::kNoDecay,
+              .partial_gradient = partial});
 }
 
-ParamId ParamBuilder::Bias(const std::string& name, std::vector<SourceRows> sources) {
-  ParamSpec spec{.name = name, .decay = DecayKind::kNoDecay};
+ParamId ParamBuilder::Bias(const std::string& name, std::vector<SourceRows> sources, bool partial) {
+  ParamSpec spec{.name = name, .decay = DecayKind::kNoDecay, .partial_gradient = partial};
   int64_t rows = 0;
   for (SourceRows& source : sources) {
     rows += HeldRows(source);
@@ -96,12 +98,13 @@ ParamId ParamBuilder::Add(ParamSpec spec) {
   CADRE_CHECK(held == spec.shape.numel(), "{}: {} elements of its tensors for shape {}", spec.name,
               held, spec.shape.ToString());
   spec.layer = layer_;
-  const int ranks = spec.group == ParamGroup::kDense ? part_.tp : part_.etp;
-  if (ranks > 1) {
-    const bool whole = std::ranges::all_of(spec.sources, IsWhole);
-    spec.tensor_spread = whole ? Spread::kReplicated : Spread::kSharded;
-    spec.partial_gradient = whole;
-  }
+  // Ranks that share an expert bring different tokens to it, or one of them adds its bias.
+  const bool expert = spec.group == ParamGroup::kExpert;
+  const bool partial = expert || part_.sequence_parallel || spec.partial_gradient;
+  const bool shared = (expert ? part_.etp : part_.tp) > 1;
+  const bool whole = std::ranges::all_of(spec.sources, IsWhole);
+  if (shared && !whole) spec.tensor_spread = Spread::kSharded;
+  spec.partial_gradient = shared && whole && partial;
   size_t frozen = 0;
   for (const ParamSource& source : spec.sources) {
     bool any = false;

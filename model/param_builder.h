@@ -23,8 +23,10 @@ class ParamBuilder {
  public:
   // frozen: patterns over Hugging Face tensor names, where * stands for any characters; what they
   // match gets no gradient and no update.
-  // part: what this rank holds. Dense parameters that are whole on it see its tokens alone, so
-  // their gradients are partial sums.
+  // part: what this rank holds. Under sequence parallelism dense parameters that are whole on it
+  // see its tokens alone, so their gradients are partial sums; else those are of which it is said
+  // below
+  // (`partial`): a rank uses them for a part of the features, its heads or a bias added once.
   ParamBuilder(ParameterStore& store, double init_stddev, std::vector<std::string> frozen,
                const ModelPart& part = {});
 
@@ -35,17 +37,19 @@ class ParamBuilder {
 
   // [sum of held rows, held columns], decays. `columns` are the whole tensors'; all blocks hold the
   // same number of them.
-  ParamId Matrix(const std::string& name, std::vector<SourceRows> sources, int64_t columns);
+  ParamId Matrix(const std::string& name, std::vector<SourceRows> sources, int64_t columns,
+                 bool partial = false);
   ParamId Matrix(const std::string& tensor, int64_t rows, int64_t columns,
                  const ParamBlock& block = {}) {
     return Matrix(tensor, {{tensor, rows, block}}, columns);
   }
   ParamId Embedding(const std::string& tensor, int64_t rows, int64_t columns,
                     const ParamBlock& block);
-  ParamId Norm(const std::string& tensor, int64_t size, const ParamBlock& block = {});
+  ParamId Norm(const std::string& tensor, int64_t size, const ParamBlock& block = {},
+               bool partial = false);
   // [sum of held rows], starts at zero.
-  ParamId Bias(const std::string& name, std::vector<SourceRows> sources);
-  // Anything else; layer and trainable are set here.
+  ParamId Bias(const std::string& name, std::vector<SourceRows> sources, bool partial = false);
+  // Anything else; layer, trainable and spread are set here. spec.partial_gradient: `partial`.
   ParamId Add(ParamSpec spec);
 
   Initializer Normal() const { return {Initializer::Kind::kNormal, init_stddev_}; }

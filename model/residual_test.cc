@@ -10,6 +10,9 @@
 #include "model/decoder.h"
 #include "model/initialize.h"
 #include "model/model.h"
+#include "parallel/mesh.h"
+#include "parallel/test_group.h"
+#include "parallel/test_ranks.h"
 
 namespace cadre {
 namespace {
@@ -41,9 +44,9 @@ struct Rig {
   std::unique_ptr<Model> model;
   Batch batch;
 
-  explicit Rig(const config::ModelConfig& config) {
+  explicit Rig(const config::ModelConfig& config, const ModelPart& part = {}) {
     auto made = CreateModel(ctx, {.model = config},
-                            {.dtype = DType::kF64, .gradients = true, .decoder = {}});
+                            {.dtype = DType::kF64, .gradients = true, .decoder = {.part = part}});
     CADRE_CHECK(made.ok(), "{}", Message(made.status()));
     model = *std::move(made);
     ctx.parameters = &model->parameters();
@@ -195,6 +198,63 @@ TEST(Residual, GradientsAreFiniteDifferences) {
       }
     }
   }
+}
+
+// Notes when sums of the layers start, and when they are first waited for.
+class LoggingGroup : public ForwardingGroup {
+ public:
+  LoggingGroup(std::unique_ptr<Communicator> group, std::string* log)
+      : ForwardingGroup(std::move(group)), log_(log) {}
+
+  WorkPtr AllReduce(const Tensor& buffer, ReduceOp op, const OpLabel& label) override {
+    WorkPtr work = ForwardingGroup::AllReduce(buffer, op, label);
+    if (label.layer < 0) return work;
+    const std::string name = fmt::format("{}{}", label.what, label.layer);
+    *log_ += " +" + name;
+    return std::make_shared<LoggedWork>(std::move(work), " -" + name, log_);
+  }
+
+ private:
+  class LoggedWork : public Work {
+   public:
+    LoggedWork(WorkPtr work, std::string note, std::string* log)
+        : work_(std::move(work)), note_(std::move(note)), log_(log) {}
+    absl::Status Wait() override {
+      *log_ += std::exchange(note_, "");
+      return work_->Wait();
+    }
+    bool done() const override { return work_->done(); }
+
+   private:
+    WorkPtr work_;
+    std::string note_;
+    std::string* log_;
+  };
+
+  std::string* log_;
+};
+
+// Each sum is waited for when the next module's has started, forward and backward.
+TEST(Residual, SumsRunBesideTheNextModule) {
+  RunRanks(2, [](World& world) {
+    std::string log;
+    const Layout layout = {.tp = 2, .etp = 2};
+    const Mesh mesh(&world, layout, [&](std::unique_ptr<Communicator> group) {
+      return std::make_unique<LoggingGroup>(std::move(group), &log);
+    });
+    config::ModelConfig config = Config("llama", {0, 1});
+    config.set_num_hidden_layers(2);
+    Rig rig(config, mesh.part());
+    ParallelGroups groups = mesh.Groups();
+    rig.ctx.groups = &groups;
+    Tape tape(&ops::Accumulate);
+    rig.Loss(&tape);
+    EXPECT_EQ(log, " +attention0 +mlp0 -attention0 +attention1 -mlp0 +mlp1 -attention1 -mlp1");
+    log.clear();
+    tape.Backward(rig.ctx);
+    EXPECT_EQ(log, " +mlp1 +attention1 -mlp1 +mlp0 -attention1 +attention0 -mlp0 -attention0");
+    EXPECT_TRUE(groups.failure.ok());
+  });
 }
 
 // Cut between any two modules, with a tape of its own for each part, a stream is what it was whole.

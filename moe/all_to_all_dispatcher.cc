@@ -83,15 +83,15 @@ void AllToAllDispatcher::Finish(Context& ctx, Dispatched& dispatched, int layer)
   dispatched.offsets = dispatched.arrived.offsets;
 }
 
-Var AllToAllDispatcher::Combine(Context& ctx, const Var& rows, const Dispatched& dispatched,
-                                int layer) const {
+PendingVar AllToAllDispatcher::Combine(Context& ctx, const Var& rows, const Dispatched& dispatched,
+                                       int layer) const {
   const OpLabel label = {"experts", layer};
   const Var ones = Ones(ctx, rows.value.dim(0), dispatched.weights.value.dtype());
   const Var partial = ops::Unpermute(ctx, rows, ones, dispatched.arrived);
   const Var came = ScatterRows(ctx, partial, dispatched.shared, ctx.groups->etp, label);
   const RowCounts back = {.send = dispatched.counts.receive, .receive = dispatched.counts.send};
   const Var home = AllToAllRows(ctx, came, back, ctx.groups->ep, label);
-  return ops::Unpermute(ctx, home, dispatched.weights, dispatched.plan);
+  return StartExchange(ctx, ops::Unpermute(ctx, home, dispatched.weights, dispatched.plan), {});
 }
 
 }  // namespace cadre::moe

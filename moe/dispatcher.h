@@ -8,11 +8,12 @@
 //   > 1  any  AllToAllDispatcher  it has its own experts, or its columns of them: rows travel over
 //                                 ep, then are gathered over etp; results go the other way
 //
-// What all of them need: a rank's tokens are its own alone and as many as on every other rank of
-// its pipeline position. So they are between blocks, where tensor-parallel ranks split the tokens
-// (parallel/token_ops.h); ranks that hold the same tokens would have to drop all but their run of
-// them before Start and gather after Combine. Then no rank sends what another one also sends: the
-// duplicate-token drop of tensor-expert-data parallelism (Singh et al., "A Hybrid
+// What these need: a rank's tokens are its own alone and as many as on every other rank of its
+// pipeline position. So they are between blocks where tensor-parallel ranks split the tokens
+// (parallel/token_ops.h). Ranks that hold the same tokens drop all but their run of them before
+// Start and join them again after Combine (SplitDispatcher), or, where just these ranks share every
+// expert, have all that they need (ReplicatedDispatcher). Then no rank sends what another one also
+// sends: the duplicate-token drop of tensor-expert-data parallelism (Singh et al., "A Hybrid
 // Tensor-Expert-Data Parallelism Approach to Optimize Mixture-of-Experts Training", 2023). The
 // ranks that share an expert's columns all need its rows, and get them from one another after the
 // all-to-all, which so moves 1/etp of the bytes that it would after gathering.
@@ -56,8 +57,8 @@ class Dispatcher {
   virtual Dispatched Start(Context& ctx, const Var& x, const Routing& routing, int layer) const = 0;
   virtual void Finish(Context& ctx, Dispatched& dispatched, int layer) const = 0;
   // rows [R, D] -> [T, D]: each token's experts, weighted, summed in ascending id in fp32 (f64).
-  virtual Var Combine(Context& ctx, const Var& rows, const Dispatched& dispatched,
-                      int layer) const = 0;
+  virtual PendingVar Combine(Context& ctx, const Var& rows, const Dispatched& dispatched,
+                             int layer) const = 0;
 };
 
 class LocalDispatcher : public Dispatcher {
@@ -65,8 +66,8 @@ class LocalDispatcher : public Dispatcher {
   explicit LocalDispatcher(int64_t experts) : experts_(experts) {}
   Dispatched Start(Context& ctx, const Var& x, const Routing& routing, int layer) const override;
   void Finish(Context&, Dispatched&, int) const override {}
-  Var Combine(Context& ctx, const Var& rows, const Dispatched& dispatched,
-              int layer) const override;
+  PendingVar Combine(Context& ctx, const Var& rows, const Dispatched& dispatched,
+                     int layer) const override;
 
  private:
   int64_t experts_;
@@ -77,8 +78,8 @@ class GatherDispatcher : public Dispatcher {
   explicit GatherDispatcher(int64_t experts) : experts_(experts) {}
   Dispatched Start(Context& ctx, const Var& x, const Routing& routing, int layer) const override;
   void Finish(Context& ctx, Dispatched& dispatched, int layer) const override;
-  Var Combine(Context& ctx, const Var& rows, const Dispatched& dispatched,
-              int layer) const override;
+  PendingVar Combine(Context& ctx, const Var& rows, const Dispatched& dispatched,
+                     int layer) const override;
 
  private:
   int64_t experts_;
@@ -90,12 +91,40 @@ class AllToAllDispatcher : public Dispatcher {
   AllToAllDispatcher(int64_t experts, int ranks) : experts_(experts), ranks_(ranks) {}
   Dispatched Start(Context& ctx, const Var& x, const Routing& routing, int layer) const override;
   void Finish(Context& ctx, Dispatched& dispatched, int layer) const override;
-  Var Combine(Context& ctx, const Var& rows, const Dispatched& dispatched,
-              int layer) const override;
+  PendingVar Combine(Context& ctx, const Var& rows, const Dispatched& dispatched,
+                     int layer) const override;
 
  private:
   int64_t experts_;
   int ranks_;
+};
+
+// For tensor-parallel ranks with the same tokens, which have their columns of all experts.
+class ReplicatedDispatcher : public Dispatcher {
+ public:
+  explicit ReplicatedDispatcher(int64_t experts) : local_(experts) {}
+  Dispatched Start(Context& ctx, const Var& x, const Routing& routing, int layer) const override;
+  void Finish(Context&, Dispatched&, int) const override {}
+  PendingVar Combine(Context& ctx, const Var& rows, const Dispatched& dispatched,
+                     int layer) const override;
+
+ private:
+  LocalDispatcher local_;
+};
+
+// For tensor-parallel ranks with the same tokens: each has a run of them dispatched.
+class SplitDispatcher : public Dispatcher {
+ public:
+  explicit SplitDispatcher(std::shared_ptr<const Dispatcher> own) : own_(std::move(own)) {}
+  Dispatched Start(Context& ctx, const Var& x, const Routing& routing, int layer) const override;
+  void Finish(Context& ctx, Dispatched& dispatched, int layer) const override {
+    own_->Finish(ctx, dispatched, layer);
+  }
+  PendingVar Combine(Context& ctx, const Var& rows, const Dispatched& dispatched,
+                     int layer) const override;
+
+ private:
+  std::shared_ptr<const Dispatcher> own_;
 };
 
 // The one that fits how `part` shares experts out.

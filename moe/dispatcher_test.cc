@@ -34,7 +34,12 @@ class CountingGroup : public ForwardingGroup {
 };
 
 Layout LayoutOf(int ep, int etp) {
-  return {.tp = etp, .dp = kRanks / etp, .etp = etp, .ep = ep, .edp = kRanks / (etp * ep)};
+  return {.tp = etp,
+          .dp = kRanks / etp,
+          .etp = etp,
+          .ep = ep,
+          .edp = kRanks / (etp * ep),
+          .sequence_parallel = etp > 1};
 }
 
 // One rank's part of a mixture layer, or all of it.
@@ -103,11 +108,11 @@ Result ForwardAndBackward(LayerRig& rig, const Tensor& tokens, const Tensor& dy)
   Var x{tokens, rig.tape.NewSlot()};
   rig.tape.KeepGrad(x.slot);
   const std::vector<int32_t> offsets = {0, static_cast<int32_t>(tokens.dim(0))};
-  const MoeLayer::Output out = layer.Forward(rig.ctx, x, offsets, {}, 0);
-  rig.tape.Seed(out.y.slot, dy);
+  const Var y = layer.Forward(rig.ctx, x, offsets, {}, 0).y.Wait(rig.ctx);
+  rig.tape.Seed(y.slot, dy);
   rig.tape.Backward(rig.ctx);
   EXPECT_TRUE(rig.groups.failure.ok()) << Message(rig.groups.failure);
-  return {out.y.value, rig.tape.Grad(rig.ctx, x.slot)};
+  return {y.value, rig.tape.Grad(rig.ctx, x.slot)};
 }
 
 class Folds : public testing::TestWithParam<std::pair<int, int>> {};  // ep, etp

@@ -35,10 +35,10 @@ void GatherDispatcher::Finish(Context& ctx, Dispatched& dispatched, int) const {
   dispatched.offsets = dispatched.plan.offsets;
 }
 
-Var GatherDispatcher::Combine(Context& ctx, const Var& rows, const Dispatched& dispatched,
-                              int layer) const {
+PendingVar GatherDispatcher::Combine(Context& ctx, const Var& rows, const Dispatched& dispatched,
+                                     int layer) const {
   const Var partial = ops::Unpermute(ctx, rows, dispatched.weights, dispatched.plan);
-  return ScatterTokens(ctx, partial, ctx.groups->etp, {"experts", layer});
+  return StartExchange(ctx, partial, {TokenOp::kScatter, ctx.groups->etp, {"experts", layer}});
 }
 
 }  // namespace cadre::moe

@@ -13,7 +13,7 @@ MoeLayer::Output MoeLayer::Finish(Context& ctx, InFlight flight, int layer) cons
   Dispatched& dispatched = flight.dispatched;
   dispatcher_->Finish(ctx, dispatched, layer);
   const Var rows = experts_.Forward(ctx, dispatched.rows, dispatched.offsets);
-  Var y = dispatcher_->Combine(ctx, rows, dispatched, layer);
+  PendingVar y = dispatcher_->Combine(ctx, rows, dispatched, layer);
   return {.y = std::move(y), .routing = std::move(flight.routing)};
 }
 

@@ -19,7 +19,7 @@ class MoeLayer {
         dispatcher_(std::move(dispatcher)) {}
 
   struct Output {
-    Var y;  // [T, D]
+    PendingVar y;  // [T, D]
     Routing routing;
   };
   struct InFlight {

@@ -41,7 +41,7 @@ Routing Router::Route(Context& ctx, const Var& x, std::span<const int32_t> offse
         {.ids = gate.ids,
          .offsets = losses.per_sequence ? offsets : std::span<const int32_t>(whole),
          .coefficient = losses.balance,
-         .combine = SumOver(ctx.groups == nullptr ? nullptr : ctx.groups->tp_cp, {"balance"})}));
+         .combine = SumOver(ctx.groups == nullptr ? nullptr : ctx.groups->sequence, {"balance"})}));
   }
   if (losses.z != 0.0) routing.losses.push_back(ops::RouterZLoss(ctx, logits, losses.z));
   return routing;

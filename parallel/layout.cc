@@ -108,11 +108,16 @@ absl::Status CheckSequence(const LayoutNeeds& needs, const Layout& layout) {
     return InvalidArgument("seq_len {} is not a multiple of 2 x context_parallel_size {} = {}",
                            needs.seq_len, layout.cp, 2 * layout.cp);
   }
-  if (layout.sequence_parallel && needs.seq_len / layout.cp % layout.tp != 0) {
+  // Tokens are split for experts that are not shared just as the tokens are.
+  const bool split_for_experts =
+      needs.num_moe_layers > 0 && (layout.ep > 1 || layout.etp != layout.tp);
+  if ((layout.sequence_parallel || split_for_experts) &&
+      needs.seq_len / layout.cp % layout.tp != 0) {
     return InvalidArgument(
         "seq_len {} is not a multiple of context_parallel_size {} x tensor_parallel_size {} = {}, "
-        "as sequence_parallel needs",
-        needs.seq_len, layout.cp, layout.tp, layout.cp * layout.tp);
+        "as {} needs",
+        needs.seq_len, layout.cp, layout.tp, layout.cp * layout.tp,
+        layout.sequence_parallel ? "sequence_parallel" : "expert parallelism");
   }
   return absl::OkStatus();
 }
@@ -176,7 +181,9 @@ absl::StatusOr<Layout> ResolveLayout(const ParallelConfig& config, int world,
   CADRE_RETURN_IF_ERROR(CheckSizes(config));
   Layout layout;
   CADRE_RETURN_IF_ERROR(FitWorld(config, world, &layout));
-  layout.sequence_parallel = config.sequence_parallel() && layout.tp > 1;
+  const bool sequence_parallel =
+      config.has_sequence_parallel() ? config.sequence_parallel() : !needs.ladder;
+  layout.sequence_parallel = sequence_parallel && layout.tp > 1;
   layout.zero_stage = config.zero_stage();
   CADRE_RETURN_IF_ERROR(CheckTensors(needs, layout.tp));
   CADRE_RETURN_IF_ERROR(FitExperts(config, needs, &layout));

@@ -36,6 +36,9 @@ struct LayoutNeeds {
   int seq_len = 0;
   int global_batch_size = 0;
   int micro_batch_size = 0;
+  // Layers whose sums over tensor-parallel ranks run beside the next module: all-reduces hide all
+  // of it, so sequence_parallel is false unless the config says otherwise.
+  bool ladder = false;
   // What the embedding and the output head cost, in layers; for the even split.
   double embedding_layers = 0;
   double head_layers = 0;

@@ -173,6 +173,25 @@ TEST(Layout, RefusesSequencesThatDoNotDivide) {
   EXPECT_EQ(Resolved(Config(1, 1, 1), 1, Needs([](LayoutNeeds* n) { n->seq_len = 13; })).cp, 1);
 }
 
+TEST(Layout, SequencesAreSplitForExpertsThatTensorRanksDoNotShare) {
+  config::ParallelConfig config = Config(4, 1, 1);
+  config.set_sequence_parallel(false);
+  const LayoutNeeds odd = Needs([](LayoutNeeds* n) { n->seq_len = 13; });
+  EXPECT_EQ(Resolved(config, 4, odd).etp, 4);
+  config.set_expert_tensor_parallel_size(1);
+  EXPECT_EQ(Refusal(config, 4, odd),
+            "seq_len 13 is not a multiple of context_parallel_size 1 x tensor_parallel_size 4 = 4, "
+            "as expert parallelism needs");
+}
+
+TEST(Layout, LadderLayersWantAllTokensUnlessSaidOtherwise) {
+  config::ParallelConfig config = Config(2, 1, 1);
+  const LayoutNeeds ladder = Needs([](LayoutNeeds* n) { n->ladder = true; });
+  EXPECT_FALSE(Resolved(config, 2, ladder).sequence_parallel);
+  config.set_sequence_parallel(true);
+  EXPECT_TRUE(Resolved(config, 2, ladder).sequence_parallel);
+}
+
 TEST(Layout, RefusesBatchesThatDoNotDivide) {
   EXPECT_EQ(Refusal(Config(1, 1, 1), 8, Needs([](LayoutNeeds* n) { n->global_batch_size = 24; })),
             "global_batch_size 24 is not a multiple of data_parallel_size 8 x micro_batch_size 2 = "

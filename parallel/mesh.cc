@@ -11,7 +11,8 @@ ModelPart PartOf(const Layout& layout, int rank) {
           .ep = layout.ep,
           .ep_rank = place.ep,
           .etp = layout.etp,
-          .etp_rank = place.etp};
+          .etp_rank = place.etp,
+          .sequence_parallel = layout.tp == 1 || layout.sequence_parallel};
 }
 
 Mesh::Mesh(World* world, const Layout& layout, const Wrap& wrap) : layout_(layout) {
@@ -39,7 +40,7 @@ ParallelGroups Mesh::Groups() const {
   return {.world = world(),
           .tp = group(Axis::kTp),
           .cp = group(Axis::kCp),
-          .tp_cp = group(Axis::kTpCp),
+          .sequence = group(part().replicated_tokens() ? Axis::kCp : Axis::kTpCp),
           .dp = group(Axis::kDp),
           .dp_cp = group(Axis::kDpCp),
           .pp = group(Axis::kPp),

@@ -24,6 +24,10 @@ const char* NameOf(TokenOp op) {
       return "scatter_tokens";
     case TokenOp::kReduce:
       return "reduce_tokens";
+    case TokenOp::kSplit:
+      return "split_tokens";
+    case TokenOp::kJoin:
+      return "join_tokens";
     case TokenOp::kRows:
       return "all_to_all_rows";
     case TokenOp::kGatherRows:
@@ -48,6 +52,12 @@ Exchange Reverse(Exchange exchange) {
       break;
     case TokenOp::kReduce:
       exchange.op = TokenOp::kCopy;
+      break;
+    case TokenOp::kSplit:
+      exchange.op = TokenOp::kJoin;
+      break;
+    case TokenOp::kJoin:
+      exchange.op = TokenOp::kSplit;
       break;
     case TokenOp::kRows:
       break;
@@ -94,7 +104,11 @@ InFlight Begin(Context& ctx, const Exchange& exchange, const Tensor& x) {
   switch (exchange.op) {
     case TokenOp::kCopy:
       return {x, nullptr};
+    case TokenOp::kSplit:
+      CADRE_CHECK(x.dim(0) % n == 0, "{} tokens over {} ranks", x.dim(0), n);
+      return {x.Narrow(x.dim(0) / n * group.rank(), x.dim(0) / n), nullptr};
     case TokenOp::kGather:
+    case TokenOp::kJoin:
       y = ctx.Empty(WithRows(x.shape(), x.dim(0) * n), x.dtype());
       return {y, group.AllGather(x, y, exchange.label)};
     case TokenOp::kScatter:

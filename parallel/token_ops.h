@@ -1,18 +1,22 @@
 // Collectives over packed tokens as ops with gradients. Between blocks rank r of n tensor-parallel
-// ranks holds the r-th of n equal runs of the T tokens (sequence parallelism):
+// ranks holds the r-th of n equal runs of the T tokens (sequence parallelism), or each holds all of
+// them:
 //
 //   op              forward                                   gradient
 //   GatherTokens    x [T/n, ...] -> [T, ...]: all-gather      sum over ranks, scattered
 //   ScatterTokens   partial sums [T, ...] -> [T/n, ...]       all-gather
 //   ReduceTokens    partial sums -> their sum on every rank   the identity
 //   CopyTokens      the identity                              sum over ranks
+//   SplitTokens     x [T, ...], the same on every rank -> own run [T/n, ...]: all-gather
+//   JoinTokens      x [T/n, ...] -> [T, ...]: all-gather      own run
 //   AllToAllRows    rows [R, ...] -> [R', ...] by counts      the same rows the other way
 //   GatherRows      rows [R_r, ...] -> those of all ranks     sum over ranks, scattered
 //   ScatterRows     partial sums of all ranks' rows -> own    all-gather
 //
 // A block on replicated tokens begins with CopyTokens and ends with ReduceTokens, one on split
 // tokens begins with GatherTokens and ends with ScatterTokens. What a rank computes between is its
-// own part of the block; its input's gradient is a partial sum, which these ops complete.
+// own part of the block; its input's gradient is a partial sum, which these ops complete. Between
+// SplitTokens and JoinTokens ranks that hold all tokens do something with a run each.
 //
 // `group`: null or of size 1 makes each the identity. All ranks of the group call the same ops in
 // the same order and want gradients of the same. T that n does not divide is a broken invariant:
@@ -39,6 +43,8 @@ enum class TokenOp : uint8_t {
   kScatter,
   kReduce,
   kCopy,
+  kSplit,
+  kJoin,
   kRows,
   kGatherRows,
   kScatterRows
@@ -93,6 +99,12 @@ inline Var ReduceTokens(Context& ctx, const Var& x, Communicator* group, const O
 }
 inline Var CopyTokens(Context& ctx, const Var& x, Communicator* group, const OpLabel& label) {
   return StartExchange(ctx, x, {TokenOp::kCopy, group, label}).Wait(ctx);
+}
+inline Var SplitTokens(Context& ctx, const Var& x, Communicator* group, const OpLabel& label) {
+  return StartExchange(ctx, x, {TokenOp::kSplit, group, label}).Wait(ctx);
+}
+inline Var JoinTokens(Context& ctx, const Var& x, Communicator* group, const OpLabel& label) {
+  return StartExchange(ctx, x, {TokenOp::kJoin, group, label}).Wait(ctx);
 }
 
 // counts i32 [n, m]: row r is told to rank r. Returns [n, m]: row r is what rank r told. A count

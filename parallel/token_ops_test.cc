@@ -95,6 +95,23 @@ TEST_P(TokenOps, Copy) {
   });
 }
 
+TEST_P(TokenOps, SplitAndJoin) {
+  OnRanks([](RankRig& rig, DType dtype) {
+    const Shape whole{6 * rig.size(), kWidth};
+    Tensor tokens = Random(rig.memory, whole, dtype, 1),
+           gradient = Random(rig.memory, whole, dtype, 9);
+    Var x = rig.Input(tokens);
+    Var own = SplitTokens(rig.ctx, x, rig.groups.tp, {"test"});
+    EXPECT_EQ(Distance(own.value, rig.Mine(tokens)), 0);
+    Var y = JoinTokens(rig.ctx, ops::Scale(rig.ctx, own, 2), rig.groups.tp, {"test"});
+    Var doubled = ops::Scale(rig.ctx, x, 2);
+    EXPECT_EQ(Distance(y.value, doubled.value), 0);
+    rig.tape.Seed(y.slot, gradient);
+    rig.tape.Backward(rig.ctx);
+    EXPECT_EQ(Distance(rig.GradOf(x), ops::Scale(rig.ctx, {gradient}, 2).value), 0);
+  });
+}
+
 // Rank r sends (r + 2 q) % 4 rows to rank q; row i of them holds 1000 r + 10 q + i.
 int64_t RowsFrom(int r, int q) { return (r + 2 * q) % 4; }
 

@@ -25,7 +25,8 @@ Shard VocabularyPart(int64_t vocabulary, int ranks, int rank) {
   return {begin, std::min(each, vocabulary - begin)};
 }
 
-Var VocabularyEmbedding(Context& ctx, const Tensor& ids, const VocabularyArgs& args) {
+Var VocabularyEmbedding(Context& ctx, const Tensor& ids, const VocabularyArgs& args,
+                        bool sequence_parallel) {
   const Shard part = OwnPart(ctx, args);
   Tensor local = ctx.Empty(ids.shape(), DType::kI32);
   for (int64_t t = 0; t < ids.numel(); ++t) {
@@ -36,7 +37,8 @@ Var VocabularyEmbedding(Context& ctx, const Tensor& ids, const VocabularyArgs& a
     local.data<int32_t>()[t] = here ? static_cast<int32_t>(id - part.begin) : -1;
   }
   const Var rows = ops::Embedding(ctx, local, args.weight);
-  return ScatterTokens(ctx, rows, args.group, args.label);
+  const TokenOp op = sequence_parallel ? TokenOp::kScatter : TokenOp::kReduce;
+  return StartExchange(ctx, rows, {op, args.group, args.label}).Wait(ctx);
 }
 
 ops::LinearCrossEntropyResult VocabularyCrossEntropy(Context& ctx, const Var& hidden,

@@ -23,9 +23,10 @@ struct VocabularyArgs {
   OpLabel label;
 };
 
-// ids i32 [T], the same on every rank -> [T/n, D], this rank's run of tokens. Exact: one rank's row
-// and zeros are added.
-Var VocabularyEmbedding(Context& ctx, const Tensor& ids, const VocabularyArgs& args);
+// ids i32 [T], the same on every rank -> what this rank has between blocks: its run of the tokens
+// [T/n, D], or all. Exact: one rank's row and zeros are added.
+Var VocabularyEmbedding(Context& ctx, const Tensor& ids, const VocabularyArgs& args,
+                        bool sequence_parallel = true);
 
 // LinearCrossEntropy over the whole vocabulary. hidden [T, D] and args.targets are the same on
 // every rank, and so are loss and logprobs; the loss counts once, not once per rank. hidden's

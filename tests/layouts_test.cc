@@ -41,6 +41,11 @@ const std::map<std::string, std::string> kModels = {
      "num_attention_heads: 4, num_key_value_heads: 2, vocab_size: 128, tie_word_embeddings: true}\n"
      "z_loss_coef: 0.001\n"
      "dropout: 0.1\n"},
+    {"rungs",  // ladder layers on both sides of a standard one
+     "model: {model_type: llama, hidden_size: 64, intermediate_size: 96, num_hidden_layers: 3, "
+     "num_attention_heads: 4, num_key_value_heads: 2, vocab_size: 128, residual: ladder, "
+     "ladder_layers: [0, 2]}\n"
+     "dropout: 0.1\n"},
     {"moe",
      "model: {model_type: qwen3_moe, hidden_size: 64, intermediate_size: 96, num_hidden_layers: 2, "
      "num_attention_heads: 4, num_key_value_heads: 2, head_dim: 16, num_experts: 8, "
@@ -65,6 +70,9 @@ const std::map<std::string, std::string> kModels = {
      "norm_topk_prob: true, vocab_size: 128}\n"
      "moe: {router_bias_update_rate: 0.01}\n"},
 };
+
+// A name that ends so is that of a model above with ladder layers alone.
+constexpr std::string_view kLadder = "/ladder";
 
 struct Case {
   const char* model;
@@ -123,9 +131,12 @@ class Runs {
  private:
   config::TrainConfig Config(const std::string& model, const std::string& dtype,
                              const std::string& parallel) const {
+    const bool ladder = model.ends_with(kLadder);
+    const std::string base = model.substr(0, model.size() - (ladder ? kLadder.size() : 0));
     config::TrainConfig config =
-        ParseTrainConfig(kRun + kModels.at(model) + "dtype: " + dtype + "\ntrain_steps: 20\n" +
+        ParseTrainConfig(kRun + kModels.at(base) + "dtype: " + dtype + "\ntrain_steps: 20\n" +
                          "parallel: {" + parallel + "}\n");
+    if (ladder) config.mutable_model()->set_residual("ladder");
     config.mutable_data()->add_sources()->set_path(folder_ / "corpus");
     return config;
   }
@@ -189,6 +200,11 @@ TEST(LayoutFaults, AreNoticed) {
   const Case ep{"moe", 4, "expert_parallel_size: 2, zero_stage: 1"};
   const Case cp{"dense", 2, "context_parallel_size: 2"};
   const Case latents{"bias", 2, "context_parallel_size: 2"};
+  const Case copies{"moe", 2, "tensor_parallel_size: 2, sequence_parallel: false"};
+  const Case split{"moe", 2,
+                   "tensor_parallel_size: 2, expert_tensor_parallel_size: 1, "
+                   "sequence_parallel: false"};
+  const Case ladder{"dense/ladder", 2, "tensor_parallel_size: 2"};
   const Case etp{"oss", 4, "expert_parallel_size: 2, tensor_parallel_size: 2"};
   const std::vector<std::pair<Case, Fault>> faults = {
       {dp, {kDropped, "dp_cp", "gradients"}},
@@ -206,6 +222,11 @@ TEST(LayoutFaults, AreNoticed) {
       {cp, {kAverage, "cp", "keys and values"}},
       {cp, {kDropped, "dp_cp", "gradients"}},
       {latents, {kDropped, "cp", "keys and values"}},
+      {copies, {kDropped, "tp", "experts"}},
+      {copies, {kDropped, "stage", "gradients"}},  // of norms over a rank's own heads
+      {split, {kDropped, "edp", "expert gradients"}},
+      {ladder, {kDropped, "tp", "attention"}},
+      {ladder, {kDropped, "tp", "mlp"}},
       {ep, {kShifted, "ep", "experts"}},
       {etp, {kDropped, "etp", "experts"}},
       {etp, {kDropped, "etp_edp", "expert gradients"}},  // of the experts' biases
@@ -266,6 +287,18 @@ INSTANTIATE_TEST_SUITE_P(
                     Case{"oss", 2, "tensor_parallel_size: 2"},
                     Case{"bias", 4, "tensor_parallel_size: 4, zero_stage: 1"}));
 
+INSTANTIATE_TEST_SUITE_P(
+    AllTokens, Layouts,
+    testing::Values(Case{"tied", 4, "tensor_parallel_size: 2, sequence_parallel: false"},
+                    Case{"moe", 2, "tensor_parallel_size: 2, sequence_parallel: false"},
+                    Case{"bias", 4,
+                         "tensor_parallel_size: 2, expert_parallel_size: 2, "
+                         "expert_tensor_parallel_size: 1, sequence_parallel: false"}));
+
+INSTANTIATE_TEST_SUITE_P(Ladder, Layouts,
+                         testing::Values(Case{"dense/ladder", 2, "tensor_parallel_size: 2"},
+                                         Case{"rungs", 4, "tensor_parallel_size: 2"}));
+
 INSTANTIATE_TEST_SUITE_P(ExpertParallel, Layouts,
                          testing::Values(Case{"moe", 2, "expert_parallel_size: 2, zero_stage: 0"},
                                          Case{"moe", 4, "expert_parallel_size: 2, zero_stage: 1"},
@@ -316,6 +349,23 @@ INSTANTIATE_TEST_SUITE_P(
         Case{"dense", 8, "zero_stage: 1"}, Case{"dense", 8, "zero_stage: 0"},
         Case{"dense", 8, "tensor_parallel_size: 2, zero_stage: 1"},
         Case{"dense", 8, "tensor_parallel_size: 4, zero_stage: 0"},
+        Case{"dense", 4, "tensor_parallel_size: 4, sequence_parallel: false, zero_stage: 0"},
+        Case{"norms", 4, "tensor_parallel_size: 4, sequence_parallel: false"},
+        Case{"oss", 4, "tensor_parallel_size: 4, sequence_parallel: false"},
+        Case{"bias", 8, "tensor_parallel_size: 4, sequence_parallel: false, zero_stage: 0"},
+        Case{"moe", 4,
+             "tensor_parallel_size: 2, expert_tensor_parallel_size: 1, sequence_parallel: false"},
+        Case{"moe", 4,
+             "tensor_parallel_size: 2, expert_parallel_size: 2, expert_tensor_parallel_size: 2, "
+             "sequence_parallel: false"},
+        Case{"dense/ladder", 4, "tensor_parallel_size: 4, zero_stage: 0"},
+        Case{"dense/ladder", 4, "tensor_parallel_size: 2, sequence_parallel: true"},
+        Case{"rungs", 2, "zero_stage: 1"}, Case{"moe/ladder", 2, "tensor_parallel_size: 2"},
+        Case{"moe/ladder", 4, "expert_parallel_size: 2"},
+        Case{"moe/ladder", 4,
+             "tensor_parallel_size: 2, expert_parallel_size: 4, expert_tensor_parallel_size: 1"},
+        Case{"bias/ladder", 8, "tensor_parallel_size: 4"},
+        Case{"moe/ladder", 4, "tensor_parallel_size: 2, context_parallel_size: 2"},
         Case{"tied", 2, "tensor_parallel_size: 2"},
         Case{"tied", 8, "tensor_parallel_size: 4, zero_stage: 1"},
         Case{"norms", 2, "tensor_parallel_size: 2, zero_stage: 0"},

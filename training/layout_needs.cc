@@ -10,9 +10,6 @@ absl::Status CheckSupported(const Layout& layout) {
     return Unimplemented("{}: {}; training does not know that yet", field, value);
   };
   if (layout.pp > 1) return missing("parallel.pipeline_parallel_size", layout.pp);
-  if (layout.tp > 1 && !layout.sequence_parallel) {
-    return missing("parallel.sequence_parallel", 0);
-  }
   if (layout.dp > 1 && layout.zero_stage > 1)
     return missing("parallel.zero_stage", layout.zero_stage);
   return absl::OkStatus();
@@ -30,6 +27,7 @@ LayoutNeeds LayoutNeedsOf(const DecoderSpec& spec, const config::TrainConfig& co
                        .global_batch_size = config.global_batch_size(),
                        .micro_batch_size = config.micro_batch_size()};
   for (const LayerSpec& layer : spec.layers) {
+    needs.ladder = needs.ladder || layer.wiring == Wiring::kLadder;
     if (!layer.is_moe) {
       needs.intermediate_size = static_cast<int>(layer.mlp.intermediate);
       continue;

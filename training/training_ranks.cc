@@ -32,12 +32,16 @@ absl::Status TrainingRanks::SumOverTargets(std::span<double> values, const OpLab
   return SumValues(mesh_.group(Axis::kDpCp), values, label);
 }
 
+Communicator* TrainingRanks::TokensGroup() const {
+  return mesh_.group(part().replicated_tokens() ? Axis::kDpCp : Axis::kStage);
+}
+
 absl::Status TrainingRanks::SumOverTokens(std::span<int64_t> values, const OpLabel& label) {
-  return SumValues(mesh_.group(Axis::kStage), values, label);
+  return SumValues(TokensGroup(), values, label);
 }
 
 absl::Status TrainingRanks::SumOverTokens(std::span<double> values, const OpLabel& label) {
-  return SumValues(mesh_.group(Axis::kStage), values, label);
+  return SumValues(TokensGroup(), values, label);
 }
 
 absl::StatusOr<double> TrainingRanks::SumOverWorld(double mine, const OpLabel& label) {
@@ -88,7 +92,15 @@ std::vector<Shard> TrainingRanks::SoleShards() const {
   std::vector<Shard> shards;
   for (const ParamBucket& bucket : store_->buckets()) {
     const Communicator* group = GroupOf(bucket);
-    shards.push_back(ShardOf(bucket.numel, GroupSize(group), GroupRank(group)));
+    Shard shard = ShardOf(bucket.numel, GroupSize(group), GroupRank(group));
+    // Tensor-parallel ranks with the same tokens have the same gradients of what each has whole.
+    const bool copies = bucket.group == ParamGroup::kDense && !bucket.partial_gradient &&
+                        bucket.tensor_spread == Spread::kReplicated;
+    if (copies && part().replicated_tokens()) {
+      const Shard part = ShardOf(shard.numel, layout().tp, mesh_.place().tp);
+      shard = {shard.begin + part.begin, part.numel};
+    }
+    shards.push_back(shard);
   }
   return shards;
 }

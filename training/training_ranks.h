@@ -43,7 +43,7 @@ class TrainingRanks {
   absl::Status SumOverSamples(std::span<int64_t> values, const OpLabel& label);
   // Over the ranks with different targets: those that share a sample's context too.
   absl::Status SumOverTargets(std::span<double> values, const OpLabel& label);
-  // Over the ranks with different tokens between blocks: the tensor-parallel ones too.
+  // Over the ranks with different tokens between blocks: those of a sample too.
   absl::Status SumOverTokens(std::span<int64_t> values, const OpLabel& label);
   absl::Status SumOverTokens(std::span<double> values, const OpLabel& label);
   // Whether any rank of the world says so.
@@ -80,6 +80,7 @@ class TrainingRanks {
   template <typename T>
   absl::Status SumValues(Communicator* group, std::span<T> values, const OpLabel& label);
   Communicator* GroupOf(const ParamBucket& bucket) const;
+  Communicator* TokensGroup() const;
 
   Mesh mesh_;
   ParallelGroups groups_;
