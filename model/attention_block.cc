@@ -4,9 +4,9 @@
 #include "core/ops/attention.h"
 #include "core/ops/columns.h"
 #include "core/ops/matmul.h"
-#include "core/ops/permute.h"
 #include "core/ops/rms_norm.h"
 #include "core/ops/rope.h"
+#include "model/context_keys.h"
 #include "parallel/combine_ranks.h"
 
 namespace cadre {
@@ -15,17 +15,7 @@ namespace {
 // Of the norms of latents; DeepSeek's code does not take it from the config.
 constexpr float kLatentNormEps = 1e-6f;
 
-// x [T, ...] of the rank's tokens -> of all context-parallel ranks' tokens, in the batch's order.
-Var OfAllTokens(Context& ctx, const Var& x, const AttentionInputs& in) {
-  if (!in.batch.context.has_value()) return x;
-  const int64_t tokens = x.value.dim(0), width = x.value.numel() / tokens;
-  const Var all = GatherTokens(ctx, x.Reshape({tokens, width}), ContextGroup(ctx),
-                               {"keys and values", in.layer});
-  return ops::Permute(ctx, all, in.batch.context->order);
-}
-
-// q [T, H, dh]; k and v of all tokens that the ranks share, [., K, dh] and [., K, dv] -> [T, H *
-// dv].
+// q [T, H, dh]; k and v of all tokens that ranks share -> [T, H * dv].
 Var Attend(Context& ctx, const Var& q, const Var& k, const Var& v, const AttentionSpec& spec,
            ParamId sinks, const AttentionInputs& in) {
   ops::AttentionArgs args{.scale = static_cast<float>(spec.scale),
@@ -37,7 +27,7 @@ Var Attend(Context& ctx, const Var& q, const Var& k, const Var& v, const Attenti
     args.offsets = in.batch.context->offsets;
     args.query_rows = in.batch.context->tokens;
   }
-  Shape flat{q.value.dim(0), spec.heads * spec.value_dim};
+  Shape flat{q.value.dim(0), q.value.dim(1) * spec.value_dim};
   if (in.batch.kv.empty()) return ops::Attention(ctx, q, k, v, args).Reshape(flat);
   const KvLayer& kv = in.batch.kv[in.layer];
   ops::WriteKv(ctx, {.k = k.value,
@@ -47,6 +37,28 @@ Var Attend(Context& ctx, const Var& q, const Var& k, const Var& v, const Attenti
                      .layout = kv.view.layout});
   return Var{
       ops::PagedAttention(ctx, q.value, kv.view, args, in.batch.query_positions).Reshape(flat)};
+}
+
+// Each group of heads while the next one's keys and values travel.
+Var AttendByGroups(Context& ctx, const Var& q, PendingKeys& keys, const AttentionSpec& spec,
+                   ParamId sinks, const AttentionInputs& in) {
+  if (keys.groups() == 1) {
+    const KeyGroup all = keys.Wait(ctx, 0);
+    return Attend(ctx, q, all.k, all.v, spec, sinks, in);
+  }
+  const int64_t tokens = q.value.dim(0), share = spec.heads / spec.kv_heads;
+  std::vector<int64_t> columns;
+  for (int g = 0; g < keys.groups(); ++g) columns.push_back(keys.heads(g) * share * spec.head_dim);
+  const std::vector<Var> queries =
+      ops::SplitColumns(ctx, q.Reshape({tokens, spec.heads * spec.head_dim}), columns);
+  std::vector<Var> outs;
+  for (int g = 0; g < keys.groups(); ++g) {
+    const KeyGroup group = keys.Wait(ctx, g);
+    const Var own =
+        queries[static_cast<size_t>(g)].Reshape({tokens, keys.heads(g) * share, spec.head_dim});
+    outs.push_back(Attend(ctx, own, group.k, group.v, spec, sinks, in));
+  }
+  return ops::ConcatColumns(ctx, outs);
 }
 
 }  // namespace
@@ -157,27 +169,25 @@ Var AttentionBlock::OwnKvHeads(Context& ctx, const Var& x) const {
   return part.Reshape({x.value.dim(0), local_.kv_heads, spec_.head_dim});
 }
 
+int AttentionBlock::HeadGroups(const AttentionInputs& in) const {
+  const bool shared = in.batch.context.has_value();
+  return shared && local_.kv_heads > 1 && sinks_ == kNoParam ? 2 : 1;
+}
+
 PendingOutput AttentionBlock::Forward(Context& ctx, const Var& x, const AttentionInputs& in) const {
   const OpLabel label = {"attention", in.layer};
   const Var all = tokens_.Enter(ctx, x, label);
   auto [q, k, v] = Project(ctx, all);
-  q = Normalized(ctx, q, q_norm_, spec_.heads);
-  k = Normalized(ctx, k, k_norm_, spec_.kv_heads);
   // OLMoE clamps after the norms of queries and keys.
-  if (spec_.clip_qkv > 0.0) {
-    float limit = static_cast<float>(spec_.clip_qkv);
-    q = ops::Clamp(ctx, q, limit);
-    k = ops::Clamp(ctx, k, limit);
-    v = ops::Clamp(ctx, v, limit);
-  }
-  k = OwnKvHeads(ctx, k);
-  v = OwnKvHeads(ctx, v.Reshape({v.value.dim(0), kv_projected_, spec_.head_dim}));
-  ops::RopeArgs rope{.positions = in.batch.positions, .table = &in.rope};
-  q = ops::Rope(ctx, q, rope);
-  k = OfAllTokens(ctx, ops::Rope(ctx, k, rope), in);
-  k = k.Reshape({k.value.dim(0), local_.kv_heads, spec_.head_dim});
-  v = OfAllTokens(ctx, v, in).Reshape({k.value.dim(0), local_.kv_heads, spec_.head_dim});
-  const Var out = Attend(ctx, q, k, v, local_, sinks_, in);
+  const auto clamped = [&](const Var& y) {
+    return spec_.clip_qkv > 0.0 ? ops::Clamp(ctx, y, static_cast<float>(spec_.clip_qkv)) : y;
+  };
+  const ops::RopeArgs rope{.positions = in.batch.positions, .table = &in.rope};
+  k = OwnKvHeads(ctx, clamped(Normalized(ctx, k, k_norm_, spec_.kv_heads)));
+  v = clamped(v).Reshape({v.value.dim(0), kv_projected_, spec_.head_dim});
+  PendingKeys keys(ctx, ops::Rope(ctx, k, rope), OwnKvHeads(ctx, v), HeadGroups(in), in);
+  q = ops::Rope(ctx, clamped(Normalized(ctx, q, q_norm_, spec_.heads)), rope);
+  const Var out = AttendByGroups(ctx, q, keys, local_, sinks_, in);
   const Var partial =
       ops::MatMul(ctx, out, {.weight = output_, .bias = BiasOnce(ctx, output_bias_)});
   return OutputOf(tokens_.Leave(ctx, partial, label));
@@ -224,7 +234,7 @@ PendingOutput LatentAttentionBlock::Forward(Context& ctx, const Var& x,
   const LatentSpec& l = spec_.latent;
   const OpLabel label = {"attention", in.layer};
   const int64_t heads = spec_.heads;
-  ops::RopeArgs rope{.positions = in.batch.positions, .table = &in.rope};
+  const ops::RopeArgs rope{.positions = in.batch.positions, .table = &in.rope};
 
   std::vector<Var> parts = ops::SplitColumns(ctx, ops::MatMul(ctx, x, {.weight = kv_a_}),
                                              std::vector<int64_t>{l.kv_rank, l.rope_dim});
@@ -233,10 +243,14 @@ PendingOutput LatentAttentionBlock::Forward(Context& ctx, const Var& x,
   // The rotary key is shared by all heads.
   Var shared_key = tokens_.Enter(ctx, parts[1], label);
   shared_key = ops::Rope(ctx, shared_key.Reshape({shared_key.value.dim(0), 1, l.rope_dim}), rope);
-  latent = OfAllTokens(ctx, latent, in);
-  shared_key = OfAllTokens(ctx, shared_key, in);
+  PendingTokens latents(ctx, latent, in), keys(ctx, shared_key, in);
+  ops::RopeArgs query_rope = rope;
+  query_rope.offset = l.nope_dim;
+  const Var q = ops::Rope(ctx, Queries(ctx, x, label), query_rope);
+  latent = latents.Wait(ctx, in);
+  shared_key = keys.Wait(ctx, in);
   const int64_t tokens = latent.value.dim(0);
-  std::vector<Var> copies(static_cast<size_t>(heads), shared_key.Reshape({tokens, l.rope_dim}));
+  std::vector<Var> copies(static_cast<size_t>(heads), shared_key);
   Var rotary = ops::ConcatColumns(ctx, copies);
 
   Var kv = ops::MatMul(ctx, latent, {.weight = kv_b_});
@@ -246,8 +260,6 @@ PendingOutput LatentAttentionBlock::Forward(Context& ctx, const Var& x,
   Var k = ops::ConcatColumns(ctx, key_parts).Reshape({tokens, heads, spec_.head_dim});
   Var v = parts[1].Reshape({tokens, heads, spec_.value_dim});
 
-  rope.offset = l.nope_dim;
-  Var q = ops::Rope(ctx, Queries(ctx, x, label), rope);
   const Var partial =
       ops::MatMul(ctx, Attend(ctx, q, k, v, spec_, kNoParam, in), {.weight = output_});
   return OutputOf(tokens_.Leave(ctx, partial, label));

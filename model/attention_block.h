@@ -46,6 +46,9 @@ class AttentionBlock {
   Var Normalized(Context& ctx, const Var& x, ParamId norm, int64_t all_heads) const;
   // The heads of `x` that this rank attends to.
   Var OwnKvHeads(Context& ctx, const Var& x) const;
+  // Into how many groups of heads attention is cut, so that keys and values of one travel while
+  // another's are read. Sinks are one parameter, whose gradient is reported once.
+  int HeadGroups(const AttentionInputs& in) const;
 
   BlockTokens tokens_;
   AttentionSpec spec_;        // of the model
