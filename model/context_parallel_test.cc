@@ -69,7 +69,7 @@ class ContextBits : public testing::TestWithParam<const char*> {
       std::vector<int> all;
       for (int r = 0; r < ranks; ++r) all.push_back(r);
       const auto cp = world.NewGroup("cp", all);
-      ParallelGroups groups{.cp = cp.get(), .tp_cp = cp.get()};
+      ParallelGroups groups{.cp = cp.get(), .sequence = cp.get()};
       Loaded mine(memory, GetParam(), dtype);
       mine.ctx.groups = &groups;
       const Batch share =
