@@ -181,7 +181,8 @@ INSTANTIATE_TEST_SUITE_P(DataParallel, Layouts,
 // A rank that ends early leaves the others with an error, and nothing else.
 TEST(LayoutFailures, ALostRankIsAStatus) {
   Runs runs;
-  for (const char* layout : {"tensor_parallel_size: 2", "expert_parallel_size: 2"}) {
+  for (const char* layout :
+       {"tensor_parallel_size: 2", "expert_parallel_size: 2", "context_parallel_size: 2"}) {
     const std::vector<absl::Status> ended = runs.LoseRankOne({"moe", 2, layout});
     ASSERT_EQ(ended.size(), 1u);
     EXPECT_EQ(ended[0].code(), absl::StatusCode::kUnavailable) << Message(ended[0]);
@@ -341,6 +342,12 @@ INSTANTIATE_TEST_SUITE_P(
         Case{"oss", 4, "context_parallel_size: 4"},
         Case{"oss", 4, "context_parallel_size: 2, tensor_parallel_size: 2, zero_stage: 0"},
         Case{"bias", 4, "context_parallel_size: 4, zero_stage: 1"},
+        Case{"bias", 4,
+             "context_parallel_size: 2, tensor_parallel_size: 2, sequence_parallel: false"},
+        Case{"moe", 8,
+             "context_parallel_size: 2, tensor_parallel_size: 2, sequence_parallel: false, "
+             "expert_parallel_size: 4, expert_tensor_parallel_size: 2"},
+        Case{"rungs", 4, "context_parallel_size: 2, zero_stage: 1"},
         Case{"bias", 8, "context_parallel_size: 4, expert_parallel_size: 8, zero_stage: 1"}));
 
 INSTANTIATE_TEST_SUITE_P(
