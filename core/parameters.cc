@@ -19,7 +19,8 @@ int ParameterStore::BucketFor(ParamId id, DType compute) {
     const ParamBucket& b = buckets_[i];
     if (b.layer == spec.layer && b.group == spec.group && b.decay == spec.decay &&
         b.dtype == dtype && b.trainable == spec.trainable &&
-        b.tensor_spread == spec.tensor_spread && b.partial_gradient == spec.partial_gradient) {
+        b.tensor_spread == spec.tensor_spread && b.partial_gradient == spec.partial_gradient &&
+        b.shared_by_stages == spec.shared_by_stages) {
       return static_cast<int>(i);
     }
   }
@@ -29,7 +30,8 @@ int ParameterStore::BucketFor(ParamId id, DType compute) {
                       .layer = spec.layer,
                       .trainable = spec.trainable,
                       .tensor_spread = spec.tensor_spread,
-                      .partial_gradient = spec.partial_gradient});
+                      .partial_gradient = spec.partial_gradient,
+                      .shared_by_stages = spec.shared_by_stages});
   return static_cast<int>(buckets_.size()) - 1;
 }
 

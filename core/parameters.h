@@ -80,14 +80,17 @@ struct ParamSpec {
   // Each rank of the tensor-parallel group has a part of the gradient's sum (a replicated parameter
   // that sees its rank's tokens alone).
   bool partial_gradient = false;
+  // The first and the last pipeline stage both have it, each with a part of the gradient's sum (a
+  // tied table).
+  bool shared_by_stages = false;
 };
 
 // Why a parameter is leased; a store that gathers weights on demand keeps them for as long as a
 // lease is out.
 enum class Lease : uint8_t { kForward, kInputGrad, kWeightGrad };
 
-// Parameters of one (layer, group, decay kind, dtype, trainable, spread, partial gradient), end to
-// end in one allocation.
+// Parameters of one (layer, group, decay kind, dtype, trainable, spread, partial gradient, shared by
+// stages), end to end in one allocation.
 struct ParamBucket {
   std::vector<ParamId> params;
   std::vector<int64_t> offsets;  // in elements, one per parameter
@@ -99,6 +102,7 @@ struct ParamBucket {
   bool trainable = true;
   Spread tensor_spread = Spread::kReplicated;
   bool partial_gradient = false;
+  bool shared_by_stages = false;
   Tensor weights;    // [numel] in dtype
   Tensor gradients;  // [numel] in gradient_dtype(); undefined without gradients
 

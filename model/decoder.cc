@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "core/ops/columns.h"
 #include "core/ops/dropout.h"
 #include "core/ops/rms_norm.h"
 #include "core/trace.h"
@@ -38,21 +39,46 @@ absl::StatusOr<Decoder> Decoder::Create(const DecoderSpec& spec, const DecoderOp
   CADRE_ASSIGN_OR_RETURN(ops::RopeTable table, ops::RopeTable::Build(spec.rope, positions));
   decoder.rope_ = std::make_shared<const ops::RopeTable>(std::move(table));
 
-  if (!options.part.whole()) store.set_part();
-  ParamBuilder params(store, spec.init_stddev, options.frozen, options.part);
-  const ParamBlock vocabulary = VocabularyBlock(spec.vocab, options.part);
-  decoder.embedding_ =
-      params.Embedding("model.embed_tokens.weight", spec.vocab, spec.hidden, vocabulary);
-  for (int i = 0; i < static_cast<int>(spec.layers.size()); ++i) {
-    params.set_layer(i);
-    decoder.layers_.push_back(decoder.MakeLayer(i, params));
+  if (!options.part.whole()) {
+    store.set_part();
+    // What a rank does not hold may be frozen all the same.
+    ParameterStore all;
+    CADRE_RETURN_IF_ERROR(Decoder(spec, {}).AddParameters({.frozen = options.frozen}, all));
+  }
+  CADRE_RETURN_IF_ERROR(decoder.AddParameters(options, store));
+  return decoder;
+}
+
+absl::Status Decoder::AddParameters(const DecoderOptions& options, ParameterStore& store) {
+  ParamBuilder params(store, spec_.init_stddev, options.frozen, part_);
+  const ParamBlock vocabulary = VocabularyBlock(spec_.vocab, part_);
+  const bool first = part_.first(), last = part_.last();
+  const auto embedding = [&] {
+    ParamSpec table =
+        params.Table("model.embed_tokens.weight", spec_.vocab, spec_.hidden, vocabulary);
+    table.shared_by_stages = spec_.tied && first != last;
+    return params.Add(std::move(table));
+  };
+  if (first) embedding_ = embedding();
+  layers_.resize(spec_.layers.size());
+  for (const int stage : part_.stages) {
+    const LayerRange range = part_.LayersOf(stage, static_cast<int>(layers_.size()));
+    for (int i = range.begin; i < range.end; ++i) {
+      params.set_layer(i);
+      layers_[static_cast<size_t>(i)] = MakeLayer(i, params);
+    }
   }
   params.set_layer(-1);
-  decoder.norm_ = params.Norm("model.norm.weight", spec.hidden);
-  decoder.head_ = spec.tied ? decoder.embedding_
-                            : params.Matrix("lm_head.weight", spec.vocab, spec.hidden, vocabulary);
-  CADRE_RETURN_IF_ERROR(params.Finish());
-  return decoder;
+  if (last) {
+    norm_ = params.Norm("model.norm.weight", spec_.hidden);
+    if (!spec_.tied) {
+      head_ = params.Matrix("lm_head.weight", spec_.vocab, spec_.hidden, vocabulary);
+    } else {
+      head_ = first ? embedding_ : embedding();
+    }
+  }
+  // Create has looked at all of the model.
+  return part_.whole() ? params.Finish() : absl::OkStatus();
 }
 
 Decoder::Layer Decoder::MakeLayer(int index, ParamBuilder& params) const {
@@ -76,14 +102,15 @@ Decoder::Layer Decoder::MakeLayer(int index, ParamBuilder& params) const {
 }
 
 ParamId Decoder::router_correction(int layer) const {
-  const auto* block = std::get_if<MoeBlock>(&layers_[static_cast<size_t>(layer)].mlp);
+  if (!holds(layer)) return kNoParam;
+  const auto* block = std::get_if<MoeBlock>(&layers_[static_cast<size_t>(layer)]->mlp);
   return block == nullptr ? kNoParam : block->router().params().correction;
 }
 
 void Decoder::ForwardLayer(Context& ctx, int index, const Batch& batch,
                            const ForwardOptions& options, ResidualStream* stream,
                            DecoderOutput* out) const {
-  const Layer& layer = layers_[static_cast<size_t>(index)];
+  const Layer& layer = *layers_[static_cast<size_t>(index)];
   const Wiring wiring = spec_.layers[static_cast<size_t>(index)].wiring;
   float eps = static_cast<float>(spec_.norm_eps);
   AttentionInputs inputs{.batch = batch, .rope = *rope_, .layer = index};
@@ -147,7 +174,32 @@ ops::LinearCrossEntropyResult Decoder::Loss(Context& ctx, const Var& hidden,
 
 DecoderOutput Decoder::Forward(Context& ctx, const Batch& batch,
                                const ForwardOptions& options) const {
+  CADRE_CHECK(part_.stage_count() == 1, "a rank of {} stages", part_.stage_count());
+  return ForwardStage(ctx, 0, {}, batch, options);
+}
+
+int64_t Decoder::handed_on(int stage) const {
+  const LayerRange range = part_.LayersOf(stage, static_cast<int>(layers_.size()));
+  const bool ladder = range.end > range.begin &&
+                      spec_.layers[static_cast<size_t>(range.end) - 1].wiring == Wiring::kLadder;
+  return (ladder ? 2 : 1) * spec_.hidden;
+}
+
+ResidualStream Decoder::Enter(Context& ctx, int stage, const Var& x, const Batch& batch) const {
+  if (stage == 0) {
+    return ResidualStream(VocabularyEmbedding(
+        ctx, batch.ids, Vocabulary(ctx, embedding_, {"embedding"}), part_.sequence_parallel));
+  }
+  const std::vector<int64_t> sizes(static_cast<size_t>(x.value.dim(1) / spec_.hidden),
+                                   spec_.hidden);
+  if (sizes.size() == 1) return ResidualStream(x);
+  return ResidualStream::Enter(ops::SplitColumns(ctx, x, sizes));
+}
+
+DecoderOutput Decoder::ForwardStage(Context& ctx, int stage, const Var& x, const Batch& batch,
+                                    const ForwardOptions& options) const {
   CheckBatch(spec_, batch);
+  CADRE_CHECK(part_.holds_stage(stage), "stage {} is another rank's", stage);
   CADRE_CHECK(GroupSize(TensorGroup(ctx)) == part_.tp &&
                   (!part_.sequence_parallel || batch.tokens() % part_.tp == 0),
               "{} tokens over {} of {} ranks", batch.tokens(), GroupSize(TensorGroup(ctx)),
@@ -158,12 +210,17 @@ DecoderOutput Decoder::Forward(Context& ctx, const Batch& batch,
                                  batch.context->offsets.back() == batch.tokens() * context,
               "{} tokens of a rank of {} that share sequences", batch.tokens(), context);
   DecoderOutput out;
-  ResidualStream stream(VocabularyEmbedding(
-      ctx, batch.ids, Vocabulary(ctx, embedding_, {"embedding"}), part_.sequence_parallel));
-  for (int i = 0; i < static_cast<int>(layers_.size()); ++i) {
+  ResidualStream stream = Enter(ctx, stage, x, batch);
+  const LayerRange range = part_.LayersOf(stage, static_cast<int>(layers_.size()));
+  for (int i = range.begin; i < range.end; ++i) {
     ForwardLayer(ctx, i, batch, options, &stream, &out);
   }
-  out.hidden = ops::RmsNorm(ctx, stream.Land(ctx), {norm_, static_cast<float>(spec_.norm_eps)});
+  if (stage + 1 == part_.stage_count()) {
+    out.hidden = ops::RmsNorm(ctx, stream.Land(ctx), {norm_, static_cast<float>(spec_.norm_eps)});
+  } else {
+    const std::vector<Var> left = stream.Leave(ctx);
+    out.hidden = left.size() == 1 ? left[0] : ops::ConcatColumns(ctx, left);
+  }
   return out;
 }
 

@@ -13,6 +13,7 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <variant>
 #include <vector>
@@ -36,7 +37,7 @@ struct DecoderOptions {
   std::vector<std::string> frozen;
   // Positions that the rotary table covers; 0: the config's max_position_embeddings, at most 2^18.
   int64_t max_position = 0;
-  ModelPart part;  // of every weight, that this rank holds
+  ModelPart part;  // what this rank holds
 };
 
 // Where the context has groups, the part must be this rank's in them.
@@ -54,7 +55,8 @@ struct LayerRouting {
 
 struct DecoderOutput {
   // [tokens, D] after the final norm, of this rank's run of the tokens or, without sequence
-  // parallelism, of all.
+  // parallelism, of all; of a pipeline stage that is not the last what the next one takes, [tokens,
+  // handed_on(stage)].
   Var hidden;
   std::vector<Var> router_losses;     // f64 [1] each, to be added to the loss
   std::vector<LayerRouting> routing;  // mixture layers, in order
@@ -69,14 +71,30 @@ class Decoder {
 
   const DecoderSpec& spec() const { return spec_; }
   int64_t max_position() const { return rope_->positions(); }
-  // [V, D]; the embedding's own where tied.
+  // [V, D]; the embedding's own where tied. kNoParam where the rank does not hold the last stage.
   ParamId head() const { return head_; }
-  // kNoParam where the layer has no router bias to balance with.
+  // How many uses of `id` give it a gradient in one forward of all the rank's stages.
+  int uses(ParamId id) const { return id == embedding_ && id == head_ ? 2 : 1; }
+  bool holds(int layer) const { return layers_[static_cast<size_t>(layer)].has_value(); }
+  // kNoParam where the layer has no router bias to balance with or is another rank's.
   ParamId router_correction(int layer) const;
 
   // Over tensor-parallel ranks all have the same batch, whose tokens they divide evenly under
-  // sequence parallelism; over context-parallel ranks each has its share (Batch::context).
+  // sequence parallelism; over context-parallel ranks each has its share (Batch::context). The rank
+  // holds all layers.
   DecoderOutput Forward(Context& ctx, const Batch& batch, const ForwardOptions& options = {}) const;
+
+  // What one pipeline stage, which the rank holds, does of it. x: the `hidden` of the stage before;
+  // nothing for the first.
+  DecoderOutput ForwardStage(Context& ctx, int stage, const Var& x, const Batch& batch,
+                             const ForwardOptions& options = {}) const;
+
+  // Columns of that stage's `hidden`, where it is not the last: the stream's and, after a ladder
+  // layer, those of an output that has not landed.
+  int64_t handed_on(int stage) const;
+  // The rank's run of n tokens between blocks.
+  Shard OwnTokens(int64_t n) const;
+  int stages() const { return part_.stage_count(); }
 
   // The loss of `hidden` (a Forward's) against args.targets [T], the same on every tensor-parallel
   // rank. args.weight is set here.
@@ -91,12 +109,12 @@ class Decoder {
   };
 
   Decoder(const DecoderSpec& spec, const ModelPart& part) : spec_(spec), part_(part) {}
+  absl::Status AddParameters(const DecoderOptions& options, ParameterStore& store);
   Layer MakeLayer(int index, ParamBuilder& params) const;
   void ForwardLayer(Context& ctx, int index, const Batch& batch, const ForwardOptions& options,
                     ResidualStream* stream, DecoderOutput* out) const;
+  ResidualStream Enter(Context& ctx, int stage, const Var& x, const Batch& batch) const;
   VocabularyArgs Vocabulary(Context& ctx, ParamId weight, const OpLabel& label) const;
-  // The rank's run of n tokens between blocks.
-  Shard OwnTokens(int64_t n) const;
   // What of a batch's sequences lies in this rank's tokens: [S + 1], from 0 to their count.
   std::vector<int32_t> OwnOffsets(const Batch& batch) const;
   // The output of a half, thinned out by dropout.
@@ -106,7 +124,7 @@ class Decoder {
   ModelPart part_;
   std::shared_ptr<const ops::RopeTable> rope_;
   ParamId embedding_ = kNoParam, norm_ = kNoParam, head_ = kNoParam;
-  std::vector<Layer> layers_;
+  std::vector<std::optional<Layer>> layers_;  // of the whole model; those that the rank holds
 };
 
 }  // namespace cadre

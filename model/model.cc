@@ -15,8 +15,9 @@ absl::StatusOr<std::unique_ptr<Model>> Describe(HfConfig config, const ModelOpti
 void Allocate(const Context& ctx, const ModelOptions& options, Model* model) {
   ParameterStore& store = model->parameters();
   store.Allocate(*ctx.allocator, options.dtype, {.gradients = options.gradients});
-  // A tied table gets a gradient from the input and one from the head.
-  if (model->spec().tied) store.ExpectReports(model->decoder().head(), 2);
+  for (ParamId id = 0; id < store.size(); ++id) {
+    store.ExpectReports(id, model->decoder().uses(id));
+  }
 }
 
 }  // namespace

@@ -61,13 +61,13 @@ ParamId ParamBuilder::Matrix(const std::string& name, std::vector<SourceRows> so
   return Add(std::move(spec));
 }
 
-ParamId ParamBuilder::Embedding(const std::string& tensor, int64_t rows, int64_t columns,
-                                const ParamBlock& block) {
-  return Add({.name = tensor,
-              .shape = {HeldRows({tensor, rows, block}), columns},
-              .sources = {{.tensor = tensor, .shape = {rows, columns}, .block = block}},
-              .init = Normal(),
-              .decay = DecayKind::kNoDecay});
+ParamSpec ParamBuilder::Table(const std::string& tensor, int64_t rows, int64_t columns,
+                              const ParamBlock& block) const {
+  return {.name = tensor,
+          .shape = {HeldRows({tensor, rows, block}), columns},
+          .sources = {{.tensor = tensor, .shape = {rows, columns}, .block = block}},
+          .init = Normal(),
+          .decay = DecayKind::kNoDecay};
 }
 
 ParamId ParamBuilder::Norm(const std::string& tensor, int64_t size, const ParamBlock& block,

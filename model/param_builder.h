@@ -43,8 +43,9 @@ class ParamBuilder {
                  const ParamBlock& block = {}) {
     return Matrix(tensor, {{tensor, rows, block}}, columns);
   }
-  ParamId Embedding(const std::string& tensor, int64_t rows, int64_t columns,
-                    const ParamBlock& block);
+  // An embedding, to be added.
+  ParamSpec Table(const std::string& tensor, int64_t rows, int64_t columns,
+                  const ParamBlock& block) const;
   ParamId Norm(const std::string& tensor, int64_t size, const ParamBlock& block = {},
                bool partial = false);
   // [sum of held rows], starts at zero.

@@ -143,10 +143,7 @@ absl::Status FitSchedule(const ParallelConfig& c, const LayoutNeeds& needs, Layo
     return InvalidArgument("virtual_pipeline_size {}: pipeline_parallel_size is 1",
                            layout->stages_per_rank);
   }
-  const ScheduleSpec spec = {.kind = layout->schedule,
-                             .ranks = layout->pp,
-                             .stages_per_rank = layout->stages_per_rank,
-                             .microbatches = layout->microbatches};
+  const ScheduleSpec spec = PipelineOf(*layout);
   if (absl::Status status = CheckStages(spec); !status.ok()) {
     return Annotate(status, fmt::format("virtual_pipeline_size {}", c.virtual_pipeline_size()));
   }
@@ -175,6 +172,13 @@ absl::Status FitLayers(const ParallelConfig& c, const LayoutNeeds& needs, Layout
 }
 
 }  // namespace
+
+ScheduleSpec PipelineOf(const Layout& layout) {
+  return {.kind = layout.schedule,
+          .ranks = layout.pp,
+          .stages_per_rank = layout.stages_per_rank,
+          .microbatches = layout.microbatches};
+}
 
 absl::StatusOr<Layout> ResolveLayout(const ParallelConfig& config, int world,
                                      const LayoutNeeds& needs) {

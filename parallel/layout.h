@@ -21,6 +21,7 @@ namespace config {
 class ParallelConfig;
 enum PipelineSchedule : int;
 }  // namespace config
+struct ScheduleSpec;
 
 // What a model and its batch ask of a layout. 0: there is no such thing, or nobody says.
 struct LayoutNeeds {
@@ -69,6 +70,9 @@ struct Layout {
 absl::StatusOr<Layout> ResolveLayout(const config::ParallelConfig& config, int world,
                                      const LayoutNeeds& needs);
 
+// A step's schedule (parallel/schedule.h).
+ScheduleSpec PipelineOf(const Layout& layout);
+
 struct Coordinates {
   int tp = 0, cp = 0, dp = 0, pp = 0;
   int etp = 0, ep = 0, edp = 0;
@@ -85,9 +89,11 @@ enum class Axis {
   kPp,
   kEtp,
   kEp,
-  kEdp,        // the ranks over which expert gradients are summed
-  kEtpEdp,     // the ranks with the same experts, or columns of them
-  kEmbedding,  // of kPp, the ranks that hold the first or the last stage
+  kEdp,     // the ranks over which expert gradients are summed
+  kEtpEdp,  // the ranks with the same experts, or columns of them
+  // The ranks over which the gradient of what the first and the last stage share is summed: kDpCp
+  // of both.
+  kEmbedding,
 };
 inline constexpr Axis kAxes[] = {Axis::kTp,   Axis::kCp,    Axis::kTpCp,   Axis::kDp,
                                  Axis::kDpCp, Axis::kStage, Axis::kPp,     Axis::kEtp,

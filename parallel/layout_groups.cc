@@ -1,4 +1,8 @@
+#include <algorithm>
+#include <iterator>
+
 #include "parallel/layout.h"
+#include "parallel/schedule.h"
 #include "proto/parallel_config.pb.h"
 
 namespace cadre {
@@ -13,11 +17,13 @@ std::vector<int> Every(int first, int stride, int count) {
 
 std::vector<int> EmbeddingRanks(const Layout& layout, int rank) {
   const int stage_ranks = layout.tp * layout.cp * layout.dp;
-  const int pp = rank / stage_ranks;
-  // The V of zb_v ends where it began.
-  const int last = layout.schedule == config::PIPELINE_SCHEDULE_ZB_V ? 0 : layout.pp - 1;
+  const int pp = rank / stage_ranks, last = RankOfStage(PipelineOf(layout), layout.stages() - 1);
   if (pp != 0 && pp != last) return {};
-  return Every(rank % stage_ranks, last * stage_ranks, last == 0 ? 1 : 2);
+  std::vector<int> ranks = Every(rank % layout.tp, layout.tp, layout.cp * layout.dp);
+  if (last == 0) return ranks;
+  std::ranges::copy(Every(last * stage_ranks + ranks.front(), layout.tp, layout.cp * layout.dp),
+                    std::back_inserter(ranks));
+  return ranks;
 }
 
 std::vector<int> SameExperts(const Layout& layout, int rank) {

@@ -296,12 +296,14 @@ TEST(Layout, ExpertTensorsFoldApartFromTensors) {
 TEST(Layout, TheEmbeddingGroupIsTheFirstAndTheLastStage) {
   config::ParallelConfig config = Config(1, 1, 4);
   Layout layout = Resolved(config, 8);
-  EXPECT_THAT(GroupRanks(layout, Axis::kEmbedding, 1), ElementsAre(1, 7));
-  EXPECT_THAT(GroupRanks(layout, Axis::kEmbedding, 7), ElementsAre(1, 7));
+  EXPECT_THAT(GroupRanks(layout, Axis::kEmbedding, 1), ElementsAre(0, 1, 6, 7));
+  EXPECT_THAT(GroupRanks(layout, Axis::kEmbedding, 7), ElementsAre(0, 1, 6, 7));
   EXPECT_THAT(GroupRanks(layout, Axis::kEmbedding, 3), IsEmpty());
+  EXPECT_THAT(GroupRanks(Resolved(Config(2, 1, 2), 8), Axis::kEmbedding, 3),
+              ElementsAre(1, 3, 5, 7));
   config.set_pipeline_schedule(config::PIPELINE_SCHEDULE_ZB_V);
   layout = Resolved(config, 8);
-  EXPECT_THAT(GroupRanks(layout, Axis::kEmbedding, 1), ElementsAre(1));
+  EXPECT_THAT(GroupRanks(layout, Axis::kEmbedding, 1), ElementsAre(0, 1));
   EXPECT_THAT(GroupRanks(layout, Axis::kEmbedding, 7), IsEmpty());
 }
 

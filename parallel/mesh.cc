@@ -2,17 +2,26 @@
 
 #include <numeric>
 
+#include "parallel/schedule.h"
+
 namespace cadre {
 
 ModelPart PartOf(const Layout& layout, int rank) {
   const Coordinates place = CoordinatesOf(layout, rank);
+  const ScheduleSpec pipeline = PipelineOf(layout);
+  std::vector<int> stages;
+  for (int stage = 0; stage < layout.stages(); ++stage) {
+    if (RankOfStage(pipeline, stage) == place.pp) stages.push_back(stage);
+  }
   return {.tp = layout.tp,
           .tp_rank = place.tp,
           .ep = layout.ep,
           .ep_rank = place.ep,
           .etp = layout.etp,
           .etp_rank = place.etp,
-          .sequence_parallel = layout.tp == 1 || layout.sequence_parallel};
+          .sequence_parallel = layout.tp == 1 || layout.sequence_parallel,
+          .stage_layers = layout.stage_layers,
+          .stages = std::move(stages)};
 }
 
 Mesh::Mesh(World* world, const Layout& layout, const Wrap& wrap) : layout_(layout) {

@@ -176,6 +176,15 @@ absl::StatusOr<Schedule> MakeSchedule(const ScheduleSpec& spec) {
   return Schedule{spec, AddTransfers(spec, orders)};
 }
 
+Schedule MakeForwardSchedule(const ScheduleSpec& spec) {
+  std::vector<std::vector<Action>> orders(spec.ranks);
+  for (int stage = 0; stage < spec.stages(); ++stage) {
+    StageOrder order(&orders[RankOfStage(spec, stage)], stage);
+    for (int m = 0; m < spec.microbatches; ++m) order.Forward();
+  }
+  return Schedule{spec, AddTransfers(spec, orders)};
+}
+
 int RankOfStage(const ScheduleSpec& spec, int stage) {
   return GeneratorOf(spec.kind).rank_of(spec, stage);
 }

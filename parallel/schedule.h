@@ -89,6 +89,10 @@ absl::Status CheckMicrobatches(const ScheduleSpec& spec);
 // Both checks, then the schedule. It is the same on every rank that asks for it.
 absl::StatusOr<Schedule> MakeSchedule(const ScheduleSpec& spec);
 
+// The forwards alone, as an evaluation runs them: a rank's stages one after the other. Any number of
+// microbatches, whose activations between two stages of a rank are held at once.
+Schedule MakeForwardSchedule(const ScheduleSpec& spec);
+
 // Which rank of the pipeline holds a stage.
 int RankOfStage(const ScheduleSpec& spec, int stage);
 

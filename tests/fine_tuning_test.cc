@@ -168,8 +168,8 @@ TEST(TrainStepWithoutLossTokens, IsFiniteAndMovesNothing) {
     rows.targets.push_back(-1);
   }
   rows.offsets = rows.row_offsets = {0, 32};
-  TrainStep runner(**model, config, 1);
-  const StepLosses losses = runner.Run(ctx, batches);
+  TrainStep runner(**model, config, {});
+  const StepLosses losses = runner.Run(ctx, batches).value();
   EXPECT_EQ(losses.total(), 0.0);
   ParameterStore& store = (*model)->parameters();
   EXPECT_EQ(std::sqrt(SquaredNorm(ctx, store, TrainableChunks(store))), 0.0);

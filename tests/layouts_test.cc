@@ -207,6 +207,7 @@ TEST(LayoutFaults, AreNoticed) {
                    "sequence_parallel: false"};
   const Case ladder{"dense/ladder", 2, "tensor_parallel_size: 2"};
   const Case etp{"oss", 4, "expert_parallel_size: 2, tensor_parallel_size: 2"};
+  const Case pp{"tied", 2, "pipeline_parallel_size: 2"};
   const std::vector<std::pair<Case, Fault>> faults = {
       {dp, {kDropped, "dp_cp", "gradients"}},
       {dp, {kAverage, "dp_cp", "gradients"}},
@@ -231,6 +232,7 @@ TEST(LayoutFaults, AreNoticed) {
       {ep, {kShifted, "ep", "experts"}},
       {etp, {kDropped, "etp", "experts"}},
       {etp, {kDropped, "etp_edp", "expert gradients"}},  // of the experts' biases
+      {pp, {kDropped, "embedding", "gradients"}},
   };
   Runs runs;
   // What stands between changes nothing by itself.
@@ -256,7 +258,10 @@ TEST(LayoutCheckpoints, ARunGoesOnUnderAnotherLayout) {
         "expert_parallel_size: 4, tensor_parallel_size: 2, expert_tensor_parallel_size: 1"}},
       {{"moe", 4, "expert_parallel_size: 2, zero_stage: 1"},
        {"moe", 2, "tensor_parallel_size: 2, zero_stage: 0"}},
-      {{"tied", 2, "context_parallel_size: 2"}, {"tied", 2, "zero_stage: 0"}}};
+      {{"tied", 2, "context_parallel_size: 2"}, {"tied", 2, "zero_stage: 0"}},
+      {{"tied", 2, "pipeline_parallel_size: 2"}, {"tied", 2, "zero_stage: 1"}},
+      {{"moe", 2, "expert_parallel_size: 2"},
+       {"moe", 4, "pipeline_parallel_size: 2, pipeline_schedule: zb_h1, expert_parallel_size: 2"}}};
   for (const auto& [first, second] : pairs) {
     const LayoutRun& expected = runs.Reference(first.model, "f64");
     const std::vector<double> losses = runs.Continue(first.model, "f64", first, second);
@@ -351,9 +356,37 @@ INSTANTIATE_TEST_SUITE_P(
         Case{"bias", 8, "context_parallel_size: 4, expert_parallel_size: 8, zero_stage: 1"}));
 
 INSTANTIATE_TEST_SUITE_P(
+    Pipeline, Layouts,
+    testing::Values(
+        Case{"dense", 2, "pipeline_parallel_size: 2"},
+        Case{"tied", 4,
+             "pipeline_parallel_size: 2, pipeline_schedule: zb_h1, tensor_parallel_size: 2"},
+        Case{"tied", 2,
+             "pipeline_parallel_size: 2, pipeline_schedule: zb_v, pipeline_split: [0, 1, 1, 0]"},
+        Case{"moe", 4,
+             "pipeline_parallel_size: 2, pipeline_schedule: gpipe, expert_parallel_size: 2"},
+        Case{"bias", 4,
+             "pipeline_parallel_size: 2, pipeline_schedule: interleaved_1f1b, "
+             "pipeline_split: [0, 1, 1, 0], zero_stage: 1"}));
+
+INSTANTIATE_TEST_SUITE_P(
     Full, Layouts,
     testing::Values(
         Case{"dense", 8, "zero_stage: 1"}, Case{"dense", 8, "zero_stage: 0"},
+        Case{"dense", 8,
+             "pipeline_parallel_size: 2, tensor_parallel_size: 2, pipeline_schedule: zb_h1"},
+        Case{"dense", 2, "pipeline_parallel_size: 2, pipeline_schedule: gpipe"},
+        Case{"tied", 4, "pipeline_parallel_size: 4, pipeline_split: [0, 1, 1, 0]"},
+        Case{"tied", 8, "pipeline_parallel_size: 2, zero_stage: 1"},
+        Case{"norms", 4,
+             "pipeline_parallel_size: 2, expert_parallel_size: 2, "
+             "pipeline_schedule: zb_v, pipeline_split: [0, 1, 1, 0]"},
+        Case{"moe", 8,
+             "pipeline_parallel_size: 2, tensor_parallel_size: 2, "
+             "expert_tensor_parallel_size: 1, expert_parallel_size: 4"},
+        Case{"oss", 4, "pipeline_parallel_size: 2, tensor_parallel_size: 2"},
+        Case{"bias", 2, "pipeline_parallel_size: 2, pipeline_schedule: zb_h1"},
+        Case{"bias", 8, "pipeline_parallel_size: 2, expert_parallel_size: 2, zero_stage: 1"},
         Case{"dense", 8, "tensor_parallel_size: 2, zero_stage: 1"},
         Case{"dense", 8, "tensor_parallel_size: 4, zero_stage: 0"},
         Case{"dense", 4, "tensor_parallel_size: 4, sequence_parallel: false, zero_stage: 0"},

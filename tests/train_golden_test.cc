@@ -99,11 +99,11 @@ class Replay {
     const auto chunks = TrainableChunks(model->parameters());
     const std::vector<double> want = Losses(file);
     const std::vector<float> norms = Values<float>(file, "grad_norm");
-    TrainStep runner(*model, config_, 1);
+    TrainStep runner(*model, config_, {});
     Errors errors{.steps = want.size()};
     for (size_t step = 0; step < want.size(); ++step) {
       ctx_.step = static_cast<int64_t>(step);
-      const StepLosses losses = runner.Run(ctx_, ReadRow(file, want.size(), step));
+      const StepLosses losses = runner.Run(ctx_, ReadRow(file, want.size(), step)).value();
       errors.loss = std::max(errors.loss, std::fabs(losses.total() - want[step]) / want[step]);
       if (step == 0) CompareGradients(file, &errors);
       const double norm = std::sqrt(SquaredNorm(ctx_, model->parameters(), chunks));

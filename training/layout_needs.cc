@@ -1,6 +1,7 @@
 #include "training/layout_needs.h"
 
 #include "model/hf_config.h"
+#include "model/model_cost.h"
 
 namespace cadre {
 namespace {
@@ -9,7 +10,6 @@ absl::Status CheckSupported(const Layout& layout) {
   const auto missing = [](const char* field, int value) {
     return Unimplemented("{}: {}; training does not know that yet", field, value);
   };
-  if (layout.pp > 1) return missing("parallel.pipeline_parallel_size", layout.pp);
   if (layout.dp > 1 && layout.zero_stage > 1)
     return missing("parallel.zero_stage", layout.zero_stage);
   return absl::OkStatus();
@@ -26,6 +26,10 @@ LayoutNeeds LayoutNeedsOf(const DecoderSpec& spec, const config::TrainConfig& co
                        .seq_len = static_cast<int>(config.data().seq_len()),
                        .global_batch_size = config.global_batch_size(),
                        .micro_batch_size = config.micro_batch_size()};
+  const double head = 6.0 * static_cast<double>(spec.vocab) * static_cast<double>(spec.hidden);
+  const double layers = ModelFlopsPerToken(spec, config.data().seq_len()) - head;
+  // The embedding multiplies nothing.
+  needs.head_layers = head / layers * needs.num_layers;
   for (const LayerSpec& layer : spec.layers) {
     needs.ladder = needs.ladder || layer.wiring == Wiring::kLadder;
     if (!layer.is_moe) {

@@ -5,6 +5,8 @@
 
 #include "core/ops/elementwise.h"
 #include "core/trace.h"
+#include "parallel/row_parallel.h"
+#include "parallel/schedule.h"
 
 namespace cadre {
 namespace {
@@ -26,7 +28,35 @@ Tensor GlobalTokens(Context& ctx, double dropout, const Batch& batch, int64_t fi
   return tokens;
 }
 
-// Of the batch's tokens.
+Tensor One(Context& ctx) {
+  Tensor one = ctx.Empty({1}, DType::kF64);
+  *one.data<double>() = 1.0;
+  return one;
+}
+
+Schedule ScheduleOf(const Layout& layout) {
+  auto schedule = MakeSchedule(PipelineOf(layout));
+  CADRE_CHECK(schedule.ok(), "{}", Message(schedule.status()));
+  return *std::move(schedule);
+}
+
+}  // namespace
+
+PipelineExecutor::Options PipelineOptions(const Context& ctx, const Model& model,
+                                          const PackedBatch& packed) {
+  const ParallelGroups* groups = ctx.groups;
+  const auto share = static_cast<int64_t>(packed.ids.size()) / GroupSize(ContextGroup(ctx));
+  const int64_t tokens = model.decoder().OwnTokens(share).numel;
+  std::vector<Shape> shapes;
+  for (int stage = 0; stage + 1 < model.decoder().stages(); ++stage) {
+    shapes.push_back({tokens, model.decoder().handed_on(stage)});
+  }
+  return {.group = groups == nullptr ? nullptr : groups->pp,
+          .shapes = std::move(shapes),
+          .dtype = model.dtype(),
+          .accumulate = &ops::Accumulate};
+}
+
 Tensor Targets(Context& ctx, const Batch& batch, const PackedBatch& packed) {
   if (!batch.context.has_value()) {
     return Tensor::Of<int32_t>(*ctx.allocator, {batch.tokens()}, packed.targets);
@@ -36,8 +66,6 @@ Tensor Targets(Context& ctx, const Batch& batch, const PackedBatch& packed) {
                          [&](int32_t token) { return packed.targets[static_cast<size_t>(token)]; });
   return targets;
 }
-
-}  // namespace
 
 Batch ToBatch(Context& ctx, const PackedBatch& packed) {
   const Shape shape = {static_cast<int64_t>(packed.ids.size())};
@@ -68,73 +96,77 @@ absl::StatusOr<StepBatches> ReadStep(SampleStream& stream, int64_t step, const S
   return batches;
 }
 
-TrainStep::TrainStep(Model& model, const config::TrainConfig& config, int64_t micro_batches)
-    : model_(model), config_(config) {
+TrainStep::TrainStep(Model& model, const config::TrainConfig& config, const Layout& layout)
+    : model_(model), config_(config), schedule_(ScheduleOf(layout)) {
   ParameterStore& store = model.parameters();
-  const ParamId head = model.decoder().head();
-  const bool tied = model.spec().tied;
   for (ParamId id = 0; id < store.size(); ++id) {
-    const int uses = tied && id == head ? 2 : 1;
-    if (store.WantsGradient(id)) store.ExpectReports(id, static_cast<int>(micro_batches) * uses);
+    const int uses = layout.microbatches * model.decoder().uses(id);
+    if (store.WantsGradient(id)) store.ExpectReports(id, uses);
   }
   const auto& layers = model.spec().layers;
-  for (size_t i = 0; i < layers.size(); ++i) {
-    if (layers[i].is_moe)
-      loads_.push_back({static_cast<int>(i), moe::ExpertLoad(layers[i].moe.router.experts)});
+  for (int i = 0; i < static_cast<int>(layers.size()); ++i) {
+    const LayerSpec& layer = layers[static_cast<size_t>(i)];
+    if (layer.is_moe && model.decoder().holds(i)) {
+      loads_.push_back({i, moe::ExpertLoad(layer.moe.router.experts)});
+    }
   }
 }
 
-Tensor TrainStep::One(Context& ctx) const {
-  Tensor one = ctx.Empty({1}, DType::kF64);
-  *one.data<double>() = 1.0;
-  return one;
-}
-
-void TrainStep::RunMicroBatch(Context& ctx, const StepBatches& batches, const PackedBatch& packed,
-                              int64_t first_token, StepLosses* losses) {
-  Tape tape(&ops::Accumulate);
-  ctx.tape = &tape;
+ForwardOptions TrainStep::OptionsOf(const StepBatches& batches) const {
   const config::MoeTrainingConfig& moe = config_.moe();
   const bool per_sequence = moe.balance_scope() == config::BALANCE_SCOPE_SEQUENCE;
   const auto scopes = static_cast<double>(per_sequence ? batches.sequences : batches.microbatches);
-  const Batch batch = ToBatch(ctx, packed);
-  ForwardOptions options{
-      .router = {.balance = moe.balance_loss_coef() / scopes,
-                 .per_sequence = per_sequence,
-                 .z = moe.router_z_loss_coef() / static_cast<double>(batches.tokens)},
-      .dropout = config_.dropout(),
-      .global_tokens = GlobalTokens(ctx, config_.dropout(), batch, first_token)};
-  {
-    TraceScope scope(ctx.trace, "forward");
-    DecoderOutput out = model_.decoder().Forward(ctx, batch, options);
-    auto result = model_.decoder().Loss(
-        ctx, out.hidden,
-        {.targets = Targets(ctx, batch, packed),
-         .scale = 1.0 / static_cast<double>(std::max<int64_t>(1, batches.loss_tokens)),
-         .z_coefficient = config_.z_loss_coef()});
-    losses->cross_entropy += result.cross_entropy;
-    losses->z_loss += result.z_loss;
-    tape.Seed(result.loss.slot, One(ctx));
-    for (const Var& loss : out.router_losses) {
-      losses->router += Value(loss);
-      tape.Seed(loss.slot, One(ctx));
-    }
-    for (size_t i = 0; i < out.routing.size(); ++i) loads_[i].load.Add(out.routing[i].ids);
-  }
-  TraceScope scope(ctx.trace, "backward");
-  tape.Backward(ctx);
-  ctx.tape = nullptr;
+  return {.router = {.balance = moe.balance_loss_coef() / scopes,
+                     .per_sequence = per_sequence,
+                     .z = moe.router_z_loss_coef() / static_cast<double>(batches.tokens)},
+          .dropout = config_.dropout()};
 }
 
-StepLosses TrainStep::Run(Context& ctx, const StepBatches& batches) {
+void TrainStep::SeedLoss(Context& ctx, const StepBatches& batches, const Tensor& targets,
+                         const Var& hidden, StepLosses* losses) {
+  auto result = model_.decoder().Loss(
+      ctx, hidden,
+      {.targets = targets,
+       .scale = 1.0 / static_cast<double>(std::max<int64_t>(1, batches.loss_tokens)),
+       .z_coefficient = config_.z_loss_coef()});
+  losses->cross_entropy += result.cross_entropy;
+  losses->z_loss += result.z_loss;
+  ctx.tape->Seed(result.loss.slot, One(ctx));
+}
+
+Var TrainStep::RunStage(Context& ctx, const StepBatches& batches, const StageInput& in,
+                        StepLosses* losses) {
+  const auto index = static_cast<size_t>(in.microbatch);
+  const PackedBatch& packed = batches.micro[index];
+  ForwardOptions options = OptionsOf(batches);
+  // Every microbatch has as many tokens.
+  const int64_t first = batches.first_token + static_cast<int64_t>(index * packed.ids.size());
+  const Batch batch = ToBatch(ctx, packed);
+  options.global_tokens = GlobalTokens(ctx, options.dropout, batch, first);
+  const DecoderOutput out =
+      model_.decoder().ForwardStage(ctx, in.stage, in.activation, batch, options);
+  for (const Var& loss : out.router_losses) {
+    losses->router += Value(loss);
+    ctx.tape->Seed(loss.slot, One(ctx));
+  }
+  for (const LayerRouting& routing : out.routing) {
+    std::ranges::find(loads_, routing.layer, &LayerLoad::layer)->load.Add(routing.ids);
+  }
+  const bool last = in.stage + 1 == schedule_.spec.stages();
+  if (last) SeedLoss(ctx, batches, Targets(ctx, batch, packed), out.hidden, losses);
+  return out.hidden;
+}
+
+absl::StatusOr<StepLosses> TrainStep::Run(Context& ctx, const StepBatches& batches) {
+  CADRE_CHECK(static_cast<int>(batches.micro.size()) == schedule_.spec.microbatches,
+              "{} microbatches for a schedule of {}", batches.micro.size(),
+              schedule_.spec.microbatches);
   model_.parameters().ZeroGradients();
   for (LayerLoad& layer : loads_) layer.load.Clear();
   StepLosses losses;
-  int64_t first_token = batches.first_token;
-  for (const PackedBatch& packed : batches.micro) {
-    RunMicroBatch(ctx, batches, packed, first_token, &losses);
-    first_token += static_cast<int64_t>(packed.ids.size());
-  }
+  PipelineExecutor executor(PipelineOptions(ctx, model_, batches.micro.front()));
+  CADRE_RETURN_IF_ERROR(executor.Run(
+      ctx, schedule_, [&](const StageInput& in) { return RunStage(ctx, batches, in, &losses); }));
   return losses;
 }
 
@@ -167,34 +199,6 @@ double TrainStep::ExpertLoadMaxOverMean() const {
   double worst = 0;
   for (const LayerLoad& layer : loads_) worst = std::max(worst, layer.load.MaxOverMean());
   return worst;
-}
-
-absl::StatusOr<double> EvaluateLoss(Context& ctx, const Model& model, SampleStream& stream,
-                                    const EvaluationPart& part) {
-  CADRE_ASSIGN_OR_RETURN(const int64_t tokens, stream.LossTokens(0, part.count));
-  if (tokens == 0) return 0.0;
-  double loss = 0;
-  for (int64_t first = 0; first < part.count; first += part.ranks * part.micro) {
-    PackedBatch packed;
-    for (int64_t i = 0; i < part.micro; ++i) {
-      const int64_t row = first + part.rank * part.micro + i;
-      if (row >= part.count && part.ranks == 1) break;
-      // Ranks that share experts meet in every microbatch, with equally many tokens.
-      CADRE_RETURN_IF_ERROR(stream.Append(row % part.count, &packed));
-      if (row >= part.count) {
-        std::fill(packed.targets.begin() + *(packed.row_offsets.rbegin() + 1), packed.targets.end(),
-                  -1);
-      }
-    }
-    const Batch batch = ToBatch(ctx, packed);
-    DecoderOutput out = model.decoder().Forward(ctx, batch);
-    loss += model.decoder()
-                .Loss(ctx, out.hidden,
-                      {.targets = Targets(ctx, batch, packed),
-                       .scale = 1.0 / static_cast<double>(tokens)})
-                .cross_entropy;
-  }
-  return loss;
 }
 
 }  // namespace cadre

@@ -11,6 +11,8 @@
 
 #include "model/model.h"
 #include "moe/balance.h"
+#include "parallel/layout.h"
+#include "parallel/pipeline_executor.h"
 #include "proto/train_config.pb.h"
 #include "training/sample_stream.h"
 
@@ -50,16 +52,16 @@ struct StepLosses {
 
 class TrainStep {
  public:
-  // `micro_batches`: this rank's, per step; tells the store how many gradients each parameter
-  // reports.
-  TrainStep(Model& model, const config::TrainConfig& config, int64_t micro_batches);
+  // Tells the store how many gradients each parameter reports.
+  TrainStep(Model& model, const config::TrainConfig& config, const Layout& layout);
 
-  // Gradients are zeroed first. ctx.step must be the step (it keys the random draws). The losses
-  // are this rank's share of the step's.
-  StepLosses Run(Context& ctx, const StepBatches& batches);
+  // This rank's stages on its microbatches, in the order of the layout's schedule. Gradients are
+  // zeroed first. ctx.step must be the step (it keys the random draws). The losses are this rank's
+  // share of the step's: the cross entropy is the last stage's. Fails where communication does.
+  absl::StatusOr<StepLosses> Run(Context& ctx, const StepBatches& batches);
 
-  // Tokens that each expert of each mixture layer was given in the last Run, layer by layer: to be
-  // summed over the ranks, and read by what follows.
+  // Tokens that each expert of each mixture layer of this rank was given in the last Run, layer by
+  // layer: to be summed over the ranks, and read by what follows.
   std::vector<int64_t> ExpertCounts() const;
   void SetExpertCounts(std::span<const int64_t> counts);
 
@@ -70,12 +72,14 @@ class TrainStep {
   double ExpertLoadMaxOverMean() const;
 
  private:
-  void RunMicroBatch(Context& ctx, const StepBatches& batches, const PackedBatch& packed,
-                     int64_t first_token, StepLosses* losses);
-  Tensor One(Context& ctx) const;
+  ForwardOptions OptionsOf(const StepBatches& batches) const;
+  Var RunStage(Context& ctx, const StepBatches& batches, const StageInput& in, StepLosses* losses);
+  void SeedLoss(Context& ctx, const StepBatches& batches, const Tensor& targets, const Var& hidden,
+                StepLosses* losses);
 
   Model& model_;
   const config::TrainConfig& config_;
+  const Schedule schedule_;
   struct LayerLoad {
     int layer;
     moe::ExpertLoad load;
@@ -85,15 +89,11 @@ class TrainStep {
 
 // The batch as the decoder takes it: this rank's tokens, where context-parallel ranks share them.
 Batch ToBatch(Context& ctx, const PackedBatch& packed);
+// i32 [tokens] of that batch.
+Tensor Targets(Context& ctx, const Batch& batch, const PackedBatch& packed);
 
-// A part of the mean cross entropy per loss token over samples [0, count), without gradients: that
-// of the microbatches rank, rank + ranks, ... The parts of all ranks add up to the mean. Every rank
-// runs equally many, full ones; rows over `count` are others again and count nothing.
-struct EvaluationPart {
-  int64_t count = 0, micro = 1;
-  int64_t rank = 0, ranks = 1;
-};
-absl::StatusOr<double> EvaluateLoss(Context& ctx, const Model& model, SampleStream& stream,
-                                    const EvaluationPart& part);
+// How stages hand on a microbatch like `packed`.
+PipelineExecutor::Options PipelineOptions(const Context& ctx, const Model& model,
+                                          const PackedBatch& packed);
 
 }  // namespace cadre

@@ -15,6 +15,7 @@
 #include "model/model_cost.h"
 #include "model/tokenizer.h"
 #include "training/checkpoint_weights.h"
+#include "training/evaluate.h"
 #include "training/gemm_peak.h"
 #include "training/gradient_norm.h"
 #include "training/layout_needs.h"
@@ -157,7 +158,7 @@ absl::Status Trainer::OpenState() {
       schedule_,
       LrSchedule::Create(config_.lr_schedule(), config_.optimizer().lr(), config_.train_steps()));
   guard_.emplace(config_.bad_step());
-  step_runner_.emplace(*model_, config_, ranks_.layout().microbatches);
+  step_runner_.emplace(*model_, config_, ranks_.layout());
   plan_ = PlanTraining(config_, model_->spec(), store, ComputeDType(config_.dtype()), measured_);
   CheckpointSaverOptions options{
       .root = options_.output + "/checkpoints",
@@ -223,22 +224,29 @@ void Trainer::Record(std::string_view activity) {
   if (options_.recorder != nullptr) options_.recorder->SetActivity(activity, -1);
 }
 
+absl::Status Trainer::SumLosses(StepLosses* losses) {
+  double sums[] = {losses->cross_entropy, losses->z_loss, losses->router};
+  CADRE_RETURN_IF_ERROR(ranks_.SumOverTargets(std::span(sums, 2), {"loss"}));
+  CADRE_RETURN_IF_ERROR(ranks_.SumOverTokens(std::span(sums + 2, 1), {"router loss"}));
+  CADRE_RETURN_IF_ERROR(ranks_.SumOverStages(sums, {"losses"}));
+  *losses = {.cross_entropy = sums[0], .z_loss = sums[1], .router = sums[2]};
+  return absl::OkStatus();
+}
+
 absl::Status Trainer::ComputeGradients(const StepBatches& batches, StepReport* report) {
   Record("forward and backward");
-  report->losses = step_runner_->Run(ctx_, batches);
+  CADRE_ASSIGN_OR_RETURN(report->losses, step_runner_->Run(ctx_, batches));
   CADRE_RETURN_IF_ERROR(ranks_.FinishGradients());
   if (options_.inspect_gradients) {
     options_.inspect_gradients(step_, model_->parameters(), ranks_.OwnedShards());
   }
-  double losses[] = {report->losses.cross_entropy, report->losses.z_loss};
-  CADRE_RETURN_IF_ERROR(ranks_.SumOverTargets(losses, {"loss"}));
-  CADRE_RETURN_IF_ERROR(
-      ranks_.SumOverTokens(std::span(&report->losses.router, 1), {"router loss"}));
-  report->losses.cross_entropy = losses[0];
-  report->losses.z_loss = losses[1];
+  CADRE_RETURN_IF_ERROR(SumLosses(&report->losses));
   std::vector<int64_t> counts = step_runner_->ExpertCounts();
   CADRE_RETURN_IF_ERROR(ranks_.SumOverTokens(std::span(counts), {"expert counts"}));
   step_runner_->SetExpertCounts(counts);
+  CADRE_ASSIGN_OR_RETURN(
+      report->expert_load,
+      ranks_.MostOfStages(step_runner_->ExpertLoadMaxOverMean(), {"expert load"}));
   CADRE_ASSIGN_OR_RETURN(
       const double squared,
       ranks_.SumOverWorld(SquaredNorm(ctx_, model_->parameters(), chunks_), {"gradient norm"}));
@@ -336,9 +344,10 @@ absl::StatusOr<double> Trainer::Evaluate() {
                                       {.count = std::min(rows, validation_->epoch_rows()),
                                        .micro = micro,
                                        .rank = ranks_.data_rank(),
-                                       .ranks = ranks_.data_size()}));
-  CADRE_RETURN_IF_ERROR(ranks_.failure());
+                                       .ranks = ranks_.data_size()},
+                                      ranks_.layout()));
   CADRE_RETURN_IF_ERROR(ranks_.SumOverTargets(std::span(&loss, 1), {"evaluate"}));
+  CADRE_RETURN_IF_ERROR(ranks_.SumOverStages(std::span(&loss, 1), {"evaluate"}));
   return loss;
 }
 

@@ -83,6 +83,7 @@ class Trainer {
   struct StepReport {
     StepLosses losses;
     double gradient_norm = 0, lr = 0, seconds = 0;
+    double expert_load = 0;  // the fullest expert's over the mean, of all layers
     int64_t tokens = 0;
     bool applied = true;
     std::optional<double> eval_loss;
@@ -105,6 +106,7 @@ class Trainer {
   absl::StatusOr<StepBatches> ReadBatches();
   // What the rank does now, for those who look for a hang.
   void Record(std::string_view activity);
+  absl::Status SumLosses(StepLosses* losses);
   absl::Status ComputeGradients(const StepBatches& batches, StepReport* report);
   absl::Status Update(const StepReport& report);
   absl::Status Judge(const StepBatches& batches, StepReport* report);

@@ -72,9 +72,9 @@ void Trainer::Report(const StepReport& report) {
       {"peak_resident_bytes", static_cast<double>(ReadResidentMemory().peak)},
       {"planned_bytes", static_cast<double>(plan_.total())}};
   if (report.losses.z_loss != 0) metrics.push_back({"z_loss", report.losses.z_loss});
-  if (const double load = step_runner_->ExpertLoadMaxOverMean(); load > 0) {
+  if (report.expert_load > 0) {
     metrics.push_back({"router_loss", report.losses.router});
-    metrics.push_back({"expert_load_max_over_mean", load});
+    metrics.push_back({"expert_load_max_over_mean", report.expert_load});
   }
   if (report.eval_loss.has_value()) metrics.push_back({"eval_loss", *report.eval_loss});
   // A full disk costs these lines, not the run.

@@ -8,6 +8,7 @@
 namespace cadre {
 
 Axis ReductionAxis(const ParamBucket& bucket) {
+  if (bucket.shared_by_stages) return Axis::kEmbedding;
   if (bucket.group == ParamGroup::kExpert) {
     return bucket.partial_gradient ? Axis::kEtpEdp : Axis::kEdp;
   }
@@ -42,6 +43,18 @@ absl::Status TrainingRanks::SumOverTokens(std::span<int64_t> values, const OpLab
 
 absl::Status TrainingRanks::SumOverTokens(std::span<double> values, const OpLabel& label) {
   return SumValues(TokensGroup(), values, label);
+}
+
+absl::Status TrainingRanks::SumOverStages(std::span<double> values, const OpLabel& label) {
+  return SumValues(mesh_.group(Axis::kPp), values, label);
+}
+
+absl::StatusOr<double> TrainingRanks::MostOfStages(double mine, const OpLabel& label) {
+  Communicator* group = mesh_.group(Axis::kPp);
+  if (group == nullptr) return mine;
+  const Tensor most = Tensor::Of<double>(allocator_, {1}, std::span(&mine, 1));
+  CADRE_RETURN_IF_ERROR(group->AllReduce(most, ReduceOp::kMax, label)->Wait());
+  return *most.data<double>();
 }
 
 absl::StatusOr<double> TrainingRanks::SumOverWorld(double mine, const OpLabel& label) {

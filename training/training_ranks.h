@@ -46,6 +46,9 @@ class TrainingRanks {
   // Over the ranks with different tokens between blocks: those of a sample too.
   absl::Status SumOverTokens(std::span<int64_t> values, const OpLabel& label);
   absl::Status SumOverTokens(std::span<double> values, const OpLabel& label);
+  // Over the pipeline's ranks, each of which has a part of the model.
+  absl::Status SumOverStages(std::span<double> values, const OpLabel& label);
+  absl::StatusOr<double> MostOfStages(double mine, const OpLabel& label);
   // Whether any rank of the world says so.
   absl::StatusOr<bool> Any(bool mine, const OpLabel& label);
   // The leader's value.
@@ -68,10 +71,10 @@ class TrainingRanks {
   // After the update: every rank gets the weights that others own.
   absl::Status GatherWeights();
 
-  // Where an op's communication failed, what it computed is of no use.
-  const absl::Status& failure() const { return groups_.failure; }
   // One of the ranks that have the same samples: it writes of them.
-  bool first_with_samples() const { return mesh_.place().tp == 0 && mesh_.place().cp == 0; }
+  bool first_with_samples() const {
+    return mesh_.place().tp == 0 && mesh_.place().cp == 0 && mesh_.place().pp == 0;
+  }
 
   // Seconds spent waiting for gradients and weights so far.
   double blocked_seconds() const;

@@ -1,0 +1,199 @@
+#include "parallel/pipeline_executor.h"
+
+#include <algorithm>
+
+#include "core/trace.h"
+#include "parallel/groups.h"
+
+namespace cadre {
+namespace {
+
+// The forward, the backward or both of an action, as messages and passes are keyed.
+bool Computes(ActionKind kind) { return kind <= ActionKind::kOverlappedPair; }
+
+bool HasBackward(const std::vector<Action>& actions) {
+  return std::ranges::any_of(actions, [](const Action& action) {
+    return Computes(action.kind) && action.kind != ActionKind::kForward;
+  });
+}
+
+OpLabel LabelOf(const Action& action) {
+  const bool activation =
+      action.kind == ActionKind::kSendActivation || action.kind == ActionKind::kReceiveActivation;
+  return {activation ? "activation" : "activation gradient"};
+}
+
+}  // namespace
+
+bool PipelineExecutor::Holds(int stage) const {
+  const int rank = GroupRank(options_.group);
+  return stage >= 0 && stage < schedule_->spec.stages() &&
+         RankOfStage(schedule_->spec, stage) == rank;
+}
+
+void PipelineExecutor::RunForward(Context& ctx, int stage, int microbatch) {
+  TraceScope scope(ctx.trace, "forward", {{"stage", stage}, {"microbatch", microbatch}});
+  Pass& pass = passes_[{stage, microbatch}];
+  StageInput in{.stage = stage, .microbatch = microbatch, .activation = {pass.activation}};
+  CADRE_CHECK(stage == 0 || pass.activation.defined(), "stage {} microbatch {} has no input", stage,
+              microbatch);
+  if (trains_) {
+    pass.tape = std::make_unique<Tape>(options_.accumulate);
+    ctx.tape = pass.tape.get();
+    if (stage > 0) {
+      pass.input = in.activation.slot = pass.tape->NewSlot();
+      pass.tape->KeepGrad(pass.input);
+    }
+  }
+  const Var out = (*forward_)(in);
+  ctx.tape = nullptr;
+  CADRE_CHECK(stage + 1 == schedule_->spec.stages() ||
+                  out.value.shape() == options_.shapes[static_cast<size_t>(stage)],
+              "stage {} gave {}", stage, out.value.shape().ToString());
+  pass.output = out.slot;
+  HandOn(stage, microbatch, out.value);
+}
+
+void PipelineExecutor::HandOn(int stage, int microbatch, const Tensor& output) {
+  const bool last = stage + 1 == schedule_->spec.stages(), here = Holds(stage + 1);
+  if (here) passes_[{stage + 1, microbatch}].activation = output;
+  passes_.at({stage, microbatch}).activation = last || here ? Tensor() : output;
+  if (!trains_ && (last || here)) passes_.erase({stage, microbatch});
+}
+
+void PipelineExecutor::SeedOutput(Pass& pass, int stage) {
+  if (stage + 1 == schedule_->spec.stages()) return;
+  CADRE_CHECK(pass.gradient.defined(), "stage {} has no gradient", stage);
+  // Without a slot nothing below it is trained.
+  if (pass.output != kNoSlot) pass.tape->Seed(pass.output, std::move(pass.gradient));
+  pass.gradient = {};
+}
+
+void PipelineExecutor::TakeInputGradient(Context& ctx, int stage, int microbatch) {
+  if (stage == 0) return;
+  Pass& pass = passes_.at({stage, microbatch});
+  Tensor gradient = pass.tape->Grad(ctx, pass.input);
+  const Shape& shape = options_.shapes[static_cast<size_t>(stage) - 1];
+  gradient = gradient.defined() ? gradient.Reshape(shape) : ctx.Zeros(shape, options_.dtype);
+  if (Holds(stage - 1)) {
+    passes_.at({stage - 1, microbatch}).gradient = std::move(gradient);
+  } else {
+    pass.gradient = std::move(gradient);
+  }
+}
+
+void PipelineExecutor::RunBackward(Context& ctx, const Action& action) {
+  const bool pair = action.kind == ActionKind::kOverlappedPair;
+  const int stage = pair ? action.backward_stage : action.stage;
+  const int microbatch = pair ? action.backward_microbatch : action.microbatch;
+  const bool weights = action.kind == ActionKind::kBackwardWeight;
+  TraceScope scope(ctx.trace, weights ? "backward weights" : "backward",
+                   {{"stage", stage}, {"microbatch", microbatch}});
+  Pass& pass = passes_.at({stage, microbatch});
+  ctx.tape = pass.tape.get();
+  if (weights) {
+    pass.tape->BackwardWeights(ctx);
+  } else {
+    SeedOutput(pass, stage);
+    if (action.kind == ActionKind::kBackwardInput) {
+      pass.tape->BackwardInputs(ctx);
+    } else {
+      pass.tape->Backward(ctx);
+    }
+    TakeInputGradient(ctx, stage, microbatch);
+  }
+  ctx.tape = nullptr;
+  if (action.kind == ActionKind::kBackwardInput) return;
+  pass.tape = nullptr;
+  // A gradient that goes to another rank is still to be sent.
+  if (!pass.gradient.defined()) passes_.erase({stage, microbatch});
+}
+
+void PipelineExecutor::Send(const Tensor& tensor, const Action& action) {
+  CADRE_CHECK(tensor.defined() && tensor.dtype() == options_.dtype, "{}: {}", ToString(action),
+              tensor.defined() ? Name(tensor.dtype()) : "nothing");
+  sends_.push_back(options_.group->Send(tensor, action.peer, LabelOf(action)));
+}
+
+absl::StatusOr<Tensor> PipelineExecutor::Receive(Context& ctx, const Action& action, int from) {
+  const Tensor tensor = ctx.Empty(options_.shapes[static_cast<size_t>(from)], options_.dtype);
+  const WorkPtr work = options_.group->Receive(tensor, action.peer, LabelOf(action));
+  if (!Landed(ctx, *work, LabelOf(action))) return ctx.groups->failure;
+  return tensor;
+}
+
+absl::Status PipelineExecutor::Execute(Context& ctx, const Action& action) {
+  const Key key{action.stage, action.microbatch};
+  switch (action.kind) {
+    case ActionKind::kForward:
+      RunForward(ctx, action.stage, action.microbatch);
+      break;
+    case ActionKind::kOverlappedPair:
+      RunForward(ctx, action.stage, action.microbatch);
+      RunBackward(ctx, action);
+      break;
+    case ActionKind::kBackward:
+    case ActionKind::kBackwardInput:
+    case ActionKind::kBackwardWeight:
+      RunBackward(ctx, action);
+      break;
+    case ActionKind::kSendActivation: {
+      const auto pass = passes_.find(key);
+      Send(pass->second.activation, action);
+      pass->second.activation = {};
+      if (!trains_) passes_.erase(pass);
+      break;
+    }
+    case ActionKind::kSendGradient: {
+      const auto pass = passes_.find(key);
+      Send(pass->second.gradient, action);
+      pass->second.gradient = {};
+      if (pass->second.tape == nullptr) passes_.erase(pass);
+      break;
+    }
+    case ActionKind::kReceiveActivation: {
+      CADRE_ASSIGN_OR_RETURN(passes_[key].activation, Receive(ctx, action, action.stage - 1));
+      break;
+    }
+    case ActionKind::kReceiveGradient: {
+      CADRE_ASSIGN_OR_RETURN(passes_.at(key).gradient, Receive(ctx, action, action.stage));
+      break;
+    }
+    // Weights are gathered and gradients reduced where they are leased and complete; the caller
+    // runs the optimizer.
+    case ActionKind::kUnshard:
+    case ActionKind::kReshard:
+    case ActionKind::kReduceGradient:
+    case ActionKind::kOptimizer:
+      break;
+    case ActionKind::kRecompute:
+      CADRE_CHECK(false, "{} is not executed", ToString(action));
+  }
+  return ctx.groups == nullptr ? absl::OkStatus() : ctx.groups->failure;
+}
+
+absl::Status PipelineExecutor::Run(Context& ctx, const Schedule& schedule, const Forward& forward) {
+  const auto rank = static_cast<size_t>(GroupRank(options_.group));
+  CADRE_CHECK(schedule.spec.ranks == GroupSize(options_.group), "a schedule of {} ranks over {}",
+              schedule.spec.ranks, GroupSize(options_.group));
+  schedule_ = &schedule;
+  forward_ = &forward;
+  passes_.clear();
+  sends_.clear();
+  trains_ = HasBackward(schedule.ranks[rank]);
+  for (const Action& action : schedule.ranks[rank]) {
+    CADRE_RETURN_IF_ERROR(Execute(ctx, action));
+    while (!sends_.empty() && sends_.front()->done()) {
+      CADRE_RETURN_IF_ERROR(sends_.front()->Wait());
+      sends_.pop_front();
+    }
+  }
+  for (const WorkPtr& send : sends_) {
+    if (!Landed(ctx, *send, {"activations sent"})) return ctx.groups->failure;
+  }
+  sends_.clear();
+  CADRE_CHECK(!trains_ || passes_.empty(), "{} passes are not finished", passes_.size());
+  return absl::OkStatus();
+}
+
+}  // namespace cadre
