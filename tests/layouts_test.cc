@@ -359,6 +359,7 @@ INSTANTIATE_TEST_SUITE_P(
     Pipeline, Layouts,
     testing::Values(
         Case{"dense", 2, "pipeline_parallel_size: 2"},
+        Case{"rungs", 2, "pipeline_parallel_size: 2, pipeline_schedule: zb_h1"},
         Case{"tied", 4,
              "pipeline_parallel_size: 2, pipeline_schedule: zb_h1, tensor_parallel_size: 2"},
         Case{"tied", 2,
@@ -378,6 +379,10 @@ INSTANTIATE_TEST_SUITE_P(
         Case{"dense", 2, "pipeline_parallel_size: 2, pipeline_schedule: gpipe"},
         Case{"tied", 4, "pipeline_parallel_size: 4, pipeline_split: [0, 1, 1, 0]"},
         Case{"tied", 8, "pipeline_parallel_size: 2, zero_stage: 1"},
+        Case{"tied", 8,
+             "pipeline_parallel_size: 2, tensor_parallel_size: 2, sequence_parallel: false, "
+             "context_parallel_size: 2"},
+        Case{"dense", 4, "pipeline_parallel_size: 2, context_parallel_size: 2"},
         Case{"norms", 4,
              "pipeline_parallel_size: 2, expert_parallel_size: 2, "
              "pipeline_schedule: zb_v, pipeline_split: [0, 1, 1, 0]"},

@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -16,6 +17,7 @@ from launch_test import free_port
 
 STEPS = 60
 TWO_BY_TWO = ("parallel.tensor_parallel_size=2", "parallel.zero_stage=1")
+PIPELINE = ("parallel.pipeline_parallel_size=2", "parallel.pipeline_schedule=zb_h1")
 
 
 def children(pid):
@@ -49,9 +51,10 @@ class Case(unittest.TestCase):
 class Layouts(Case):
     def test_processes_train_what_one_does(self):
         alone = self.losses(self.workshop.train("alone", "dtype=f32", "train_steps=20"))
-        for ranks, overrides in ((2, ()), (4, TWO_BY_TWO), (2, ("parallel.expert_parallel_size=2",))):
+        for ranks, overrides in ((2, ()), (4, TWO_BY_TWO), (2, ("parallel.expert_parallel_size=2",)),
+                                 (2, PIPELINE)):
             with self.subTest(ranks=ranks, overrides=overrides):
-                name = f"f32-{ranks}-{len(overrides)}"
+                name = f"f32-{ranks}-{'-'.join(overrides)}".replace("/", "-")
                 run = self.launch(name, ranks, "dtype=f32", "train_steps=20", *overrides)
                 self.assert_close(run, alone, 1e-4)
 
@@ -90,6 +93,21 @@ class Faults(Case):
                 self.assertEqual(self.losses(run), expected)
             shutil.rmtree(run)
 
+    def test_the_data_parallel_size_may_change_where_a_job_resumes(self):
+        save = ("micro_batch_size=1", "checkpoint.interval=5")
+        changes = self.launch("changes", 4, *save, "train_steps=10")
+        shutil.copytree(changes, self.workshop.folder / "killed", symlinks=True)
+        self.launch("changes", 2, *save)
+        # Goes on with four and is killed before it saves again; two ranks go on from what there is.
+        arguments = self.arguments("killed", 4, "micro_batch_size=1", "checkpoint.interval=1000")
+        with e2e.running(*arguments) as job:
+            run = self.workshop.folder / "killed"
+            e2e.wait_until(lambda: len(e2e.metrics(run)) >= 13, job, "the step")
+            os.kill(children(job.pid)[3], signal.SIGKILL)
+            self.assertEqual(job.wait(e2e.TIMEOUT), 128 + signal.SIGKILL, job.output())
+        self.launch("killed", 2, *save)
+        self.assertEqual(self.losses(run), self.losses(changes))
+
     def test_without_restarts_the_killed_one_is_named(self):
         arguments = self.arguments("ended", 4, *self.settings, "train_steps=100000")
         with e2e.running(*arguments) as job:
@@ -110,6 +128,11 @@ class Faults(Case):
             e2e.wait_until(lambda: "rank 1 hangs (stopped by a signal)" in job.output(), job, "the report")
             (line,) = [l for l in job.output().splitlines() if "hangs" in l]
             self.assertRegex(line, r"in \w+ '[^']+' of group \w+")
+            # The watchdog looks several times a second.
+            steps = sorted(step["step_seconds"] for step in e2e.metrics(run))
+            bound = max(3 * steps[len(steps) // 2], 2.0)
+            waited = float(re.search(r"since ([0-9.]+) s", line).group(1))
+            self.assertLess(waited, bound + 1.0)
             os.kill(ranks[1], signal.SIGCONT)
             job.send_signal(signal.SIGINT)
             job.wait(e2e.TIMEOUT)
