@@ -1,8 +1,8 @@
 // What overlapping hides of communication, over a link as fast as computing. bench/overlap.sh makes
 // the link and runs this, which forks two ranks, one a core:
 //   bench_overlap rate tp|dp                            prints the rate, for tc
-//   bench_overlap tp --netns cadre-a,cadre-b            standard wiring against ladder
-//   bench_overlap dp --netns cadre-a,cadre-b            gradients reduced beside the backward pass
+//   bench_overlap tp|dp --netns cadre-a,cadre-b [--rounds 3]
+// tp: the standard wiring against ladder. dp: gradients reduced beside the backward pass.
 //
 // Blocked: the time that the computing thread waits for communication. The rate is such that what a
 // step of the standard wiring sends takes as long as its computing (tp), or what is reduced of
@@ -24,6 +24,7 @@
 #include "model/initialize.h"
 #include "model/model.h"
 #include "parallel/test_group.h"
+#include "proto/train_config.pb.h"
 #include "training/optimizer.h"
 #include "training/training_ranks.h"
 
@@ -31,11 +32,12 @@ namespace cadre::bench {
 namespace {
 
 constexpr int64_t kSequence = 1024, kTokens = 2 * kSequence;
-constexpr int kSteps = 4, kRounds = 3;
+constexpr int kSteps = 4;
 
 struct Options {
   std::string what = "tp";
   bool rate = false;
+  int rounds = 3;  // of kSteps steps of each kind
   std::vector<std::string> namespaces;
 };
 
@@ -145,7 +147,8 @@ class Run {
       ranks_->ReduceGradients(model_->parameters());
       owned = ranks_->OwnedShards();
     }
-    optimizer_ = std::move(*MakeOptimizer({}, model_->parameters(), allocator_, owned));
+    optimizer_ = std::move(
+        *MakeOptimizer(config::OptimizerConfig(), model_->parameters(), allocator_, owned));
     optimizer_->AdoptWeights();
     MakeBatch(layout.dp > 1 ? world.rank() : 0);
   }
@@ -261,13 +264,14 @@ void PrintRate(double bytes, double seconds) {
   std::printf("%.0fmbit\n", 8 * bytes / seconds / 1e6);
 }
 
-void CompareWirings(World& world, bool rate, bool print) {
+void CompareWirings(World& world, const Options& options, bool print) {
+  const bool rate = options.rate;
   const std::vector<std::pair<const char*, Setup>> setups = {
       {"standard", {.tensor = true, .sequence_parallel = true}},
       {"standard, all tokens on all", {.tensor = true}},
       {"ladder", {.tensor = true, .ladder = true}}};
   std::vector<std::vector<Run::Seconds>> all(setups.size());
-  for (int round = 0; round < (rate ? 1 : kRounds); ++round) {
+  for (int round = 0; round < (rate ? 1 : options.rounds); ++round) {
     for (size_t i = 0; i < (rate ? 1 : setups.size()); ++i) {
       Run run(world, setups[i].second);
       Steps(run, &all[i]);
@@ -284,14 +288,15 @@ void CompareWirings(World& world, bool rate, bool print) {
               standard.median.wall / Summary(all[2]).median.wall);
 }
 
-void ReduceBesideBackward(World& world, bool rate, bool print) {
+void ReduceBesideBackward(World& world, const Options& options, bool print) {
+  const bool rate = options.rate;
   std::vector<Run::Seconds> alone, together;
   std::vector<double> sums;
   {
     Run run(world, {.reduce = false});
     Steps(run, &alone);
   }
-  for (int round = 0; round < (rate ? 1 : kRounds); ++round) {
+  for (int round = 0; round < (rate ? 1 : options.rounds); ++round) {
     Run run(world, {});
     Steps(run, &together);
     sums.push_back(run.Alone());
@@ -317,8 +322,8 @@ int RunRank(const Options& options, Bootstrap& bootstrap) {
     return 1;
   }
   const bool print = bootstrap.rank() == 0;
-  if (options.what == "tp") CompareWirings(**world, options.rate, print);
-  if (options.what == "dp") ReduceBesideBackward(**world, options.rate, print);
+  if (options.what == "tp") CompareWirings(**world, options, print);
+  if (options.what == "dp") ReduceBesideBackward(**world, options, print);
   return 0;
 }
 
@@ -330,11 +335,16 @@ int Main(int argc, char** argv) {
     words.erase(words.begin());
   }
   if (!words.empty()) options.what = words.front();
-  if (words.size() == 3 && words[1] == "--netns") {
-    std::stringstream names(words[2]);
-    for (std::string name; std::getline(names, name, ',');) options.namespaces.push_back(name);
+  bool known = (options.what == "tp" || options.what == "dp") && words.size() % 2 == 1;
+  for (size_t i = 1; i + 1 < words.size(); i += 2) {
+    std::stringstream value(words[i + 1]);
+    if (words[i] == "--netns") {
+      for (std::string name; std::getline(value, name, ',');) options.namespaces.push_back(name);
+    } else {
+      known = known && words[i] == "--rounds" && value >> options.rounds && options.rounds > 0;
+    }
   }
-  if ((options.what != "tp" && options.what != "dp") || (words.size() != 1 && words.size() != 3)) {
+  if (!known) {
     std::fprintf(stderr, "error: the head of bench/overlap.cc says how this is called\n");
     return 2;
   }

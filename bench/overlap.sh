@@ -43,7 +43,8 @@ JOB
   for wiring in standard ladder; do
     rm -rf "$dir/$wiring"
     "$cadre" launch --nproc-per-node 2 train -c "$dir/job.yaml" --set "model.residual=$wiring" \
-      --set parallel.tensor_parallel_size=2 --output "$dir/$wiring" >"$dir/$wiring.log" 2>&1
+      --set parallel.tensor_parallel_size=2 --output "$dir/$wiring" >"$dir/$wiring.log" 2>&1 ||
+      { tail -n 5 "$dir/$wiring.log" >&2 && exit 1; }
     tail -n 50 "$dir/$wiring/metrics.jsonl" | awk -v wiring="$wiring" '
       { match($0, /"loss":[0-9.e+-]+/); sum += substr($0, RSTART + 7, RLENGTH - 7); n++ }
       match($0, /"eval_loss":[0-9.e+-]+/) { eval = substr($0, RSTART + 12, RLENGTH - 12) }
