@@ -303,7 +303,10 @@ INSTANTIATE_TEST_SUITE_P(
 
 INSTANTIATE_TEST_SUITE_P(Ladder, Layouts,
                          testing::Values(Case{"dense/ladder", 2, "tensor_parallel_size: 2"},
-                                         Case{"rungs", 4, "tensor_parallel_size: 2"}));
+                                         Case{"rungs", 4, "tensor_parallel_size: 2"},
+                                         Case{"dense/ladder", 4,
+                                              "pipeline_parallel_size: 2, tensor_parallel_size: 2, "
+                                              "pipeline_schedule: zb_h1"}));
 
 INSTANTIATE_TEST_SUITE_P(ExpertParallel, Layouts,
                          testing::Values(Case{"moe", 2, "expert_parallel_size: 2, zero_stage: 0"},
@@ -410,6 +413,12 @@ INSTANTIATE_TEST_SUITE_P(
         Case{"moe/ladder", 4,
              "tensor_parallel_size: 2, expert_parallel_size: 4, expert_tensor_parallel_size: 1"},
         Case{"bias/ladder", 8, "tensor_parallel_size: 4"},
+        Case{"rungs", 2, "pipeline_parallel_size: 2"},
+        Case{"rungs", 8, "pipeline_parallel_size: 2, tensor_parallel_size: 2, zero_stage: 1"},
+        Case{"moe/ladder", 4,
+             "pipeline_parallel_size: 2, expert_parallel_size: 2, pipeline_schedule: gpipe"},
+        Case{"moe", 4,
+             "pipeline_parallel_size: 2, tensor_parallel_size: 2, sequence_parallel: false"},
         Case{"moe/ladder", 4, "tensor_parallel_size: 2, context_parallel_size: 2"},
         Case{"tied", 2, "tensor_parallel_size: 2"},
         Case{"tied", 8, "tensor_parallel_size: 4, zero_stage: 1"},
