@@ -130,11 +130,26 @@ void Decoder::ForwardLayer(Context& ctx, int index, const Batch& batch,
   } else {
     MoeBlock::Output mixed = std::get<MoeBlock>(layer.mlp).Forward(ctx, normed, OwnOffsets(batch),
                                                                    options.router, index);
+    if (options.inspect_routing) Inspect(ctx, index, mixed.routing, options);
     for (Var& loss : mixed.routing.losses) out->router_losses.push_back(std::move(loss));
     out->routing.push_back({index, mixed.routing.ids});
     half = std::move(mixed.y);
   }
   stream->Add(ctx, wiring, Dropped(std::move(half), 2 * index + 1, options));
+}
+
+void Decoder::Inspect(Context& ctx, int index, const moe::Routing& routing,
+                      const ForwardOptions& options) const {
+  const Shard own = OwnTokens(options.global_tokens.numel());
+  RoutedTokens routed{.layer = index,
+                      .tokens = options.global_tokens.Narrow(own.begin, own.numel),
+                      .ids = routing.ids,
+                      .logits = routing.logits};
+  const ParamId correction = router_correction(index);
+  if (correction == kNoParam) return options.inspect_routing(routed);
+  const LeasedWeight weight(ctx, correction, Lease::kForward);
+  routed.correction = weight.tensor();
+  options.inspect_routing(routed);
 }
 
 PendingOutput Decoder::Dropped(PendingOutput half, int site, const ForwardOptions& options) const {

@@ -12,6 +12,7 @@
 // thread with a Context of its own; it must outlive the tapes of its forwards.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -40,11 +41,23 @@ struct DecoderOptions {
   ModelPart part;  // what this rank holds
 };
 
+// What a mixture layer's router chose for this rank's tokens, and by what.
+struct RoutedTokens {
+  int layer;
+  Tensor tokens;      // i64 [T / tp]: each one's index in the step's batch
+  Tensor ids;         // i32 [T / tp, top_k], ascending in each row
+  Tensor logits;      // fp32 (f64) [T / tp, E]
+  Tensor correction;  // fp32 (f64) [E]: added to the scores; undefined where nothing is
+};
+
 // Where the context has groups, the part must be this rank's in them.
 struct ForwardOptions {
   moe::RouterLossOptions router;
   double dropout = 0.0;  // of both halves' outputs; the identity without a tape
-  Tensor global_tokens;  // i64 [T], where there is dropout: each token's index in the step's batch
+  // i64 [T], where there is dropout or inspection: each token's index in the step's batch.
+  Tensor global_tokens;
+  // Called for every mixture layer, where set: for tests.
+  std::function<void(const RoutedTokens&)> inspect_routing;
 };
 
 // What one mixture layer did, for metrics, balance and tests.
@@ -117,6 +130,8 @@ class Decoder {
   VocabularyArgs Vocabulary(Context& ctx, ParamId weight, const OpLabel& label) const;
   // What of a batch's sequences lies in this rank's tokens: [S + 1], from 0 to their count.
   std::vector<int32_t> OwnOffsets(const Batch& batch) const;
+  void Inspect(Context& ctx, int index, const moe::Routing& routing,
+               const ForwardOptions& options) const;
   // The output of a half, thinned out by dropout.
   PendingOutput Dropped(PendingOutput half, int site, const ForwardOptions& options) const;
 

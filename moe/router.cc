@@ -32,7 +32,7 @@ Routing Router::Route(Context& ctx, const Var& x, std::span<const int32_t> offse
   }
   ops::Gate gate =
       GateFor(spec_.kind)(ctx, logits, spec_, correction ? correction->tensor() : Tensor());
-  Routing routing{.ids = gate.ids, .weights = gate.weights};
+  Routing routing{.ids = gate.ids, .weights = gate.weights, .logits = logits.value};
   if (losses.balance != 0.0) {
     int32_t tokens = static_cast<int32_t>(x.value.dim(0));
     std::vector<int32_t> whole = {0, tokens};

@@ -31,6 +31,7 @@ struct Routing {
   Tensor ids;               // i32 [T, top_k], ascending in each row
   Var weights;              // [T, top_k] fp32 (f64)
   std::vector<Var> losses;  // f64 [1] each
+  Tensor logits;            // [T, E] fp32 (f64)
 };
 
 class Router {

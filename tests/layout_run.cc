@@ -44,7 +44,9 @@ void Collect(const ParameterStore& store, const std::vector<Shard>& owned, Layou
 
 LayoutRun TrainUnder(const config::TrainConfig& config, int world, const std::string& output,
                      const Fault& fault) {
-  LayoutRun run;
+  const auto spec = ResolveModelConfig(config.model());
+  CADRE_CHECK(spec.ok(), "{}", Message(spec.status()));
+  LayoutRun run{.spec = *spec};
   std::mutex mutex;
   const auto train = [&](World* ranks) {
     TrainerOptions options;
@@ -59,6 +61,10 @@ LayoutRun TrainUnder(const config::TrainConfig& config, int world, const std::st
                                     const std::vector<Shard>& owned) {
       const std::lock_guard lock(mutex);
       if (step == 0) Collect(store, owned, &run);
+    };
+    options.inspect_routing = [&](int64_t step, const RoutedTokens& routed) {
+      const std::lock_guard lock(mutex);
+      LogRouting(run.spec, step, routed, &run.routing);
     };
     auto trainer = OpenRun(config, output, 1, options);
     ASSERT_TRUE(trainer.ok()) << Message(trainer.status());
@@ -113,10 +119,10 @@ Gap LargestGap(const LayoutRun& expected, const LayoutRun& got) {
   return gap;
 }
 
-double LargestLossGap(const LayoutRun& expected, const LayoutRun& got) {
+double LargestLossGap(const LayoutRun& expected, const LayoutRun& got, size_t steps) {
   EXPECT_EQ(expected.losses.size(), got.losses.size());
   double gap = 0;
-  for (size_t i = 0; i < std::min(expected.losses.size(), got.losses.size()); ++i) {
+  for (size_t i = 0; i < std::min({expected.losses.size(), got.losses.size(), steps}); ++i) {
     gap =
         std::max(gap, std::abs(expected.losses[i] - got.losses[i]) / std::abs(expected.losses[i]));
   }

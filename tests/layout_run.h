@@ -8,12 +8,15 @@
 #include "core/status.h"
 #include "proto/train_config.pb.h"
 #include "tests/faulty_group.h"
+#include "tests/routing_log.h"
 
 namespace cadre::testing_run {
 
 struct LayoutRun {
   std::vector<double> losses;                            // by step
   std::map<std::string, std::vector<double>> gradients;  // of the first step, by stored tensor
+  DecoderSpec spec;
+  RoutingLog routing;
 };
 
 // Every rank must give the same losses, bit for bit, unless there is a fault.
@@ -31,7 +34,7 @@ struct Gap {
 };
 Gap LargestGap(const LayoutRun& expected, const LayoutRun& got);
 
-// The largest relative difference of a step's loss.
-double LargestLossGap(const LayoutRun& expected, const LayoutRun& got);
+// The largest relative difference of a step's loss, over the first `steps`.
+double LargestLossGap(const LayoutRun& expected, const LayoutRun& got, size_t steps = SIZE_MAX);
 
 }  // namespace cadre::testing_run

@@ -14,9 +14,9 @@ namespace {
 // Sums of f64 [1] values.
 double Value(const Var& scalar) { return *scalar.value.data<double>(); }
 
-// Each token's index in the step's batch, which keys dropout's draws; undefined without dropout.
-Tensor GlobalTokens(Context& ctx, double dropout, const Batch& batch, int64_t first_token) {
-  if (dropout == 0) return {};
+// Each token's index in the step's batch, which keys dropout's draws; undefined unless needed.
+Tensor GlobalTokens(Context& ctx, bool needed, const Batch& batch, int64_t first_token) {
+  if (!needed) return {};
   Tensor tokens = ctx.Empty({batch.tokens()}, DType::kI64);
   const std::span<int64_t> global = tokens.span<int64_t>();
   if (batch.context.has_value()) {
@@ -142,7 +142,13 @@ Var TrainStep::RunStage(Context& ctx, const StepBatches& batches, const StageInp
   // Every microbatch has as many tokens.
   const int64_t first = batches.first_token + static_cast<int64_t>(index * packed.ids.size());
   const Batch batch = ToBatch(ctx, packed);
-  options.global_tokens = GlobalTokens(ctx, options.dropout, batch, first);
+  options.global_tokens =
+      GlobalTokens(ctx, options.dropout != 0 || inspect_routing_, batch, first);
+  if (inspect_routing_) {
+    options.inspect_routing = [this, &ctx](const RoutedTokens& routed) {
+      inspect_routing_(ctx.step, routed);
+    };
+  }
   const DecoderOutput out =
       model_.decoder().ForwardStage(ctx, in.stage, in.activation, batch, options);
   for (const Var& loss : out.router_losses) {

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <span>
 #include <vector>
 
@@ -60,6 +61,11 @@ class TrainStep {
   // share of the step's: the cross entropy is the last stage's. Fails where communication does.
   absl::StatusOr<StepLosses> Run(Context& ctx, const StepBatches& batches);
 
+  // Called for every microbatch and mixture layer with the step: for tests.
+  void InspectRouting(std::function<void(int64_t step, const RoutedTokens&)> inspect) {
+    inspect_routing_ = std::move(inspect);
+  }
+
   // Tokens that each expert of each mixture layer of this rank was given in the last Run, layer by
   // layer: to be summed over the ranks, and read by what follows.
   std::vector<int64_t> ExpertCounts() const;
@@ -85,6 +91,7 @@ class TrainStep {
     moe::ExpertLoad load;
   };
   std::vector<LayerLoad> loads_;
+  std::function<void(int64_t, const RoutedTokens&)> inspect_routing_;
 };
 
 // The batch as the decoder takes it: this rank's tokens, where context-parallel ranks share them.

@@ -159,6 +159,7 @@ absl::Status Trainer::OpenState() {
       LrSchedule::Create(config_.lr_schedule(), config_.optimizer().lr(), config_.train_steps()));
   guard_.emplace(config_.bad_step());
   step_runner_.emplace(*model_, config_, ranks_.layout());
+  step_runner_->InspectRouting(options_.inspect_routing);
   plan_ = PlanTraining(config_, model_->spec(), store, ComputeDType(config_.dtype()), measured_);
   CheckpointSaverOptions options{
       .root = options_.output + "/checkpoints",

@@ -56,6 +56,8 @@ struct TrainerOptions {
   // `owned`: the part of each bucket that has them on this rank.
   std::function<void(int64_t step, ParameterStore& store, const std::vector<Shard>& owned)>
       inspect_gradients;
+  // Called for every microbatch and mixture layer, in its forward pass: for tests.
+  std::function<void(int64_t step, const RoutedTokens& routed)> inspect_routing;
   // The ranks that train together, each with a trainer of its own; null: this one alone.
   World* world = nullptr;
   Mesh::Wrap wrap_group;               // see Mesh
