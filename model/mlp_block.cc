@@ -182,11 +182,16 @@ MoeBlock::MoeBlock(int64_t hidden, const MoeSpec& spec, const std::string& prefi
 
 MoeBlock::Output MoeBlock::Forward(Context& ctx, const Var& x, std::span<const int32_t> offsets,
                                    const moe::RouterLossOptions& losses, int layer) const {
-  moe::MoeLayer::Output routed = routed_.Forward(ctx, x, offsets, losses, layer);
+  moe::MoeLayer::InFlight flight = routed_.Start(ctx, x, offsets, losses, layer);
+  // Beside the tokens' way to their experts, and in the backward pass beside their gradients' way
+  // back.
+  PendingOutput shared;
+  if (shared_) shared = shared_->Forward(ctx, x, layer);
+  moe::MoeLayer::Output routed = routed_.Finish(ctx, std::move(flight), layer);
   PendingOutput own_experts = OutputOf(std::move(routed.y));
   if (!shared_) return {std::move(own_experts), std::move(routed.routing)};
   PendingOutput y = [x, routed = std::move(own_experts), gate = shared_gate_,
-                     shared = shared_->Forward(ctx, x, layer)](Context& ctx) {
+                     shared = std::move(shared)](Context& ctx) {
     Var own = shared(ctx);
     if (gate != kNoParam) {
       own = ops::SigmoidGate(ctx, own, ops::MatMul(ctx, x, {.weight = gate}));

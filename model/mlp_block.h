@@ -3,7 +3,7 @@
 //
 // Over tensor-parallel ranks each has its columns of the MLP, over expert-parallel ranks its
 // experts. x and the result are the tokens that the rank has between blocks, its run of them or
-// all.
+// all. The shared expert is computed while tokens travel to their experts.
 //
 // Immutable; callable from any thread with a Context of its own.
 #pragma once
