@@ -132,7 +132,7 @@ void Decoder::ForwardLayer(Context& ctx, int index, const Batch& batch,
                                                                    options.router, index);
     if (options.inspect_routing) Inspect(ctx, index, mixed.routing, options);
     for (Var& loss : mixed.routing.losses) out->router_losses.push_back(std::move(loss));
-    out->routing.push_back({index, mixed.routing.ids});
+    out->routing.push_back({index, mixed.routing.ids, mixed.routing.dropped});
     half = std::move(mixed.y);
   }
   stream->Add(ctx, wiring, Dropped(std::move(half), 2 * index + 1, options));

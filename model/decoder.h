@@ -52,7 +52,7 @@ struct RoutedTokens {
 
 // Where the context has groups, the part must be this rank's in them.
 struct ForwardOptions {
-  moe::RouterLossOptions router;
+  moe::RouterOptions router;
   double dropout = 0.0;  // of both halves' outputs; the identity without a tape
   // i64 [T], where there is dropout or inspection: each token's index in the step's batch.
   Tensor global_tokens;
@@ -63,7 +63,8 @@ struct ForwardOptions {
 // What one mixture layer did, for metrics, balance and tests.
 struct LayerRouting {
   int layer;
-  Tensor ids;  // i32 [tokens, top_k] of this rank's tokens, ascending in each row
+  Tensor ids;           // i32 [tokens, top_k] of this rank's tokens, ascending in each row
+  int64_t dropped = 0;  // of ids, those over capacity
 };
 
 struct DecoderOutput {

@@ -181,8 +181,8 @@ MoeBlock::MoeBlock(int64_t hidden, const MoeSpec& spec, const std::string& prefi
 }
 
 MoeBlock::Output MoeBlock::Forward(Context& ctx, const Var& x, std::span<const int32_t> offsets,
-                                   const moe::RouterLossOptions& losses, int layer) const {
-  moe::MoeLayer::InFlight flight = routed_.Start(ctx, x, offsets, losses, layer);
+                                   const moe::RouterOptions& options, int layer) const {
+  moe::MoeLayer::InFlight flight = routed_.Start(ctx, x, offsets, options, layer);
   // Beside the tokens' way to their experts, and in the backward pass beside their gradients' way
   // back.
   PendingOutput shared;

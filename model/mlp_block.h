@@ -44,7 +44,7 @@ class MoeBlock {
     moe::Routing routing;
   };
   Output Forward(Context& ctx, const Var& x, std::span<const int32_t> offsets,
-                 const moe::RouterLossOptions& losses, int layer) const;
+                 const moe::RouterOptions& options, int layer) const;
 
   const moe::Router& router() const { return routed_.router(); }
 

@@ -102,13 +102,14 @@ struct Result {
 };
 
 // Over the rows that this rank has of `tokens`, with `dy` as the gradient of the result.
-Result ForwardAndBackward(LayerRig& rig, const Tensor& tokens, const Tensor& dy) {
+Result ForwardAndBackward(LayerRig& rig, const Tensor& tokens, const Tensor& dy,
+                          const RouterOptions& options = {}) {
   const MoeLayer layer(rig.MakeRouter(), Experts(rig.experts, {}),
                        MakeDispatcher(kExperts, rig.mesh.part()));
   Var x{tokens, rig.tape.NewSlot()};
   rig.tape.KeepGrad(x.slot);
   const std::vector<int32_t> offsets = {0, static_cast<int32_t>(tokens.dim(0))};
-  const Var y = layer.Forward(rig.ctx, x, offsets, {}, 0).y.Wait(rig.ctx);
+  const Var y = layer.Forward(rig.ctx, x, offsets, options, 0).y.Wait(rig.ctx);
   rig.tape.Seed(y.slot, dy);
   rig.tape.Backward(rig.ctx);
   EXPECT_TRUE(rig.groups.failure.ok()) << Message(rig.groups.failure);
@@ -132,6 +133,27 @@ TEST_P(Folds, ComputeTheLayer) {
     const Result got = ForwardAndBackward(rig, rig.Mine(x), rig.Mine(dy));
     EXPECT_LE(Distance(got.y, rig.Mine(want.y)), 1e-12);
     EXPECT_LE(Distance(got.dx, rig.Mine(want.dx)), 1e-12);
+  });
+}
+
+// With a capacity the layer is that of one process on the rank's tokens, whoever computes it, and
+// what is dropped does not travel.
+TEST_P(Folds, DropTheSameTokens) {
+  const auto [ep, etp] = GetParam();
+  HostAllocator memory;
+  const Tensor x = Random(memory, {kRanks * kTokens, kHidden}, DType::kF64, 1);
+  const Tensor dy = Random(memory, {kRanks * kTokens, kHidden}, DType::kF64, 2);
+  RunRanks(kRanks, [&, ep = ep, etp = etp](World& world) {
+    constexpr RouterOptions kTight = {.capacity_factor = 0.6};
+    LayerRig rig(memory, &world, LayoutOf(ep, etp)), free(memory, &world, LayoutOf(ep, etp));
+    const Result got = ForwardAndBackward(rig, rig.Mine(x), rig.Mine(dy), kTight);
+    const Result dropless = ForwardAndBackward(free, rig.Mine(x), rig.Mine(dy));
+    LayerRig whole(memory, nullptr, {});
+    const Result want = ForwardAndBackward(whole, rig.Mine(x), rig.Mine(dy), kTight);
+    EXPECT_LE(Distance(got.y, want.y), 1e-12);
+    EXPECT_LE(Distance(got.dx, want.dx), 1e-12);
+    EXPECT_GT(Distance(got.y, dropless.y), 1e-3);
+    if (ep > 1) EXPECT_LT(rig.bytes, free.bytes);
   });
 }
 

@@ -1,11 +1,22 @@
 #include "moe/moe_layer.h"
 
+#include "moe/capacity.h"
+
 namespace cadre::moe {
 
 MoeLayer::InFlight MoeLayer::Start(Context& ctx, const Var& x, std::span<const int32_t> offsets,
-                                   const RouterLossOptions& losses, int layer) const {
-  InFlight flight{.routing = router_.Route(ctx, x, offsets, losses)};
-  flight.dispatched = dispatcher_->Start(ctx, x, flight.routing, layer);
+                                   const RouterOptions& options, int layer) const {
+  InFlight flight{.routing = router_.Route(ctx, x, offsets, options)};
+  Routing& routing = flight.routing;
+  if (options.capacity_factor == 0) {
+    flight.dispatched = dispatcher_->Start(ctx, x, routing, layer);
+    return flight;
+  }
+  const CappedIds capped =
+      DropOverCapacity(ctx, routing.ids, router_.spec().experts, options.capacity_factor);
+  routing.dropped = capped.dropped;
+  flight.dispatched =
+      dispatcher_->Start(ctx, x, {.ids = capped.ids, .weights = routing.weights}, layer);
   return flight;
 }
 

@@ -29,12 +29,12 @@ class MoeLayer {
   // x [T, D]: this rank's tokens; offsets [S + 1] are the sequences, as far as they lie in them.
   // What is computed between the two runs beside the tokens' way to their experts.
   InFlight Start(Context& ctx, const Var& x, std::span<const int32_t> offsets,
-                 const RouterLossOptions& losses, int layer) const;
+                 const RouterOptions& options, int layer) const;
   Output Finish(Context& ctx, InFlight flight, int layer) const;
 
   Output Forward(Context& ctx, const Var& x, std::span<const int32_t> offsets,
-                 const RouterLossOptions& losses, int layer) const {
-    return Finish(ctx, Start(ctx, x, offsets, losses, layer), layer);
+                 const RouterOptions& options, int layer) const {
+    return Finish(ctx, Start(ctx, x, offsets, options, layer), layer);
   }
 
   const Router& router() const { return router_; }

@@ -24,7 +24,7 @@ GateFunction GateFor(RouterKind kind) {
 }
 
 Routing Router::Route(Context& ctx, const Var& x, std::span<const int32_t> offsets,
-                      const RouterLossOptions& losses) const {
+                      const RouterOptions& options) const {
   Var logits = ops::MatMul(ctx, x, {.weight = params_.weight, .bias = params_.bias, .fp32 = true});
   std::optional<LeasedWeight> correction;
   if (params_.correction != kNoParam) {
@@ -33,17 +33,17 @@ Routing Router::Route(Context& ctx, const Var& x, std::span<const int32_t> offse
   ops::Gate gate =
       GateFor(spec_.kind)(ctx, logits, spec_, correction ? correction->tensor() : Tensor());
   Routing routing{.ids = gate.ids, .weights = gate.weights, .logits = logits.value};
-  if (losses.balance != 0.0) {
+  if (options.balance != 0.0) {
     int32_t tokens = static_cast<int32_t>(x.value.dim(0));
     std::vector<int32_t> whole = {0, tokens};
     routing.losses.push_back(ops::BalanceLoss(
         ctx, gate.probs,
         {.ids = gate.ids,
-         .offsets = losses.per_sequence ? offsets : std::span<const int32_t>(whole),
-         .coefficient = losses.balance,
+         .offsets = options.per_sequence ? offsets : std::span<const int32_t>(whole),
+         .coefficient = options.balance,
          .combine = SumOver(ctx.groups == nullptr ? nullptr : ctx.groups->sequence, {"balance"})}));
   }
-  if (losses.z != 0.0) routing.losses.push_back(ops::RouterZLoss(ctx, logits, losses.z));
+  if (options.z != 0.0) routing.losses.push_back(ops::RouterZLoss(ctx, logits, options.z));
   return routing;
 }
 

@@ -19,19 +19,22 @@ struct RouterParams {
   ParamId correction = kNoParam;  // [E] fp32, where the choice is corrected; not trained
 };
 
-// Coefficients of the losses, already divided by what the step divides by (its count of sequences
-// or microbatches, its count of tokens); 0 leaves a loss out.
-struct RouterLossOptions {
+// What a step asks of routers. Coefficients of the losses are already divided by what the step
+// divides by (its count of sequences or microbatches, its count of tokens); 0 leaves a loss out.
+struct RouterOptions {
   double balance = 0.0;
   bool per_sequence = true;  // counts summed over one sequence; else over the batch
   double z = 0.0;
+  double capacity_factor = 0.0;  // see moe/capacity.h; 0: no token is dropped
 };
 
 struct Routing {
-  Tensor ids;               // i32 [T, top_k], ascending in each row
+  Tensor ids;               // i32 [T, top_k], ascending in each row; some may be ops::kDropped
+                            // for a dispatcher
   Var weights;              // [T, top_k] fp32 (f64)
   std::vector<Var> losses;  // f64 [1] each
   Tensor logits;            // [T, E] fp32 (f64)
+  int64_t dropped = 0;      // of ids, those over capacity
 };
 
 class Router {
@@ -43,7 +46,7 @@ class Router {
 
   // x [T, D]; offsets [S + 1] are the sequences, for the losses.
   Routing Route(Context& ctx, const Var& x, std::span<const int32_t> offsets,
-                const RouterLossOptions& losses) const;
+                const RouterOptions& options) const;
 
  private:
   RouterSpec spec_;

@@ -58,6 +58,11 @@ const std::map<std::string, std::string> kModels = {
      "num_attention_heads: 4, num_key_value_heads: 2, head_dim: 16, num_experts: 8, "
      "num_experts_per_tok: 2, moe_intermediate_size: 32, norm_topk_prob: true, vocab_size: 128}\n"
      "moe: {balance_loss_coef: 0.01, router_z_loss_coef: 0.001}\n"},
+    {"moe-capped",
+     "model: {model_type: qwen3_moe, hidden_size: 64, intermediate_size: 96, num_hidden_layers: 2, "
+     "num_attention_heads: 4, num_key_value_heads: 2, head_dim: 16, num_experts: 8, "
+     "num_experts_per_tok: 2, moe_intermediate_size: 32, norm_topk_prob: true, vocab_size: 128}\n"
+     "moe: {capacity_factor: 0.75}\n"},
     {"norms",
      "model: {model_type: olmoe, hidden_size: 64, intermediate_size: 32, num_hidden_layers: 2, "
      "num_attention_heads: 4, num_key_value_heads: 2, num_experts: 4, num_experts_per_tok: 2, "
@@ -318,6 +323,17 @@ TEST(LayoutCheckpoints, ShardsOfMastersComeBackBitForBit) {
   const std::vector<double> losses = runs.Continue("dense", "bf16", sharded, sharded);
   ASSERT_EQ(losses.size(), 10u);
   for (size_t i = 0; i < 10; ++i) EXPECT_EQ(losses[i], undisturbed.losses[10 + i]) << i;
+}
+
+// What a capacity drops is a layout's own, but always the same.
+TEST(LayoutCapacity, DropsTheSameEveryTime) {
+  Runs runs;
+  const Case ep{"moe-capped", 2, "expert_parallel_size: 2"};
+  const LayoutRun one = runs.Train(ep.model, "f32", ep.world, ep.parallel);
+  const LayoutRun two = runs.Train(ep.model, "f32", ep.world, ep.parallel);
+  EXPECT_EQ(one.losses, two.losses);
+  EXPECT_EQ(one.gradients, two.gradients);
+  EXPECT_GT(LargestGap(runs.Reference("moe", "f32"), one).relative, 1e-3);
 }
 
 INSTANTIATE_TEST_SUITE_P(

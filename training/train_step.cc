@@ -118,7 +118,8 @@ ForwardOptions TrainStep::OptionsOf(const StepBatches& batches) const {
   const auto scopes = static_cast<double>(per_sequence ? batches.sequences : batches.microbatches);
   return {.router = {.balance = moe.balance_loss_coef() / scopes,
                      .per_sequence = per_sequence,
-                     .z = moe.router_z_loss_coef() / static_cast<double>(batches.tokens)},
+                     .z = moe.router_z_loss_coef() / static_cast<double>(batches.tokens),
+                     .capacity_factor = moe.capacity_factor()},
           .dropout = config_.dropout()};
 }
 
@@ -142,8 +143,7 @@ Var TrainStep::RunStage(Context& ctx, const StepBatches& batches, const StageInp
   // Every microbatch has as many tokens.
   const int64_t first = batches.first_token + static_cast<int64_t>(index * packed.ids.size());
   const Batch batch = ToBatch(ctx, packed);
-  options.global_tokens =
-      GlobalTokens(ctx, options.dropout != 0 || inspect_routing_, batch, first);
+  options.global_tokens = GlobalTokens(ctx, options.dropout != 0 || inspect_routing_, batch, first);
   if (inspect_routing_) {
     options.inspect_routing = [this, &ctx](const RoutedTokens& routed) {
       inspect_routing_(ctx.step, routed);
@@ -157,6 +157,7 @@ Var TrainStep::RunStage(Context& ctx, const StepBatches& batches, const StageInp
   }
   for (const LayerRouting& routing : out.routing) {
     std::ranges::find(loads_, routing.layer, &LayerLoad::layer)->load.Add(routing.ids);
+    dropped_ += routing.dropped;
   }
   const bool last = in.stage + 1 == schedule_.spec.stages();
   if (last) SeedLoss(ctx, batches, Targets(ctx, batch, packed), out.hidden, losses);
@@ -169,6 +170,7 @@ absl::StatusOr<StepLosses> TrainStep::Run(Context& ctx, const StepBatches& batch
               schedule_.spec.microbatches);
   model_.parameters().ZeroGradients();
   for (LayerLoad& layer : loads_) layer.load.Clear();
+  dropped_ = 0;
   StepLosses losses;
   PipelineExecutor executor(PipelineOptions(ctx, model_, batches.micro.front()));
   CADRE_RETURN_IF_ERROR(executor.Run(

@@ -71,6 +71,9 @@ class TrainStep {
   std::vector<int64_t> ExpertCounts() const;
   void SetExpertCounts(std::span<const int64_t> counts);
 
+  // In the last Run, of this rank's choices of experts: those over capacity.
+  int64_t dropped() const { return dropped_; }
+
   // Applied after the optimizer's update.
   void UpdateRouterBiases(Context& ctx);
 
@@ -91,6 +94,7 @@ class TrainStep {
     moe::ExpertLoad load;
   };
   std::vector<LayerLoad> loads_;
+  int64_t dropped_ = 0;
   std::function<void(int64_t, const RoutedTokens&)> inspect_routing_;
 };
 

@@ -4,6 +4,7 @@
 #include <chrono>
 #include <cmath>
 #include <filesystem>
+#include <numeric>
 
 #include <spdlog/spdlog.h>
 
@@ -243,6 +244,7 @@ absl::Status Trainer::ComputeGradients(const StepBatches& batches, StepReport* r
   }
   CADRE_RETURN_IF_ERROR(SumLosses(&report->losses));
   std::vector<int64_t> counts = step_runner_->ExpertCounts();
+  CADRE_RETURN_IF_ERROR(SumDropped(counts, report));
   CADRE_RETURN_IF_ERROR(ranks_.SumOverTokens(std::span(counts), {"expert counts"}));
   step_runner_->SetExpertCounts(counts);
   CADRE_ASSIGN_OR_RETURN(
@@ -252,6 +254,18 @@ absl::Status Trainer::ComputeGradients(const StepBatches& batches, StepReport* r
       const double squared,
       ranks_.SumOverWorld(SquaredNorm(ctx_, model_->parameters(), chunks_), {"gradient norm"}));
   report->gradient_norm = std::sqrt(squared);
+  return absl::OkStatus();
+}
+
+absl::Status Trainer::SumDropped(std::span<const int64_t> own_counts, StepReport* report) {
+  if (config_.moe().capacity_factor() == 0) return absl::OkStatus();
+  const auto own =
+      static_cast<double>(std::accumulate(own_counts.begin(), own_counts.end(), int64_t{0}));
+  CADRE_ASSIGN_OR_RETURN(const double chosen, ranks_.SumOverWorld(own, {"expert choices"}));
+  CADRE_ASSIGN_OR_RETURN(
+      const double dropped,
+      ranks_.SumOverWorld(static_cast<double>(step_runner_->dropped()), {"dropped choices"}));
+  report->dropped_share = chosen == 0 ? 0.0 : dropped / chosen;
   return absl::OkStatus();
 }
 

@@ -85,7 +85,8 @@ class Trainer {
   struct StepReport {
     StepLosses losses;
     double gradient_norm = 0, lr = 0, seconds = 0;
-    double expert_load = 0;  // the fullest expert's over the mean, of all layers
+    double expert_load = 0;               // the fullest expert's over the mean, of all layers
+    std::optional<double> dropped_share;  // of all choices of experts, where there is a capacity
     int64_t tokens = 0;
     bool applied = true;
     std::optional<double> eval_loss;
@@ -110,6 +111,8 @@ class Trainer {
   void Record(std::string_view activity);
   absl::Status SumLosses(StepLosses* losses);
   absl::Status ComputeGradients(const StepBatches& batches, StepReport* report);
+  // own_counts: TrainStep::ExpertCounts before they are summed.
+  absl::Status SumDropped(std::span<const int64_t> own_counts, StepReport* report);
   absl::Status Update(const StepReport& report);
   absl::Status Judge(const StepBatches& batches, StepReport* report);
   void Report(const StepReport& report);

@@ -76,6 +76,9 @@ void Trainer::Report(const StepReport& report) {
     metrics.push_back({"router_loss", report.losses.router});
     metrics.push_back({"expert_load_max_over_mean", report.expert_load});
   }
+  if (report.dropped_share.has_value()) {
+    metrics.push_back({"expert_dropped_share", *report.dropped_share});
+  }
   if (report.eval_loss.has_value()) metrics.push_back({"eval_loss", *report.eval_loss});
   // A full disk costs these lines, not the run.
   absl::Status written = metrics_->Write(step_, metrics);

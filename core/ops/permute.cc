@@ -33,10 +33,13 @@ void CombineGrad(Context& ctx, const CombineGradArgs& args) {
 void CheckIds(const Tensor& ids, int64_t experts) {
   const int64_t k = ids.dim(1);
   const int32_t* id = ids.data<int32_t>();
+  int32_t last = kDropped;  // of the token's experts so far
   for (int64_t i = 0; i < ids.numel(); ++i) {
+    if (i % k == 0) last = kDropped;
+    if (id[i] == kDropped) continue;
     CADRE_CHECK(id[i] >= 0 && id[i] < experts, "expert {} of {}", id[i], experts);
-    CADRE_CHECK(i % k == 0 || id[i - 1] < id[i], "experts {} and {} of token {}", id[i - 1], id[i],
-                i / k);
+    CADRE_CHECK(last < id[i], "experts {} and {} of token {}", last, id[i], i / k);
+    last = id[i];
   }
 }
 
@@ -47,14 +50,17 @@ PermutationPlan PlanPermutation(Context& ctx, const Tensor& ids, int64_t experts
   const int64_t slots = ids.numel(), k = ids.dim(1);
   const int32_t* id = ids.data<int32_t>();
   PermutationPlan plan{.offsets = std::vector<int32_t>(static_cast<size_t>(experts) + 1, 0),
-                       .row_of = ctx.Empty(ids.shape(), DType::kI32),
-                       .token_of = ctx.Empty({slots}, DType::kI32)};
-  for (int64_t i = 0; i < slots; ++i) ++plan.offsets[id[i] + 1];
+                       .row_of = ctx.Empty(ids.shape(), DType::kI32)};
+  for (int64_t i = 0; i < slots; ++i) {
+    if (id[i] != kDropped) ++plan.offsets[id[i] + 1];
+  }
   for (int64_t e = 0; e < experts; ++e) plan.offsets[e + 1] += plan.offsets[e];
+  plan.token_of = ctx.Empty({plan.offsets.back()}, DType::kI32);
   std::vector<int32_t> next(plan.offsets.begin(), plan.offsets.end() - 1);
   for (int64_t i = 0; i < slots; ++i) {
-    const int32_t row = next[id[i]]++;
+    const int32_t row = id[i] == kDropped ? kDropped : next[id[i]]++;
     plan.row_of.data<int32_t>()[i] = row;
+    if (row == kDropped) continue;
     plan.token_of.data<int32_t>()[row] = static_cast<int32_t>(i / k);
   }
   return plan;
@@ -83,10 +89,10 @@ Var Permute(Context& ctx, const Var& x, const PermutationPlan& plan) {
             .inputs = {x.slot},
             .outputs = {y.slot},
             .saved = {{rs, plan.row_of, Pass::kInput}}};
-  node.input_grad = [rs, xs = x.slot, ys = y.slot, shape = value.shape()](GradContext& g) {
+  node.input_grad = [rs, xs = x.slot, ys = y.slot, shape = value.shape(), slots](GradContext& g) {
     if (!g.Needs(xs)) return;
     Tensor row_of = g.Read(rs);
-    Tensor dy = g.OutputGrad(ys).Reshape({row_of.numel(), shape[1]});
+    Tensor dy = g.OutputGrad(ys).Reshape({slots, shape[1]});
     Tensor dx = g.ctx().Empty(shape, dy.dtype());
     Combine(g.ctx(), {dy, {}, row_of, dx});
     g.AddGrad(xs, dx);
@@ -98,7 +104,7 @@ Var Permute(Context& ctx, const Var& x, const PermutationPlan& plan) {
 Var Unpermute(Context& ctx, const Var& rows, const Var& weights, const PermutationPlan& plan) {
   const int64_t tokens = plan.row_of.dim(0), d = rows.value.dim(1);
   CADRE_CHECK(
-      rows.value.dim(0) == plan.row_of.numel() && weights.value.shape() == plan.row_of.shape(),
+      rows.value.dim(0) == plan.token_of.numel() && weights.value.shape() == plan.row_of.shape(),
       "unpermute {} with weights {}", rows.value.shape().ToString(),
       weights.value.shape().ToString());
   Var y{ctx.Empty({tokens, d}, rows.value.dtype())};

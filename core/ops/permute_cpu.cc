@@ -1,3 +1,7 @@
+#include <algorithm>
+#include <cstring>
+#include <vector>
+
 #include "core/ops/compute_types.h"
 #include "core/ops/permute.h"
 #include "core/parallel_for.h"
@@ -47,6 +51,29 @@ void CombineToken(const TokenRows<T>& token, T* y) {
       });
 }
 
+// A token's rows without the dropped ones; most tokens have none of those.
+class KeptRows {
+ public:
+  template <typename T>
+  TokenRows<T> Of(TokenRows<T> token) {
+    if (std::find(token.row_of, token.row_of + token.k, kDropped) == token.row_of + token.k) {
+      return token;
+    }
+    rows_.clear();
+    weights_.clear();
+    for (int64_t j = 0; j < token.k; ++j) {
+      if (token.row_of[j] == kDropped) continue;
+      rows_.push_back(token.row_of[j]);
+      weights_.push_back(token.weights == nullptr ? 1.0f : token.weights[j]);
+    }
+    return {token.rows, rows_.data(), weights_.data(), static_cast<int64_t>(rows_.size()), token.d};
+  }
+
+ private:
+  std::vector<int32_t> rows_;
+  std::vector<float> weights_;
+};
+
 // drow = weight * dy; returns dy . row.
 template <typename T>
 float GradRow(const T* row, const T* dy, float weight, T* drow, size_t d) {
@@ -74,10 +101,17 @@ void CombineAny(Context& ctx, const CombineArgs& args) {
   VisitComputeType("unpermute", args.rows.dtype(), [&](auto type) {
     using T = decltype(type);
     ParallelFor(ctx, args.row_of.dim(0), 32, [&](int64_t begin, int64_t end) {
+      KeptRows kept;
       for (int64_t t = begin; t < end; ++t) {
-        CombineToken<T>({args.rows.data<T>(), args.row_of.data<int32_t>() + t * k,
-                         weights == nullptr ? nullptr : weights + t * k, k, d},
-                        args.y.data<T>() + t * d);
+        const TokenRows<T> token =
+            kept.Of<T>({args.rows.data<T>(), args.row_of.data<int32_t>() + t * k,
+                        weights == nullptr ? nullptr : weights + t * k, k, d});
+        T* y = args.y.data<T>() + t * d;
+        if (token.k == 0) {
+          std::memset(y, 0, static_cast<size_t>(d) * sizeof(T));
+        } else {
+          CombineToken(token, y);
+        }
       }
     });
   });
@@ -90,6 +124,10 @@ void CombineGradAny(Context& ctx, const CombineGradArgs& args) {
     ParallelFor(ctx, args.row_of.numel(), 32, [&](int64_t begin, int64_t end) {
       for (int64_t j = begin; j < end; ++j) {
         const int64_t row = args.row_of.data<int32_t>()[j] * d;
+        if (row < 0) {
+          args.dweights.data<float>()[j] = 0;
+          continue;
+        }
         args.dweights.data<float>()[j] =
             GradRow<T>(args.rows.data<T>() + row, args.dy.data<T>() + j / k * d,
                        args.weights.data<float>()[j], args.drows.data<T>() + row, d);

@@ -44,6 +44,39 @@ TEST(Unpermute, Gradients) {
   }
 }
 
+// Token 1 keeps one of its choices, token 2 none.
+PermutationPlan PlanWithDrops(Context& ctx) {
+  std::vector<int32_t> ids = {1, 3, kDropped, 3, kDropped, kDropped, 0, 1, 1, kDropped};
+  return PlanPermutation(ctx, Tensor::Of<int32_t>(*ctx.allocator, {5, 2}, ids), 4);
+}
+
+TEST(Permute, DroppedChoicesBecomeNoRows) {
+  HostAllocator allocator;
+  Context ctx{.allocator = &allocator};
+  PermutationPlan plan = PlanWithDrops(ctx);
+  EXPECT_THAT(plan.offsets, ElementsAre(0, 1, 4, 4, 6));
+  EXPECT_THAT(plan.token_of.span<int32_t>(), ElementsAre(3, 0, 3, 4, 0, 1));
+  EXPECT_THAT(plan.row_of.span<int32_t>(), ElementsAre(1, 4, -1, 5, -1, -1, 0, 2, 3, -1));
+  const std::vector<float> numbers = {1, 2, 3, 4, 5, 6};
+  const std::vector<float> weights = {.5f, 2, 9, 3, 9, 9, 1, 10, 4, 9};
+  const Tensor y = Unpermute(ctx, {Tensor::Of<float>(allocator, {6, 1}, numbers)},
+                             {Tensor::Of<float>(allocator, {5, 2}, weights)}, plan)
+                       .value;
+  EXPECT_THAT(y.span<float>(), ElementsAre(.5f * 2 + 2 * 5, 3 * 6, 0, 1 + 10 * 3, 4 * 4));
+}
+
+TEST(Permute, GradientsWithDrops) {
+  for (int64_t d : {3, 37}) {
+    CheckOp({.inputs = {{5, d}}, .op = [](Context& ctx, std::span<const Var> x, auto) {
+               return Permute(ctx, x[0], PlanWithDrops(ctx));
+             }});
+    CheckOp({.inputs = {{6, d}, {5, 2}}, .op = [](Context& ctx, std::span<const Var> x, auto) {
+               DType real = x[0].value.dtype() == DType::kF64 ? DType::kF64 : DType::kF32;
+               return Unpermute(ctx, x[0], Cast(ctx, x[1], real), PlanWithDrops(ctx));
+             }});
+  }
+}
+
 TEST(PermuteDeathTest, RefusesIdsThatAreNotAscending) {
   HostAllocator allocator;
   Context ctx{.allocator = &allocator};
