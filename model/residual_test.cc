@@ -88,7 +88,7 @@ struct Modules {
 
   explicit Modules(const DecoderSpec& spec) {
     ParamBuilder params(store, spec.init_stddev, {});
-    embedding = params.Embedding("model.embed_tokens.weight", spec.vocab, spec.hidden, {});
+    embedding = params.Add(params.Table("model.embed_tokens.weight", spec.vocab, spec.hidden, {}));
     for (int i = 0; i < static_cast<int>(spec.layers.size()); ++i) {
       const LayerSpec& layer = spec.layers[static_cast<size_t>(i)];
       const std::string prefix = fmt::format("model.layers.{}.", i);
