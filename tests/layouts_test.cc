@@ -454,6 +454,7 @@ INSTANTIATE_TEST_SUITE_P(
         Case{"dense", 4, "tensor_parallel_size: 4, sequence_parallel: false, zero_stage: 0"},
         Case{"norms", 4, "tensor_parallel_size: 4, sequence_parallel: false"},
         Case{"oss", 2, "tensor_parallel_size: 2, sequence_parallel: false"},
+        Case{"oss", 4, "tensor_parallel_size: 4, sequence_parallel: false"},
         Case{"oss/ladder", 4, "tensor_parallel_size: 4"},
         Case{"bias", 8, "tensor_parallel_size: 4, sequence_parallel: false, zero_stage: 0"},
         Case{"moe", 4,
