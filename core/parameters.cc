@@ -1,6 +1,8 @@
 #include "core/parameters.h"
 
+#include <algorithm>
 #include <cstring>
+#include <utility>
 
 namespace cadre {
 
@@ -53,10 +55,14 @@ void ParameterStore::MakeBuckets(DType compute) {
 
 void ParameterStore::Allocate(Allocator& allocator, DType compute, AllocateOptions options) {
   MakeBuckets(compute);
+  allocator_ = &allocator;
   for (ParamBucket& bucket : buckets_) {
-    bucket.weights = Tensor::Zeros(allocator, {bucket.numel}, bucket.dtype);
+    const Shard all = {0, bucket.numel};
+    bucket.parts = options.parts ? options.parts(bucket) : BucketParts{all, all};
+    bucket.weights = Tensor::Zeros(allocator, {bucket.parts.weights.numel}, bucket.dtype);
     if (options.gradients && bucket.trainable) {
-      bucket.gradients = Tensor::Zeros(allocator, {bucket.numel}, bucket.gradient_dtype());
+      bucket.gradients =
+          Tensor::Zeros(allocator, {bucket.parts.gradients.numel}, bucket.gradient_dtype());
     }
   }
   ZeroGradients();
@@ -81,46 +87,102 @@ Tensor ParameterStore::View(const Tensor& flat, ParamId id) const {
   return flat.Narrow(place.offset, specs_[id].shape.numel()).Reshape(specs_[id].shape);
 }
 
-Tensor ParameterStore::Acquire(ParamId id, Lease) {
-  ++places_[id].leases;
-  return View(buckets_[places_[id].bucket].weights, id);
+Tensor ParameterStore::Acquire(ParamId id, Lease lease) {
+  Place& place = places_[id];
+  const ParamBucket& bucket = buckets_[place.bucket];
+  ++place.leases;
+  if (!bucket.shares_weights()) return View(bucket.weights, id);
+  if (lease == Lease::kWrite) {
+    place.written = Tensor::Zeros(*allocator_, specs_[id].shape, bucket.dtype);
+    return place.written;
+  }
+  CADRE_CHECK(gatherer_ != nullptr, "{} is kept in part, and nobody gathers it", specs_[id].name);
+  return View(gatherer_->Acquire(place.bucket), id);
 }
 
-void ParameterStore::Release(ParamId id, Lease) {
-  CADRE_CHECK(places_[id].leases > 0, "{} released more often than acquired", specs_[id].name);
-  --places_[id].leases;
+void ParameterStore::Release(ParamId id, Lease lease) {
+  Place& place = places_[id];
+  CADRE_CHECK(place.leases > 0, "{} released more often than acquired", specs_[id].name);
+  --place.leases;
+  if (!buckets_[place.bucket].shares_weights()) return;
+  if (lease == Lease::kWrite) {
+    KeepWritten(id);
+  } else {
+    gatherer_->Release(place.bucket);
+  }
+}
+
+void ParameterStore::KeepWritten(ParamId id) {
+  Place& place = places_[id];
+  const ParamBucket& bucket = buckets_[place.bucket];
+  const Tensor written = std::exchange(place.written, Tensor());
+  CADRE_CHECK(written.defined(), "{} is written by two at once", specs_[id].name);
+  const Shard kept = bucket.parts.weights;
+  const int64_t begin = std::max(kept.begin, place.offset);
+  const int64_t end = std::min(kept.end(), place.offset + written.numel());
+  if (begin >= end) return;
+  const Tensor to = bucket.WeightsOf({begin, end - begin});
+  const Tensor from = written.Reshape({written.numel()}).Narrow(begin - place.offset, end - begin);
+  std::memcpy(to.raw(), from.raw(), to.bytes());
 }
 
 bool ParameterStore::WantsGradient(ParamId id) const {
   return buckets_[places_[id].bucket].gradients.defined();
 }
 
-Tensor ParameterStore::Gradient(ParamId id) {
-  return View(buckets_[places_[id].bucket].gradients, id);
+Tensor ParameterStore::Added(int bucket) {
+  const ParamBucket& b = buckets_[bucket];
+  if (!b.shares_gradients()) return b.gradients;
+  Tensor& added = pending_[bucket].added;
+  if (!added.defined()) added = Tensor::Zeros(*allocator_, {b.numel}, b.gradients.dtype());
+  return added;
+}
+
+Tensor ParameterStore::Gradient(ParamId id) { return View(Added(places_[id].bucket), id); }
+
+Tensor ParameterStore::TakeGradients(int bucket) {
+  CADRE_CHECK(buckets_[bucket].shares_gradients(), "bucket {} keeps its gradients", bucket);
+  Tensor taken = Added(bucket);
+  pending_[bucket].added = Tensor();
+  return taken;
+}
+
+int ParameterStore::ReportsOf(const ParamBucket& bucket) const {
+  int reports = 0;
+  for (const ParamId id : bucket.params) reports += places_[id].expected;
+  return reports;
 }
 
 void ParameterStore::GradientAdded(ParamId id) {
   Place& place = places_[id];
-  CADRE_CHECK(place.reports < place.expected, "{} reported more than {} gradients", specs_[id].name,
-              place.expected);
+  CADRE_CHECK(place.reports < place.expected * passes_, "{} reported more than {} gradients",
+              specs_[id].name, place.expected * passes_);
   ++place.reports;
-  if (--pending_[place.bucket] == 0 && bucket_ready_) bucket_ready_(place.bucket);
+  const int bucket = place.bucket;
+  Pending& pending = pending_[bucket];
+  if (--pending.reports > 0) return;
+  pending.reports = ReportsOf(buckets_[bucket]);
+  const bool last = --pending.passes == 0;
+  if (bucket_ready_) bucket_ready_(bucket, last);
 }
 
 void ParameterStore::ExpectReports(ParamId id, int reports) {
-  pending_[places_[id].bucket] += reports - places_[id].expected;
+  pending_[places_[id].bucket].reports += reports - places_[id].expected;
   places_[id].expected = reports;
 }
 
+void ParameterStore::ExpectPasses(int passes) {
+  for (Pending& pending : pending_) pending.passes += passes - passes_;
+  passes_ = passes;
+}
+
 void ParameterStore::ZeroGradients() {
-  pending_.assign(buckets_.size(), 0);
-  for (ParamId id = 0; id < size(); ++id) {
-    places_[id].reports = 0;
-    pending_[places_[id].bucket] += places_[id].expected;
-  }
-  for (ParamBucket& bucket : buckets_) {
-    if (bucket.gradients.defined())
-      std::memset(bucket.gradients.raw(), 0, bucket.gradients.bytes());
+  for (Place& place : places_) place.reports = 0;
+  pending_.assign(buckets_.size(), {});
+  for (size_t b = 0; b < buckets_.size(); ++b) {
+    pending_[b] = {.reports = ReportsOf(buckets_[b]), .passes = passes_};
+    const Tensor& gradients = buckets_[b].gradients;
+    if (gradients.defined()) std::memset(gradients.raw(), 0, gradients.bytes());
   }
 }
 

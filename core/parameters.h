@@ -86,8 +86,22 @@ struct ParamSpec {
 };
 
 // Why a parameter is leased; a store that gathers weights on demand keeps them for as long as a
-// lease is out.
-enum class Lease : uint8_t { kForward, kInputGrad, kWeightGrad };
+// lease is out. kWrite: every element will be written and none read, which needs no other rank.
+enum class Lease : uint8_t { kForward, kInputGrad, kWeightGrad, kWrite };
+
+// A run of a bucket's elements.
+struct Shard {
+  int64_t begin = 0;
+  int64_t numel = 0;
+  int64_t end() const { return begin + numel; }
+};
+
+// What a store keeps of a bucket, and whether that is its part of what ranks share out (ZeRO): one
+// of them may have all of a small bucket, and the others nothing.
+struct BucketParts {
+  Shard weights, gradients;
+  bool weights_shared = false, gradients_shared = false;
+};
 
 // Parameters of one (layer, group, decay kind, dtype, trainable, spread, partial gradient, shared by
 // stages), end to end in one allocation.
@@ -103,25 +117,49 @@ struct ParamBucket {
   Spread tensor_spread = Spread::kReplicated;
   bool partial_gradient = false;
   bool shared_by_stages = false;
-  Tensor weights;    // [numel] in dtype
-  Tensor gradients;  // [numel] in gradient_dtype(); undefined without gradients
+  BucketParts parts;  // of the elements [0, numel), what the two tensors below have
+  Tensor weights;     // [parts.weights.numel] in dtype
+  Tensor gradients;   // [parts.gradients.numel] in gradient_dtype(); undefined without gradients
 
   DType gradient_dtype() const { return dtype == DType::kF64 ? DType::kF64 : DType::kF32; }
+  bool shares_weights() const { return parts.weights_shared; }
+  bool shares_gradients() const { return gradients.defined() && parts.gradients_shared; }
+  // Elements `range` of the bucket, which must lie in what is kept.
+  Tensor WeightsOf(const Shard& range) const {
+    return weights.Narrow(range.begin - parts.weights.begin, range.numel);
+  }
+  Tensor GradientsOf(const Shard& range) const {
+    return gradients.Narrow(range.begin - parts.gradients.begin, range.numel);
+  }
+};
+
+// Brings together, for as long as they are leased, the weights of buckets that a store keeps in
+// part. Used by the store's thread.
+class WeightGatherer {
+ public:
+  virtual ~WeightGatherer() = default;
+  // All of a bucket, [numel], good until as many releases as there were acquisitions.
+  virtual Tensor Acquire(int bucket) = 0;
+  virtual void Release(int bucket) = 0;
 };
 
 class ParameterStore {
  public:
+  // What of a bucket to keep; `weights` and `gradients` are not there yet.
+  using PartsOf = std::function<BucketParts(const ParamBucket&)>;
   struct AllocateOptions {
     bool gradients = false;
+    PartsOf parts;  // all where absent
   };
-  // Called when the last weight closure that a bucket waits for in this backward pass has run.
-  using BucketReady = std::function<void(int bucket)>;
+  // Called when the last weight closure that a bucket waits for in a backward pass has run. `last`:
+  // in the last of the passes that are expected.
+  using BucketReady = std::function<void(int bucket, bool last)>;
 
   ParamId Add(ParamSpec spec);
   // Lays the parameters out in buckets, without memory for them: what a plan counts. After this no
   // parameter can be added.
   void MakeBuckets(DType compute);
-  // MakeBuckets, and memory for them. Gradients start at zero.
+  // MakeBuckets, and memory for them. Gradients start at zero. The allocator outlives the store.
   void Allocate(Allocator& allocator, DType compute, AllocateOptions options);
 
   // Other ranks hold tensors of the model that this store has not, or not whole.
@@ -138,18 +176,29 @@ class ParameterStore {
   void Release(ParamId id, Lease lease);
   // Whether weight gradients of `id` are wanted.
   bool WantsGradient(ParamId id) const;
-  Tensor Gradient(ParamId id);  // fp32 or f64, spec's shape; weight closures add to it
+  // fp32 or f64, spec's shape; weight closures add to it. Of a bucket whose gradients are shared
+  // out it is what was added since TakeGradients.
+  Tensor Gradient(ParamId id);
   // Each weight closure reports each of its parameters once, an expert without tokens included.
   void GradientAdded(ParamId id);
 
-  // Backward passes per reduction: how many reports each parameter makes before its bucket is
-  // ready.
+  // How many reports a parameter makes in a backward pass, and how many passes follow one
+  // ZeroGradients: one each unless told. Reports of different passes count alike.
   void ExpectReports(ParamId id, int reports);
+  void ExpectPasses(int passes);
   void set_bucket_ready(BucketReady ready) { bucket_ready_ = std::move(ready); }
+  // Of a bucket whose gradients are shared out: [numel], what weight closures added to all of it
+  // since the last call. The store keeps none of it; adding the ranks' sum to bucket.gradients is
+  // the caller's part.
+  Tensor TakeGradients(int bucket);
   void ZeroGradients();
+
+  // For buckets that share their weights out; outlives the store, or null.
+  void set_gatherer(WeightGatherer* gatherer) { gatherer_ = gatherer; }
 
   const std::vector<ParamBucket>& buckets() const { return buckets_; }
   int bucket_of(ParamId id) const { return places_[id].bucket; }
+  int64_t offset_of(ParamId id) const { return places_[id].offset; }  // in its bucket
   Tensor View(const Tensor& flat, ParamId id) const;  // id's part of a bucket-shaped [numel] tensor
 
   // Counts changes of the weights; packed copies are keyed by it.
@@ -164,14 +213,27 @@ class ParameterStore {
     int64_t offset = 0;
     int leases = 0;
     int reports = 0;
-    int expected = 1;
+    int expected = 1;  // reports in a pass
+    Tensor written;    // under a lease for writing, where the bucket is kept in part
+  };
+  // What is still missing of a bucket.
+  struct Pending {
+    int reports = 0;  // in this pass
+    int passes = 0;   // this one included
+    Tensor added;     // gradients of shared buckets; undefined before the first use
   };
   int BucketFor(ParamId id, DType compute);
+  int ReportsOf(const ParamBucket& bucket) const;
+  Tensor Added(int bucket);
+  void KeepWritten(ParamId id);
 
   std::vector<ParamSpec> specs_;
   std::vector<Place> places_;
   std::vector<ParamBucket> buckets_;
-  std::vector<int> pending_;  // reports still missing per bucket
+  std::vector<Pending> pending_;  // by bucket
+  int passes_ = 1;
+  Allocator* allocator_ = nullptr;
+  WeightGatherer* gatherer_ = nullptr;
   BucketReady bucket_ready_;
   uint64_t version_ = 1;
   bool part_ = false;

@@ -54,7 +54,7 @@ class TapeTest : public ::testing::Test {
     store_.Allocate(allocator_, DType::kF32, {.gradients = true});
     *store_.Acquire(w_, Lease::kForward).data<float>() = 3;
     *store_.Acquire(u_, Lease::kForward).data<float>() = 5;
-    store_.set_bucket_ready([this](int bucket) { log_ += std::to_string(bucket); });
+    store_.set_bucket_ready([this](int bucket, bool) { log_ += std::to_string(bucket); });
     x_ = {ctx_.Empty({1}, DType::kF32), tape_.NewSlot()};
     *x_.value.data<float>() = 2;
     tape_.KeepGrad(x_.slot);

@@ -149,7 +149,7 @@ absl::StatusOr<FolderTensors> LoadWeights(Context& ctx, const std::string& path,
   // All checks come before the first weight changes.
   CADRE_ASSIGN_OR_RETURN(FolderTensors out, Check(folder, store, config));
   for (ParamId id = 0; id < store.size(); ++id) {
-    LeasedWeight weight(ctx, id, Lease::kForward);
+    LeasedWeight weight(ctx, id, Lease::kWrite);
     Tensor flat = weight.tensor().Reshape({weight.tensor().numel()});
     int64_t done = 0;
     for (const ParamSource& source : store.spec(id).sources) {

@@ -46,7 +46,7 @@ void InitializeParameters(Context& ctx, uint64_t seed) {
   ParameterStore& store = *ctx.parameters;
   for (ParamId id = 0; id < store.size(); ++id) {
     const ParamSpec& spec = store.spec(id);
-    LeasedWeight weight(ctx, id, Lease::kForward);
+    LeasedWeight weight(ctx, id, Lease::kWrite);
     Tensor flat = weight.tensor().Reshape({weight.tensor().numel()});
     switch (spec.init.kind) {
       case Initializer::Kind::kNormal:

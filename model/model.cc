@@ -14,7 +14,8 @@ absl::StatusOr<std::unique_ptr<Model>> Describe(HfConfig config, const ModelOpti
 
 void Allocate(const Context& ctx, const ModelOptions& options, Model* model) {
   ParameterStore& store = model->parameters();
-  store.Allocate(*ctx.allocator, options.dtype, {.gradients = options.gradients});
+  store.Allocate(*ctx.allocator, options.dtype,
+                 {.gradients = options.gradients, .parts = options.parts});
   for (ParamId id = 0; id < store.size(); ++id) {
     store.ExpectReports(id, model->decoder().uses(id));
   }

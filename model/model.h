@@ -23,6 +23,7 @@ namespace cadre {
 struct ModelOptions {
   DType dtype = DType::kBF16;  // kBF16, kF32 or kF64
   bool gradients = false;
+  ParameterStore::PartsOf parts;  // what of each bucket is kept here; all where absent
   DecoderOptions decoder;
 };
 

@@ -101,7 +101,7 @@ TEST(MoeLayer, LossesComeOnRequestAndEveryExpertReports) {
   Tape tape(ops::Accumulate);
   s.ctx.tape = &tape;
   std::vector<int> ready;
-  s.store.set_bucket_ready([&](int bucket) { ready.push_back(bucket); });
+  s.store.set_bucket_ready([&](int bucket, bool) { ready.push_back(bucket); });
   std::vector<int32_t> offsets = {0, 3, kTokens};
   Var x{s.x, tape.NewSlot()};
   MoeLayer::Output out = s.Layer().Forward(s.ctx, x, offsets, {.balance = 0.1, .z = 0.01}, 0);

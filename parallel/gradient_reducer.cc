@@ -1,6 +1,9 @@
 #include "parallel/gradient_reducer.h"
 
+#include <array>
 #include <chrono>
+
+#include "parallel/reduce.h"
 
 namespace cadre {
 namespace {
@@ -20,7 +23,15 @@ GradientReducer::GradientReducer(ParameterStore& store, Options options)
     groups_.push_back(group != nullptr && group->size() > 1 ? group : nullptr);
   }
   works_.resize(groups_.size());
-  store_.set_bucket_ready([this](int bucket) { Start(bucket); });
+  complete_.resize(groups_.size());
+  store_.set_bucket_ready([this](int bucket, bool last) {
+    complete_[static_cast<size_t>(bucket)] = last;
+    if (store_.buckets()[static_cast<size_t>(bucket)].shares_gradients()) {
+      StartPass(bucket);
+    } else if (last) {
+      Start(bucket);
+    }
+  });
 }
 
 GradientReducer::~GradientReducer() { store_.set_bucket_ready(nullptr); }
@@ -38,7 +49,6 @@ void GradientReducer::Start(int index) {
   const ParamBucket& bucket = store_.buckets()[static_cast<size_t>(index)];
   const OpLabel label = {Kind(bucket), bucket.layer};
   WorkPtr& work = works_[static_cast<size_t>(index)];
-  CADRE_CHECK(work == nullptr, "bucket {} was completed twice", index);
   bytes_ += static_cast<int64_t>(bucket.gradients.bytes());
   if (!options_.scatter) {
     work = group->AllReduce(bucket.gradients, ReduceOp::kSum, label);
@@ -49,13 +59,39 @@ void GradientReducer::Start(int index) {
                                ShardSizes(bucket.numel, group->size()), ReduceOp::kSum, label);
 }
 
-absl::Status GradientReducer::Finish() {
+void GradientReducer::StartPass(int index) {
+  if (in_flight_.size() == kMaxInFlight) LandOldest();
+  const ParamBucket& bucket = store_.buckets()[static_cast<size_t>(index)];
+  Communicator* group = groups_[static_cast<size_t>(index)];
+  const Tensor all = store_.TakeGradients(index);
+  const Shard kept = bucket.parts.gradients;
+  const Tensor mine = all.Narrow(kept.begin, kept.numel);
+  bytes_ += static_cast<int64_t>(all.bytes());
+  WorkPtr work = group->ReduceScatterV(all, mine, ShardSizes(bucket.numel, group->size()),
+                                       ReduceOp::kSum, {Kind(bucket), bucket.layer});
+  in_flight_.push_back({index, mine, std::move(work)});
+}
+
+void GradientReducer::LandOldest() {
   const Clock::time_point start = Clock::now();
-  absl::Status status;
+  const PassSum sum = std::move(in_flight_.front());
+  in_flight_.pop_front();
+  pass_status_.Update(sum.work->Wait());
+  blocked_seconds_ += std::chrono::duration<double>(Clock::now() - start).count();
+  const Tensor& total = store_.buckets()[static_cast<size_t>(sum.bucket)].gradients;
+  const std::array<const std::byte*, 2> both = {total.raw(), sum.mine.raw()};
+  ReduceInRankOrder(total.dtype(), ReduceOp::kSum, both, total.numel(), total.raw());
+}
+
+absl::Status GradientReducer::Finish() {
+  while (!in_flight_.empty()) LandOldest();
+  const Clock::time_point start = Clock::now();
+  absl::Status status = std::exchange(pass_status_, absl::OkStatus());
   for (size_t i = 0; i < works_.size(); ++i) {
     if (groups_[i] == nullptr) continue;
-    CADRE_CHECK(works_[i] != nullptr, "bucket {} is not complete", i);
-    if (const absl::Status one = works_[i]->Wait(); status.ok()) status = one;
+    CADRE_CHECK(complete_[i], "bucket {} is not complete", i);
+    complete_[i] = false;
+    if (works_[i] != nullptr) status.Update(works_[i]->Wait());
     works_[i] = nullptr;
   }
   blocked_seconds_ += std::chrono::duration<double>(Clock::now() - start).count();

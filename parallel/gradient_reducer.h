@@ -5,9 +5,16 @@
 //   ... backward passes; a bucket's reduction starts when its last weight closure has run ...
 //   CADRE_RETURN_IF_ERROR(reducer.Finish());       // before gradients are read
 //
+// A bucket that the store has whole is reduced once, after the step's last pass. One whose
+// gradients are shared out (ZeRO-2: Rajbhandari et al., "ZeRO: Memory Optimizations Toward Training
+// Trillion Parameter Models", 2020) is reduced after every pass, and the sums of the passes are
+// added in their order; its full gradients are alive from their first use in a pass until they are
+// reduced, and of such reductions kMaxInFlight at most are under way.
+//
 // One thread (the one that runs the backward pass). The store and the groups outlive it.
 #pragma once
 
+#include <deque>
 #include <functional>
 #include <vector>
 
@@ -20,15 +27,18 @@ namespace cadre {
 
 class GradientReducer {
  public:
+  static constexpr size_t kMaxInFlight = 2;
+
   struct Options {
     // Over which ranks a bucket's gradients are summed; null: over none.
     std::function<Communicator*(const ParamBucket&)> group_of;
-    // Each rank gets its shard of the sum alone; the rest of a bucket's gradients is then garbage.
-    // Else all get all.
+    // Of a bucket that the store has whole: each rank gets its shard of the sum alone; the rest of
+    // the bucket's gradients is then garbage. Else all get all.
     bool scatter = false;
   };
 
-  // `store` has been allocated, with gradients.
+  // `store` has been allocated, with gradients; what it shares out is cut by ShardOf over the
+  // bucket's group.
   GradientReducer(ParameterStore& store, Options options);
   ~GradientReducer();
   GradientReducer(const GradientReducer&) = delete;
@@ -45,12 +55,24 @@ class GradientReducer {
   double blocked_seconds() const { return blocked_seconds_; }
 
  private:
+  // The sum of one pass on its way to this rank's shard.
+  struct PassSum {
+    int bucket;
+    Tensor mine;
+    WorkPtr work;
+  };
+
   void Start(int bucket);
+  void StartPass(int bucket);
+  void LandOldest();
 
   ParameterStore& store_;
   const Options options_;
   std::vector<Communicator*> groups_;  // by bucket
   std::vector<WorkPtr> works_;         // by bucket, of this step
+  std::vector<bool> complete_;         // by bucket, in this step
+  std::deque<PassSum> in_flight_;
+  absl::Status pass_status_;  // the first failure of this step's passes
   int64_t bytes_ = 0;
   double blocked_seconds_ = 0;
 };

@@ -6,13 +6,9 @@
 #include <cstdint>
 #include <vector>
 
-namespace cadre {
+#include "core/parameters.h"
 
-struct Shard {
-  int64_t begin = 0;
-  int64_t numel = 0;
-  int64_t end() const { return begin + numel; }
-};
+namespace cadre {
 
 // Part `rank` of `numel` elements over n ranks. Parts start at multiples of 64 elements; the last
 // ones may be shorter or empty.

@@ -23,15 +23,14 @@ void Collect(const ParameterStore& store, const std::vector<Shard>& owned, Layou
     }
     const int b = store.bucket_of(id);
     const ParamBucket& bucket = store.buckets()[static_cast<size_t>(b)];
-    const auto place = std::ranges::find(bucket.params, id) - bucket.params.begin();
-    const int64_t first = bucket.offsets[static_cast<size_t>(place)];
+    const int64_t first = store.offset_of(id);
     const Shard part = owned[static_cast<size_t>(b)];
     const int64_t begin = std::clamp<int64_t>(part.begin - first, 0, spec.shape.numel());
     const int64_t end = std::clamp<int64_t>(part.end() - first, begin, spec.shape.numel());
     ForEachRun(spec, begin, end, [&](const ParamRun& r) {
       std::vector<double>& all = run->gradients[r.source->tensor];
       for (int64_t i = 0; i < r.count; ++i) {
-        const int64_t at = first + r.local + i * r.local_stride;
+        const int64_t at = first + r.local + i * r.local_stride - bucket.parts.gradients.begin;
         all[static_cast<size_t>(r.stored + i * r.stored_stride)] =
             bucket.gradients.dtype() == DType::kF64 ? bucket.gradients.data<double>()[at]
                                                     : bucket.gradients.data<float>()[at];

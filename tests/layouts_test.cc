@@ -193,6 +193,7 @@ INSTANTIATE_TEST_SUITE_P(DataParallel, Layouts,
                          testing::Values(Case{"dense", 2, "zero_stage: 0"},
                                          Case{"tied", 4, "zero_stage: 1"},
                                          Case{"moe", 2, "zero_stage: 1"},
+                                         Case{"tied", 2, "zero_stage: 2"},
                                          Case{"bias", 4, "zero_stage: 0"}));
 
 // A rank that ends early leaves the others with an error, and nothing else.
@@ -213,6 +214,7 @@ TEST(LayoutFaults, AreNoticed) {
   constexpr Fault::Kind kDropped = Fault::Kind::kDroppedSum, kAverage = Fault::Kind::kAverage;
   constexpr Fault::Kind kShifted = Fault::Kind::kShiftedRows;
   const Case dp{"dense", 2, "zero_stage: 0"}, zero{"dense", 2, "zero_stage: 1"};
+  const Case zero2{"dense", 2, "zero_stage: 2"};
   const Case tp{"moe", 2, "tensor_parallel_size: 2, zero_stage: 0"};
   const Case norms{"norms", 2, "tensor_parallel_size: 2"};
   const Case ep{"moe", 4, "expert_parallel_size: 2, zero_stage: 1"};
@@ -226,16 +228,12 @@ TEST(LayoutFaults, AreNoticed) {
   const Case etp{"oss", 4, "expert_parallel_size: 2, tensor_parallel_size: 2"};
   const Case pp{"tied", 2, "pipeline_parallel_size: 2"};
   const std::vector<std::pair<Case, Fault>> faults = {
-      {dp, {kDropped, "dp_cp", "gradients"}},
-      {dp, {kAverage, "dp_cp", "gradients"}},
-      {zero, {kDropped, "dp_cp", "gradients"}},
+      {dp, {kDropped, "dp_cp", "gradients"}},      {dp, {kAverage, "dp_cp", "gradients"}},
+      {zero, {kDropped, "dp_cp", "gradients"}},    {zero2, {kDropped, "dp_cp", "gradients"}},
       {tp, {kDropped, "stage", "gradients"}},  // of norms and routers, which are whole on each rank
-      {tp, {kDropped, "tp", "attention"}},
-      {tp, {kDropped, "etp", "experts"}},
-      {tp, {kDropped, "tp_cp", "balance"}},
-      {norms, {kDropped, "tp", "query and key norm"}},
-      {norms, {kAverage, "tp", "embedding"}},
-      {ep, {kDropped, "edp", "expert gradients"}},
+      {tp, {kDropped, "tp", "attention"}},         {tp, {kDropped, "etp", "experts"}},
+      {tp, {kDropped, "tp_cp", "balance"}},        {norms, {kDropped, "tp", "query and key norm"}},
+      {norms, {kAverage, "tp", "embedding"}},      {ep, {kDropped, "edp", "expert gradients"}},
       {ep, {kAverage, "edp", "expert gradients"}},
       {cp, {kDropped, "cp", "keys and values"}},
       {cp, {kAverage, "cp", "keys and values"}},
@@ -364,7 +362,7 @@ INSTANTIATE_TEST_SUITE_P(Ladder, Layouts,
 
 INSTANTIATE_TEST_SUITE_P(ExpertParallel, Layouts,
                          testing::Values(Case{"moe", 2, "expert_parallel_size: 2, zero_stage: 0"},
-                                         Case{"moe", 4, "expert_parallel_size: 2, zero_stage: 1"},
+                                         Case{"moe", 4, "expert_parallel_size: 2, zero_stage: 2"},
                                          Case{"bias", 4,
                                               "expert_parallel_size: 4, tensor_parallel_size: 2, "
                                               "expert_tensor_parallel_size: 1"},

@@ -68,7 +68,7 @@ class AdamW final : public Optimizer {
   void AdoptWeights() override {
     for (size_t b = 0; b < master_.size(); ++b) {
       if (!master_[b].defined()) continue;
-      const BF16* weights = store_.buckets()[b].weights.data<BF16>() + owned_[b].begin;
+      const BF16* weights = store_.buckets()[b].WeightsOf(owned_[b]).data<BF16>();
       for (int64_t i = 0; i < owned_[b].numel; ++i) {
         master_[b].data<float>()[i] = static_cast<float>(weights[i]);
       }
@@ -106,12 +106,13 @@ class AdamW final : public Optimizer {
     const ParamBucket& bucket = store_.buckets()[chunk.bucket];
     bool separate = master_[chunk.bucket].defined();
     const int64_t offset = chunk.offset - owned_[chunk.bucket].begin;  // in the state
-    return {.gradient = bucket.gradients.data<T>() + chunk.offset,
-            .weight = separate ? master_[chunk.bucket].data<T>() + offset
-                               : bucket.weights.data<T>() + chunk.offset,
+    const Shard range = {chunk.offset, chunk.numel};
+    const Tensor weights = bucket.WeightsOf(range);
+    return {.gradient = bucket.GradientsOf(range).data<T>(),
+            .weight = separate ? master_[chunk.bucket].data<T>() + offset : weights.data<T>(),
             .exp_avg = exp_avg_[chunk.bucket].data<T>() + offset,
             .exp_avg_sq = exp_avg_sq_[chunk.bucket].data<T>() + offset,
-            .compute_weight = separate ? bucket.weights.data<BF16>() + chunk.offset : nullptr,
+            .compute_weight = separate ? weights.data<BF16>() : nullptr,
             .n = chunk.numel};
   }
 

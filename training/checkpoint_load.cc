@@ -97,13 +97,12 @@ absl::Status LoadSlot(const std::string& checkpoint, const ParameterStore& store
 // Compute weights are the rounded masters.
 void RoundMasters(const ParameterStore& store, const std::vector<ParamPiece>& masters) {
   for (const ParamPiece& piece : masters) {
-    const Tensor weights = store.View(
-        store.buckets()[static_cast<size_t>(store.bucket_of(piece.param))].weights, piece.param);
-    if (weights.dtype() == piece.values.dtype()) continue;
-    ConvertElements(
-        {.from = piece.values.dtype(), .to = weights.dtype(), .count = piece.values.numel()},
-        piece.values.raw(),
-        weights.raw() + static_cast<size_t>(piece.begin) * SizeOf(weights.dtype()));
+    const ParamBucket& bucket = store.buckets()[static_cast<size_t>(store.bucket_of(piece.param))];
+    if (bucket.dtype == piece.values.dtype()) continue;
+    const int64_t count = piece.values.numel();
+    const Tensor weights = bucket.WeightsOf({store.offset_of(piece.param) + piece.begin, count});
+    ConvertElements({.from = piece.values.dtype(), .to = bucket.dtype, .count = count},
+                    piece.values.raw(), weights.raw());
   }
 }
 

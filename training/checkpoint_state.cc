@@ -53,7 +53,8 @@ StatePart StateOf(const ParameterStore& store, const Optimizer& optimizer,
       separate |= master;
       AppendPieces(store, {bucket, slot.buckets[b], held}, wanted, pieces);
     }
-    if (!separate) AppendPieces(store, {bucket, bucket.weights, all}, wanted, &state.weights);
+    if (separate) continue;
+    AppendPieces(store, {bucket, bucket.weights, bucket.parts.weights}, wanted, &state.weights);
   }
   return state;
 }

@@ -21,8 +21,7 @@ std::vector<ParamChunk> TrainableChunks(const ParameterStore& store,
     if (!store.WantsGradient(id)) continue;
     int bucket_index = store.bucket_of(id);
     const ParamBucket& bucket = store.buckets()[bucket_index];
-    auto place = std::find(bucket.params.begin(), bucket.params.end(), id);
-    int64_t offset = bucket.offsets[place - bucket.params.begin()];
+    int64_t offset = store.offset_of(id);
     const int64_t end = offset + store.spec(id).shape.numel();
     const Shard part = owned.empty() ? Shard{0, bucket.numel} : owned[bucket_index];
     // Cut where the whole parameter would be, whatever the part.
@@ -43,10 +42,12 @@ double SquaredNorm(Context& ctx, const ParameterStore& store,
   int64_t count = static_cast<int64_t>(chunks.size());
   ParallelFor(ctx, count, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      const Tensor& gradients = store.buckets()[chunks[i].bucket].gradients;
+      const ParamChunk& chunk = chunks[i];
+      const Tensor gradients =
+          store.buckets()[chunk.bucket].GradientsOf({chunk.offset, chunk.numel});
       partial[i] = gradients.dtype() == DType::kF64
-                       ? SumSquares(gradients.data<double>() + chunks[i].offset, chunks[i].numel)
-                       : SumSquares(gradients.data<float>() + chunks[i].offset, chunks[i].numel);
+                       ? SumSquares(gradients.data<double>(), chunk.numel)
+                       : SumSquares(gradients.data<float>(), chunk.numel);
     }
   });
   double sum = 0.0;

@@ -10,7 +10,7 @@ absl::Status CheckSupported(const Layout& layout) {
   const auto missing = [](const char* field, int value) {
     return Unimplemented("{}: {}; training does not know that yet", field, value);
   };
-  if (layout.dp > 1 && layout.zero_stage > 1)
+  if (layout.world() > 1 && layout.zero_stage > 2)
     return missing("parallel.zero_stage", layout.zero_stage);
   return absl::OkStatus();
 }

@@ -98,11 +98,7 @@ absl::StatusOr<StepBatches> ReadStep(SampleStream& stream, int64_t step, const S
 
 TrainStep::TrainStep(Model& model, const config::TrainConfig& config, const Layout& layout)
     : model_(model), config_(config), schedule_(ScheduleOf(layout)) {
-  ParameterStore& store = model.parameters();
-  for (ParamId id = 0; id < store.size(); ++id) {
-    const int uses = layout.microbatches * model.decoder().uses(id);
-    if (store.WantsGradient(id)) store.ExpectReports(id, uses);
-  }
+  model.parameters().ExpectPasses(layout.microbatches);
   const auto& layers = model.spec().layers;
   for (int i = 0; i < static_cast<int>(layers.size()); ++i) {
     const LayerSpec& layer = layers[static_cast<size_t>(i)];

@@ -53,7 +53,7 @@ struct StepLosses {
 
 class TrainStep {
  public:
-  // Tells the store how many gradients each parameter reports.
+  // Tells the store how many passes make a step's gradients.
   TrainStep(Model& model, const config::TrainConfig& config, const Layout& layout);
 
   // This rank's stages on its microbatches, in the order of the layout's schedule. Gradients are

@@ -106,7 +106,10 @@ absl::Status Trainer::Open() {
 
 absl::Status Trainer::OpenModel() {
   const DType compute = ComputeDType(config_.dtype());
-  ModelOptions options{.dtype = compute, .gradients = true};
+  ModelOptions options{
+      .dtype = compute, .gradients = true, .parts = [this](const ParamBucket& bucket) {
+        return ranks_.PartsOf(bucket);
+      }};
   options.decoder.frozen.assign(config_.frozen_parameters().begin(),
                                 config_.frozen_parameters().end());
   options.decoder.max_position = config_.data().seq_len();

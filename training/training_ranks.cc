@@ -86,6 +86,14 @@ Communicator* TrainingRanks::GroupOf(const ParamBucket& bucket) const {
   return mesh_.group(ReductionAxis(bucket));
 }
 
+BucketParts TrainingRanks::PartsOf(const ParamBucket& bucket) const {
+  const Shard all = {0, bucket.numel};
+  const Communicator* group = GroupOf(bucket);
+  const Shard shard = ShardOf(bucket.numel, GroupSize(group), GroupRank(group));
+  const bool shared = group != nullptr && layout().zero_stage >= 2;
+  return {.weights = all, .gradients = shared ? shard : all, .gradients_shared = shared};
+}
+
 void TrainingRanks::ReduceGradients(ParameterStore& store) {
   store_ = &store;
   reducer_.emplace(store, GradientReducer::Options{

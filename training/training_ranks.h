@@ -56,8 +56,10 @@ class TrainingRanks {
   // All ranks of the world are here.
   absl::Status Meet(const OpLabel& label);
 
+  // What this rank keeps of a bucket's weights and gradients.
+  BucketParts PartsOf(const ParamBucket& bucket) const;
   // Sums the store's gradients from now on as backward passes complete its buckets. The store has
-  // been allocated with gradients, and outlives this.
+  // been allocated with gradients and PartsOf, and outlives this.
   void ReduceGradients(ParameterStore& store);
   // The part of each bucket whose gradients this rank will have summed, and updates.
   std::vector<Shard> OwnedShards() const;
