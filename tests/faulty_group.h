@@ -43,11 +43,14 @@ class FaultyGroup : public ForwardingGroup {
     const size_t before = static_cast<size_t>(std::accumulate(rows.begin(), own, int64_t{0}));
     return Own(input, output, *own == 0 ? 0 : output.bytes() / static_cast<size_t>(*own) * before);
   }
+  WorkPtr AllGatherV(const Tensor& input, const Tensor& output, std::span<const int64_t> rows,
+                     const OpLabel& label) override {
+    return Shifted(ForwardingGroup::AllGatherV(input, output, rows, label), output, label);
+  }
   WorkPtr AllToAllV(const Tensor& input, std::span<const int64_t> send_rows, const Tensor& output,
                     std::span<const int64_t> receive_rows, const OpLabel& label) override {
-    WorkPtr work = ForwardingGroup::AllToAllV(input, send_rows, output, receive_rows, label);
-    if (fault_.kind != Fault::Kind::kShiftedRows || !Hit(label)) return work;
-    return std::make_shared<ShiftedWork>(std::move(work), output);
+    return Shifted(ForwardingGroup::AllToAllV(input, send_rows, output, receive_rows, label),
+                   output, label);
   }
 
  private:
@@ -82,6 +85,10 @@ class FaultyGroup : public ForwardingGroup {
   }
   bool Hit(const OpLabel& label) const {
     return name() == fault_.group && label.what.starts_with(fault_.label);
+  }
+  WorkPtr Shifted(WorkPtr work, const Tensor& rows, const OpLabel& label) const {
+    if (fault_.kind != Fault::Kind::kShiftedRows || !Hit(label)) return work;
+    return std::make_shared<ShiftedWork>(std::move(work), rows);
   }
   bool Dropped(const OpLabel& label) const {
     return fault_.kind == Fault::Kind::kDroppedSum && Hit(label);

@@ -189,12 +189,11 @@ TEST_P(Layouts, ProductionKernelsAgreeWithOneProcess) {
   EXPECT_LE(gap.relative, 1e-5) << gap.parameter;
 }
 
-INSTANTIATE_TEST_SUITE_P(DataParallel, Layouts,
-                         testing::Values(Case{"dense", 2, "zero_stage: 0"},
-                                         Case{"tied", 4, "zero_stage: 1"},
-                                         Case{"moe", 2, "zero_stage: 1"},
-                                         Case{"tied", 2, "zero_stage: 2"},
-                                         Case{"bias", 4, "zero_stage: 0"}));
+INSTANTIATE_TEST_SUITE_P(
+    DataParallel, Layouts,
+    testing::Values(Case{"dense", 2, "zero_stage: 0"}, Case{"tied", 4, "zero_stage: 1"},
+                    Case{"moe", 2, "zero_stage: 1"}, Case{"tied", 2, "zero_stage: 2"},
+                    Case{"dense", 2, "zero_stage: 3"}, Case{"bias", 4, "zero_stage: 0"}));
 
 // A rank that ends early leaves the others with an error, and nothing else.
 TEST(LayoutFailures, ALostRankIsAStatus) {
@@ -214,7 +213,7 @@ TEST(LayoutFaults, AreNoticed) {
   constexpr Fault::Kind kDropped = Fault::Kind::kDroppedSum, kAverage = Fault::Kind::kAverage;
   constexpr Fault::Kind kShifted = Fault::Kind::kShiftedRows;
   const Case dp{"dense", 2, "zero_stage: 0"}, zero{"dense", 2, "zero_stage: 1"};
-  const Case zero2{"dense", 2, "zero_stage: 2"};
+  const Case zero2{"dense", 2, "zero_stage: 2"}, zero3{"dense", 2, "zero_stage: 3"};
   const Case tp{"moe", 2, "tensor_parallel_size: 2, zero_stage: 0"};
   const Case norms{"norms", 2, "tensor_parallel_size: 2"};
   const Case ep{"moe", 4, "expert_parallel_size: 2, zero_stage: 1"};
@@ -228,12 +227,18 @@ TEST(LayoutFaults, AreNoticed) {
   const Case etp{"oss", 4, "expert_parallel_size: 2, tensor_parallel_size: 2"};
   const Case pp{"tied", 2, "pipeline_parallel_size: 2"};
   const std::vector<std::pair<Case, Fault>> faults = {
-      {dp, {kDropped, "dp_cp", "gradients"}},      {dp, {kAverage, "dp_cp", "gradients"}},
-      {zero, {kDropped, "dp_cp", "gradients"}},    {zero2, {kDropped, "dp_cp", "gradients"}},
+      {dp, {kDropped, "dp_cp", "gradients"}},
+      {dp, {kAverage, "dp_cp", "gradients"}},
+      {zero, {kDropped, "dp_cp", "gradients"}},
+      {zero2, {kDropped, "dp_cp", "gradients"}},
+      {zero3, {kShifted, "dp_cp", "weights"}},
       {tp, {kDropped, "stage", "gradients"}},  // of norms and routers, which are whole on each rank
-      {tp, {kDropped, "tp", "attention"}},         {tp, {kDropped, "etp", "experts"}},
-      {tp, {kDropped, "tp_cp", "balance"}},        {norms, {kDropped, "tp", "query and key norm"}},
-      {norms, {kAverage, "tp", "embedding"}},      {ep, {kDropped, "edp", "expert gradients"}},
+      {tp, {kDropped, "tp", "attention"}},
+      {tp, {kDropped, "etp", "experts"}},
+      {tp, {kDropped, "tp_cp", "balance"}},
+      {norms, {kDropped, "tp", "query and key norm"}},
+      {norms, {kAverage, "tp", "embedding"}},
+      {ep, {kDropped, "edp", "expert gradients"}},
       {ep, {kAverage, "edp", "expert gradients"}},
       {cp, {kDropped, "cp", "keys and values"}},
       {cp, {kAverage, "cp", "keys and values"}},
@@ -289,7 +294,8 @@ TEST(LayoutFaults, WrongRoutingIsNoCloseChoice) {
 TEST(LayoutCheckpoints, ARunGoesOnUnderAnotherLayout) {
   Runs runs;
   const std::vector<std::pair<Case, Case>> pairs = {
-      {{"dense", 4, "zero_stage: 1"}, {"dense", 1, ""}},
+      {{"dense", 4, "zero_stage: 3"}, {"dense", 1, ""}},
+      {{"dense", 2, "zero_stage: 3, zero_prefetch: 0"}, {"dense", 4, "zero_stage: 1"}},
       {{"dense", 1, ""}, {"dense", 2, "zero_stage: 1"}},
       {{"bias", 2, "zero_stage: 0"}, {"bias", 4, "zero_stage: 1"}},
       {{"tied", 4, "tensor_parallel_size: 2"}, {"tied", 1, ""}},
@@ -316,7 +322,7 @@ TEST(LayoutCheckpoints, ARunGoesOnUnderAnotherLayout) {
 // What no element is rounded twice for: the masters of bf16 weights come back whole.
 TEST(LayoutCheckpoints, ShardsOfMastersComeBackBitForBit) {
   Runs runs;
-  const Case sharded{"dense", 2, "zero_stage: 1"};
+  const Case sharded{"dense", 2, "zero_stage: 3"};
   const LayoutRun undisturbed = runs.Train("dense", "bf16", 2, sharded.parallel);
   const std::vector<double> losses = runs.Continue("dense", "bf16", sharded, sharded);
   ASSERT_EQ(losses.size(), 10u);
@@ -338,7 +344,7 @@ INSTANTIATE_TEST_SUITE_P(
     TensorParallel, Layouts,
     testing::Values(Case{"dense", 2, "tensor_parallel_size: 2"},
                     Case{"dense", 4, "tensor_parallel_size: 4, zero_stage: 0"},
-                    Case{"tied", 4, "tensor_parallel_size: 2, zero_stage: 1"},
+                    Case{"tied", 4, "tensor_parallel_size: 2, zero_stage: 3"},
                     Case{"norms", 4, "tensor_parallel_size: 4, zero_stage: 1"},
                     Case{"moe", 2, "tensor_parallel_size: 2, zero_stage: 0"},
                     Case{"moe", 4, "tensor_parallel_size: 2, expert_tensor_parallel_size: 1"},
@@ -447,6 +453,16 @@ INSTANTIATE_TEST_SUITE_P(
         Case{"oss", 4, "pipeline_parallel_size: 2, tensor_parallel_size: 2"},
         Case{"bias", 2, "pipeline_parallel_size: 2, pipeline_schedule: zb_h1"},
         Case{"bias", 8, "pipeline_parallel_size: 2, expert_parallel_size: 2, zero_stage: 1"},
+        Case{"dense", 8, "zero_stage: 3, zero_prefetch: 3"},
+        Case{"dense", 8, "tensor_parallel_size: 2, zero_stage: 2"},
+        Case{"tied", 4, "zero_stage: 3, zero_prefetch: 0"},
+        Case{"tied", 4, "context_parallel_size: 2, zero_stage: 3"},
+        Case{"norms", 4, "tensor_parallel_size: 2, zero_stage: 3"},
+        Case{"moe", 8, "expert_parallel_size: 4, zero_stage: 3"},
+        Case{"oss", 4, "tensor_parallel_size: 2, zero_stage: 3"}, Case{"bias", 4, "zero_stage: 3"},
+        Case{"bias", 8,
+             "expert_parallel_size: 4, tensor_parallel_size: 2, "
+             "expert_tensor_parallel_size: 1, zero_stage: 2"},
         Case{"dense", 8, "tensor_parallel_size: 2, zero_stage: 1"},
         Case{"dense", 8, "tensor_parallel_size: 4, zero_stage: 0"},
         Case{"dense", 4, "tensor_parallel_size: 4, sequence_parallel: false, zero_stage: 0"},

@@ -4,18 +4,6 @@
 #include "model/model_cost.h"
 
 namespace cadre {
-namespace {
-
-absl::Status CheckSupported(const Layout& layout) {
-  const auto missing = [](const char* field, int value) {
-    return Unimplemented("{}: {}; training does not know that yet", field, value);
-  };
-  if (layout.world() > 1 && layout.zero_stage > 2)
-    return missing("parallel.zero_stage", layout.zero_stage);
-  return absl::OkStatus();
-}
-
-}  // namespace
 
 LayoutNeeds LayoutNeedsOf(const DecoderSpec& spec, const config::TrainConfig& config) {
   const LayerSpec& first = spec.layers.front();
@@ -52,10 +40,7 @@ absl::StatusOr<Layout> LayoutOfRun(const config::TrainConfig& config, int world)
     model = hf.model;
   }
   CADRE_ASSIGN_OR_RETURN(const DecoderSpec spec, ResolveModelConfig(model));
-  CADRE_ASSIGN_OR_RETURN(Layout layout,
-                         ResolveLayout(config.parallel(), world, LayoutNeedsOf(spec, config)));
-  CADRE_RETURN_IF_ERROR(CheckSupported(layout));
-  return layout;
+  return ResolveLayout(config.parallel(), world, LayoutNeedsOf(spec, config));
 }
 
 }  // namespace cadre

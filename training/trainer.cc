@@ -65,13 +65,14 @@ Trainer::Trainer(const config::TrainConfig& config, const TrainerOptions& option
     : config_(config), options_(options), ranks_(options.world, layout, options.wrap_group) {
   ctx_ = {.allocator = &allocator_,
           .threads = options.threads,
-          .packed = &packed_,
+          // Packed copies would be the weights that each rank was not to have.
+          .packed = ranks_.gathers_weights() ? nullptr : &packed_,
           .trace = options.trace,
           .seed = config.seed(),
           .groups = ranks_.groups()};
 }
 
-Trainer::~Trainer() = default;
+Trainer::~Trainer() { ranks_.Leave(); }
 
 absl::StatusOr<std::unique_ptr<Trainer>> Trainer::Create(const config::TrainConfig& config,
                                                          const TrainerOptions& options) {
@@ -153,7 +154,7 @@ absl::Status Trainer::OpenData() {
 
 absl::Status Trainer::OpenState() {
   ParameterStore& store = model_->parameters();
-  ranks_.ReduceGradients(store);
+  ranks_.Serve(store, {.allocator = &allocator_, .prefetch = config_.parallel().zero_prefetch()});
   const std::vector<Shard> owned = ranks_.OwnedShards();
   CADRE_ASSIGN_OR_RETURN(optimizer_, MakeOptimizer(config_.optimizer(), store, allocator_, owned));
   optimizer_->AdoptWeights();
@@ -240,6 +241,7 @@ absl::Status Trainer::SumLosses(StepLosses* losses) {
 
 absl::Status Trainer::ComputeGradients(const StepBatches& batches, StepReport* report) {
   Record("forward and backward");
+  ranks_.BeginPasses(ShardedWeights::Passes::kTraining);
   CADRE_ASSIGN_OR_RETURN(report->losses, step_runner_->Run(ctx_, batches));
   CADRE_RETURN_IF_ERROR(ranks_.FinishGradients());
   if (options_.inspect_gradients) {
@@ -357,6 +359,7 @@ absl::StatusOr<double> Trainer::Evaluate() {
   const int64_t micro = config_.micro_batch_size();
   const int64_t rows =
       config_.eval().batches() == 0 ? validation_->epoch_rows() : config_.eval().batches() * micro;
+  ranks_.BeginPasses(ShardedWeights::Passes::kEvaluation);
   CADRE_ASSIGN_OR_RETURN(double loss,
                          EvaluateLoss(ctx_, *model_, *validation_,
                                       {.count = std::min(rows, validation_->epoch_rows()),
@@ -364,6 +367,7 @@ absl::StatusOr<double> Trainer::Evaluate() {
                                        .rank = ranks_.data_rank(),
                                        .ranks = ranks_.data_size()},
                                       ranks_.layout()));
+  CADRE_RETURN_IF_ERROR(ranks_.EndPasses());
   CADRE_RETURN_IF_ERROR(ranks_.SumOverTargets(std::span(&loss, 1), {"evaluate"}));
   CADRE_RETURN_IF_ERROR(ranks_.SumOverStages(std::span(&loss, 1), {"evaluate"}));
   return loss;

@@ -15,6 +15,21 @@ Axis ReductionAxis(const ParamBucket& bucket) {
   return bucket.partial_gradient ? Axis::kStage : Axis::kDpCp;
 }
 
+BucketParts PartsOf(const Layout& layout, int rank, const ParamBucket& bucket) {
+  const std::vector<int> ranks = GroupRanks(layout, ReductionAxis(bucket), rank);
+  const auto at = std::ranges::find(ranks, rank) - ranks.begin();
+  const Shard all = {0, bucket.numel};
+  const bool many = ranks.size() > 1;
+  const Shard shard = ShardOf(bucket.numel, static_cast<int>(ranks.size()), static_cast<int>(at));
+  // Not the router's bias correction, which all ranks change alike and outside the optimizer.
+  const bool weights = many && layout.zero_stage >= 3 && bucket.trainable;
+  const bool gradients = many && layout.zero_stage >= 2;
+  return {.weights = weights ? shard : all,
+          .gradients = gradients ? shard : all,
+          .weights_shared = weights,
+          .gradients_shared = gradients};
+}
+
 template <typename T>
 absl::Status TrainingRanks::SumValues(Communicator* group, std::span<T> values,
                                       const OpLabel& label) {
@@ -86,19 +101,31 @@ Communicator* TrainingRanks::GroupOf(const ParamBucket& bucket) const {
   return mesh_.group(ReductionAxis(bucket));
 }
 
-BucketParts TrainingRanks::PartsOf(const ParamBucket& bucket) const {
-  const Shard all = {0, bucket.numel};
-  const Communicator* group = GroupOf(bucket);
-  const Shard shard = ShardOf(bucket.numel, GroupSize(group), GroupRank(group));
-  const bool shared = group != nullptr && layout().zero_stage >= 2;
-  return {.weights = all, .gradients = shared ? shard : all, .gradients_shared = shared};
+void TrainingRanks::Serve(ParameterStore& store, const StoreOptions& options) {
+  store_ = &store;
+  const auto group_of = [this](const ParamBucket& bucket) { return GroupOf(bucket); };
+  reducer_.emplace(
+      store, GradientReducer::Options{.group_of = group_of, .scatter = layout().zero_stage >= 1});
+  if (!gathers_weights()) return;
+  weights_.emplace(store, *options.allocator,
+                   ShardedWeights::Options{
+                       .group_of = group_of,
+                       .prefetch = options.prefetch,
+                       .failed = [this](const absl::Status& status) { groups_.Record(status); }});
 }
 
-void TrainingRanks::ReduceGradients(ParameterStore& store) {
-  store_ = &store;
-  reducer_.emplace(store, GradientReducer::Options{
-                              .group_of = [this](const ParamBucket& b) { return GroupOf(b); },
-                              .scatter = layout().zero_stage >= 1});
+void TrainingRanks::Leave() {
+  weights_.reset();
+  reducer_.reset();
+}
+
+void TrainingRanks::BeginPasses(ShardedWeights::Passes passes) {
+  if (weights_.has_value()) weights_->Begin(passes);
+}
+
+absl::Status TrainingRanks::EndPasses() {
+  if (weights_.has_value()) weights_->End();
+  return groups_.failure;
 }
 
 std::vector<Shard> TrainingRanks::OwnedShards() const {
@@ -128,7 +155,9 @@ std::vector<Shard> TrainingRanks::SoleShards() const {
 
 absl::Status TrainingRanks::FinishGradients() {
   const absl::Status reduced = reducer_->Finish();
-  return groups_.failure.ok() ? reduced : groups_.failure;
+  absl::Status status = EndPasses();
+  status.Update(reduced);
+  return status;
 }
 
 absl::Status TrainingRanks::GatherWeights() {
@@ -137,7 +166,7 @@ absl::Status TrainingRanks::GatherWeights() {
   std::vector<WorkPtr> works;
   for (const ParamBucket& bucket : store_->buckets()) {
     Communicator* group = bucket.gradients.defined() ? GroupOf(bucket) : nullptr;
-    if (group == nullptr) continue;
+    if (group == nullptr || bucket.shares_weights()) continue;
     const Shard mine = ShardOf(bucket.numel, group->size(), group->rank());
     works.push_back(group->AllGatherV(bucket.weights.Narrow(mine.begin, mine.numel), bucket.weights,
                                       ShardSizes(bucket.numel, group->size()),
@@ -151,7 +180,8 @@ absl::Status TrainingRanks::GatherWeights() {
 }
 
 double TrainingRanks::blocked_seconds() const {
-  return gather_seconds_ + (reducer_.has_value() ? reducer_->blocked_seconds() : 0);
+  return gather_seconds_ + (reducer_.has_value() ? reducer_->blocked_seconds() : 0) +
+         (weights_.has_value() ? weights_->blocked_seconds() : 0);
 }
 
 }  // namespace cadre

@@ -14,6 +14,7 @@
 #include "core/host_allocator.h"
 #include "core/parameters.h"
 #include "core/status.h"
+#include "memory/sharded_weights.h"
 #include "parallel/gradient_reducer.h"
 #include "parallel/mesh.h"
 
@@ -21,6 +22,9 @@ namespace cadre {
 
 // Over which ranks a bucket's gradients are summed.
 Axis ReductionAxis(const ParamBucket& bucket);
+
+// What `rank` of a layout keeps of a bucket's weights and gradients.
+BucketParts PartsOf(const Layout& layout, int rank, const ParamBucket& bucket);
 
 class TrainingRanks {
  public:
@@ -56,21 +60,36 @@ class TrainingRanks {
   // All ranks of the world are here.
   absl::Status Meet(const OpLabel& label);
 
-  // What this rank keeps of a bucket's weights and gradients.
-  BucketParts PartsOf(const ParamBucket& bucket) const;
-  // Sums the store's gradients from now on as backward passes complete its buckets. The store has
-  // been allocated with gradients and PartsOf, and outlives this.
-  void ReduceGradients(ParameterStore& store);
+  // For the store's allocation.
+  BucketParts PartsOf(const ParamBucket& bucket) const {
+    return cadre::PartsOf(layout(), mesh_.rank(), bucket);
+  }
+  // Whether weights are there only while they are leased.
+  bool gathers_weights() const { return layout().zero_stage == 3 && layout().world() > 1; }
+
+  struct StoreOptions {
+    Allocator* allocator = nullptr;  // of weights while they are gathered; outlives this
+    int prefetch = 1;                // see ShardedWeights
+  };
+  // From now on sums the store's gradients as backward passes complete its buckets, and gathers its
+  // weights. The store has been allocated with gradients and PartsOf.
+  void Serve(ParameterStore& store, const StoreOptions& options);
+  // Before the store goes.
+  void Leave();
+  // Before the passes of a step or an evaluation.
+  void BeginPasses(ShardedWeights::Passes passes);
   // The part of each bucket whose gradients this rank will have summed, and updates.
   std::vector<Shard> OwnedShards() const;
   // The part of each bucket that is this rank's alone: ranks that hold the same share it out, and
   // each takes no more than it owns. For norms and checkpoints.
   std::vector<Shard> SoleShards() const;
-  // After the backward passes, before gradients are read. Also says what went wrong in the passes.
+  // After the passes of an evaluation. Says what went wrong in them.
+  absl::Status EndPasses();
+  // After those of a step, before gradients are read.
   absl::Status FinishGradients();
   // Over all ranks of the world.
   absl::StatusOr<double> SumOverWorld(double mine, const OpLabel& label);
-  // After the update: every rank gets the weights that others own.
+  // After the update: every rank gets the weights that it keeps and others own.
   absl::Status GatherWeights();
 
   // One of the ranks that have the same samples: it writes of them.
@@ -92,6 +111,7 @@ class TrainingRanks {
   HostAllocator allocator_;
   ParameterStore* store_ = nullptr;
   std::optional<GradientReducer> reducer_;
+  std::optional<ShardedWeights> weights_;
   double gather_seconds_ = 0;
 };
 
