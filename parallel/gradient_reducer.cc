@@ -21,6 +21,8 @@ GradientReducer::GradientReducer(ParameterStore& store, Options options)
   for (const ParamBucket& bucket : store.buckets()) {
     Communicator* group = bucket.gradients.defined() ? options_.group_of(bucket) : nullptr;
     groups_.push_back(group != nullptr && group->size() > 1 ? group : nullptr);
+    copies_.push_back(options_.copies_of && bucket.gradients.defined() ? options_.copies_of(bucket)
+                                                                       : nullptr);
   }
   works_.resize(groups_.size());
   complete_.resize(groups_.size());
@@ -83,6 +85,21 @@ void GradientReducer::LandOldest() {
   ReduceInRankOrder(total.dtype(), ReduceOp::kSum, both, total.numel(), total.raw());
 }
 
+absl::Status GradientReducer::SumCopies() {
+  std::vector<WorkPtr> works;
+  for (size_t b = 0; b < copies_.size(); ++b) {
+    if (copies_[b] == nullptr) continue;
+    CADRE_CHECK(complete_[b], "bucket {} is not complete", b);
+    const ParamBucket& bucket = store_.buckets()[b];
+    const Tensor mine = bucket.GradientsOf(shard(static_cast<int>(b)));
+    bytes_ += static_cast<int64_t>(mine.bytes());
+    works.push_back(copies_[b]->AllReduce(mine, ReduceOp::kSum, {Kind(bucket), bucket.layer}));
+  }
+  absl::Status status;
+  for (const WorkPtr& work : works) status.Update(work->Wait());
+  return status;
+}
+
 absl::Status GradientReducer::Finish() {
   while (!in_flight_.empty()) LandOldest();
   const Clock::time_point start = Clock::now();
@@ -90,10 +107,11 @@ absl::Status GradientReducer::Finish() {
   for (size_t i = 0; i < works_.size(); ++i) {
     if (groups_[i] == nullptr) continue;
     CADRE_CHECK(complete_[i], "bucket {} is not complete", i);
-    complete_[i] = false;
     if (works_[i] != nullptr) status.Update(works_[i]->Wait());
     works_[i] = nullptr;
   }
+  status.Update(SumCopies());
+  complete_.assign(complete_.size(), false);
   blocked_seconds_ += std::chrono::duration<double>(Clock::now() - start).count();
   bytes_ = 0;
   return status;

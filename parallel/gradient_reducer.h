@@ -32,6 +32,9 @@ class GradientReducer {
   struct Options {
     // Over which ranks a bucket's gradients are summed; null: over none.
     std::function<Communicator*(const ParamBucket&)> group_of;
+    // The ranks that have the same shard of other copies (hybrid sharding): what group_of's ranks
+    // summed is summed over these, too, once a step. Null, or absent: there are none.
+    std::function<Communicator*(const ParamBucket&)> copies_of;
     // Of a bucket that the store has whole: each rank gets its shard of the sum alone; the rest of
     // the bucket's gradients is then garbage. Else all get all.
     bool scatter = false;
@@ -65,12 +68,13 @@ class GradientReducer {
   void Start(int bucket);
   void StartPass(int bucket);
   void LandOldest();
+  absl::Status SumCopies();
 
   ParameterStore& store_;
   const Options options_;
-  std::vector<Communicator*> groups_;  // by bucket
-  std::vector<WorkPtr> works_;         // by bucket, of this step
-  std::vector<bool> complete_;         // by bucket, in this step
+  std::vector<Communicator*> groups_, copies_;  // by bucket
+  std::vector<WorkPtr> works_;                  // by bucket, of this step
+  std::vector<bool> complete_;                  // by bucket, in this step
   std::deque<PassSum> in_flight_;
   absl::Status pass_status_;  // the first failure of this step's passes
   int64_t bytes_ = 0;

@@ -74,6 +74,30 @@ absl::Status FitExperts(const ParallelConfig& c, const LayoutNeeds& needs, Layou
                        "expert_tensor_parallel_size", layout->etp);
 }
 
+absl::Status FitZero(const ParallelConfig& c, Layout* layout) {
+  layout->zero_stage = c.zero_stage();
+  const int group = c.zero_group_size(), all = layout->cp * layout->dp;
+  if (group == 0) return absl::OkStatus();
+  if (all % group != 0) {
+    return InvalidArgument("zero_group_size {} does not divide context {} x data {} = {}", group,
+                           layout->cp, layout->dp, all);
+  }
+  if (layout->zero_stage == 0) {
+    return InvalidArgument("zero_group_size {}: zero_stage 0 shards nothing", group);
+  }
+  const auto fit = [](int a, int b) { return a % b == 0 || b % a == 0; };
+  const int block = layout->tp * group, share = layout->etp * layout->ep;
+  if (!fit(block, share) || !fit(block, layout->etp)) {
+    return InvalidArgument(
+        "zero_group_size {}: tensor {} x {} = {} ranks neither hold nor divide "
+        "expert_parallel_size "
+        "{} x expert_tensor_parallel_size {} = {}",
+        group, layout->tp, group, block, layout->ep, layout->etp, share);
+  }
+  if (group < all) layout->zero_group = group;
+  return absl::OkStatus();
+}
+
 absl::Status CheckHeads(const LayoutNeeds& needs, int tp) {
   if (needs.num_attention_heads != 0 && needs.num_attention_heads < tp) {
     return InvalidArgument("num_attention_heads {} is less than tensor_parallel_size {}",
@@ -188,9 +212,9 @@ absl::StatusOr<Layout> ResolveLayout(const ParallelConfig& config, int world,
   const bool sequence_parallel =
       config.has_sequence_parallel() ? config.sequence_parallel() : !needs.ladder;
   layout.sequence_parallel = sequence_parallel && layout.tp > 1;
-  layout.zero_stage = config.zero_stage();
   CADRE_RETURN_IF_ERROR(CheckTensors(needs, layout.tp));
   CADRE_RETURN_IF_ERROR(FitExperts(config, needs, &layout));
+  CADRE_RETURN_IF_ERROR(FitZero(config, &layout));
   CADRE_RETURN_IF_ERROR(CheckSequence(needs, layout));
   CADRE_RETURN_IF_ERROR(FitBatch(needs, &layout));
   CADRE_RETURN_IF_ERROR(FitSchedule(config, needs, &layout));

@@ -56,6 +56,7 @@ struct Layout {
   int edp = 1;                     // etp * ep * edp = tp * cp * dp
   bool sequence_parallel = false;  // only where tp > 1
   int zero_stage = 0;
+  int zero_group = 0;  // cp x dp ranks that hold one copy of what is sharded; 0: all
   config::PipelineSchedule schedule{};  // 1f1b where pp = 1
   int stages_per_rank = 1;
   std::vector<int> stage_layers;  // by stage; empty where the needs name no layers
@@ -106,5 +107,12 @@ std::string_view Name(Axis axis);
 // The axis's group that `rank` belongs to, `rank` included, in rising order. Empty for kEmbedding
 // where the rank holds neither the first nor the last stage.
 std::vector<int> GroupRanks(const Layout& layout, Axis axis, int rank);
+
+// Hybrid sharding cuts what an axis's group sums over those of its ranks that are among the same
+// tp * zero_group neighbours (PyTorch's HSDP: Zhao et al., "PyTorch FSDP: Experiences on Scaling
+// Fully Sharded Data Parallel", 2023). All of the group where zero_group is 0.
+std::vector<int> ShardRanks(const Layout& layout, Axis axis, int rank);
+// The ranks of the group that have the same shard, `rank` included; rising, as all these.
+std::vector<int> CopyRanks(const Layout& layout, Axis axis, int rank);
 
 }  // namespace cadre

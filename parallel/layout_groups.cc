@@ -117,4 +117,26 @@ std::vector<int> GroupRanks(const Layout& layout, Axis axis, int rank) {
   __builtin_unreachable();
 }
 
+std::vector<int> ShardRanks(const Layout& layout, Axis axis, int rank) {
+  std::vector<int> ranks = GroupRanks(layout, axis, rank);
+  if (layout.zero_group == 0) return ranks;
+  const int block = layout.tp * layout.zero_group;
+  std::erase_if(ranks, [&](int other) { return other / block != rank / block; });
+  return ranks;
+}
+
+std::vector<int> CopyRanks(const Layout& layout, Axis axis, int rank) {
+  const std::vector<int> all = GroupRanks(layout, axis, rank);
+  const std::vector<int> shards = ShardRanks(layout, axis, rank);
+  if (all.empty()) return {};
+  CADRE_CHECK(all.size() % shards.size() == 0, "{} ranks in groups of {}", all.size(),
+              shards.size());
+  std::vector<int> copies;
+  for (size_t i = static_cast<size_t>(std::ranges::find(shards, rank) - shards.begin());
+       i < all.size(); i += shards.size()) {
+    copies.push_back(all[i]);
+  }
+  return copies;
+}
+
 }  // namespace cadre

@@ -356,6 +356,45 @@ RC_GTEST_PROP(LayoutProperty, GroupsOfAnAxisPartitionTheWorld, ()) {
   }
 }
 
+// 16 ranks, tensor 2: a copy for each 2 of the 8 data-parallel ranks, the experts over 4
+// neighbours.
+TEST(Layout, HybridShardingKeepsACopyAmongNeighbours) {
+  config::ParallelConfig config = Config(2, 1, 1);
+  config.set_zero_group_size(2);
+  config.set_expert_parallel_size(2);
+  config.set_expert_tensor_parallel_size(1);
+  const Layout layout = Resolved(config, 16);
+  EXPECT_EQ(layout.zero_group, 2);
+  EXPECT_THAT(ShardRanks(layout, Axis::kDpCp, 7), ElementsAre(5, 7));
+  EXPECT_THAT(CopyRanks(layout, Axis::kDpCp, 7), ElementsAre(3, 7, 11, 15));
+  EXPECT_THAT(ShardRanks(layout, Axis::kStage, 7), ElementsAre(4, 5, 6, 7));
+  EXPECT_THAT(CopyRanks(layout, Axis::kStage, 7), ElementsAre(3, 7, 11, 15));
+  EXPECT_THAT(ShardRanks(layout, Axis::kEdp, 6), ElementsAre(4, 6));
+  EXPECT_THAT(CopyRanks(layout, Axis::kEdp, 6), ElementsAre(2, 6, 10, 14));
+  config.set_expert_parallel_size(8);  // more than a copy has: no two of them have the same experts
+  const Layout wide = Resolved(config, 16);
+  EXPECT_THAT(ShardRanks(wide, Axis::kEdp, 6), ElementsAre(6));
+  EXPECT_THAT(CopyRanks(wide, Axis::kEdp, 6), ElementsAre(6, 14));
+  config.set_zero_group_size(8);  // all there are: one copy
+  EXPECT_EQ(Resolved(config, 16).zero_group, 0);
+  EXPECT_THAT(CopyRanks(Resolved(config, 16), Axis::kDpCp, 7), ElementsAre(7));
+}
+
+TEST(Layout, RefusesCopiesThatDoNotDivide) {
+  config::ParallelConfig config = Config(2, 1, 1);
+  config.set_zero_group_size(3);
+  EXPECT_EQ(Refusal(config, 16), "zero_group_size 3 does not divide context 1 x data 8 = 8");
+  config.set_zero_group_size(2);
+  config.set_zero_stage(0);
+  EXPECT_EQ(Refusal(config, 16), "zero_group_size 2: zero_stage 0 shards nothing");
+  config = Config(1, 1, 1);
+  config.set_zero_group_size(3);
+  config.set_expert_parallel_size(4);
+  EXPECT_EQ(Refusal(config, 12, LayoutNeeds()),
+            "zero_group_size 3: tensor 1 x 3 = 3 ranks neither hold nor divide "
+            "expert_parallel_size 4 x expert_tensor_parallel_size 1 = 4");
+}
+
 RC_GTEST_PROP(LayoutProperty, CoordinatesNameARankTwice, ()) {
   const Layout l = AnyLayout();
   for (int rank = 0; rank < l.world(); ++rank) {

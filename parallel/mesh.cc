@@ -35,13 +35,19 @@ Mesh::Mesh(World* world, const Layout& layout, const Wrap& wrap) : layout_(layou
   world_ = world->NewGroup("world", all);
   // Ranks wait there for one another's disks; a lost one is noticed all the same.
   checkpoint_ = world->NewGroup("checkpoint", all, std::chrono::hours(24));
-  for (const Axis axis : kAxes) {
-    // Every rank makes every group, so that all count alike.
-    std::vector<int> ranks = GroupRanks(layout, axis, rank_);
+  // Every rank makes every group, so that all count alike.
+  const auto make = [&](GroupsByAxis& groups, Axis axis, std::string_view suffix,
+                        std::vector<int> ranks) {
     if (ranks.empty()) ranks = {rank_};
-    auto group = world->NewGroup(std::string(Name(axis)), ranks);
-    if (group->size() == 1) continue;
-    groups_[static_cast<size_t>(axis)] = wrap ? wrap(std::move(group)) : std::move(group);
+    auto group = world->NewGroup(fmt::format("{}{}", Name(axis), suffix), ranks);
+    if (group->size() == 1) return;
+    groups[static_cast<size_t>(axis)] = wrap ? wrap(std::move(group)) : std::move(group);
+  };
+  for (const Axis axis : kAxes) make(groups_, axis, "", GroupRanks(layout, axis, rank_));
+  if (layout.zero_group == 0) return;
+  for (const Axis axis : {Axis::kDpCp, Axis::kStage, Axis::kEdp, Axis::kEtpEdp, Axis::kEmbedding}) {
+    make(shard_groups_, axis, "_shard", ShardRanks(layout, axis, rank_));
+    make(copy_groups_, axis, "_copy", CopyRanks(layout, axis, rank_));
   }
 }
 

@@ -38,17 +38,29 @@ class Mesh {
   // The same ranks, for the thread that writes checkpoints.
   Communicator* checkpoint() const { return checkpoint_.get(); }
   Communicator* group(Axis axis) const { return groups_[static_cast<size_t>(axis)].get(); }
+  // Of an axis that gradients are summed over: the ranks that share out one copy of what it sums,
+  // which is the group itself unless sharding is hybrid, and the ranks with the same shard of other
+  // copies.
+  Communicator* shard_group(Axis axis) const {
+    return layout_.zero_group == 0 ? group(axis) : shard_groups_[static_cast<size_t>(axis)].get();
+  }
+  Communicator* copy_group(Axis axis) const {
+    return copy_groups_[static_cast<size_t>(axis)].get();
+  }
 
   // What ops and blocks are given; borrows the mesh's communicators.
   ParallelGroups Groups() const;
   ModelPart part() const { return PartOf(layout_, rank_); }
 
  private:
+  using GroupsByAxis = std::array<std::unique_ptr<Communicator>, std::size(kAxes)>;
+
   const Layout layout_;
   int rank_ = 0;
   Coordinates place_;
   std::unique_ptr<Communicator> world_, checkpoint_;
-  std::array<std::unique_ptr<Communicator>, std::size(kAxes)> groups_;
+  GroupsByAxis groups_;
+  GroupsByAxis shard_groups_, copy_groups_;  // of hybrid sharding
 };
 
 }  // namespace cadre

@@ -193,7 +193,8 @@ INSTANTIATE_TEST_SUITE_P(
     DataParallel, Layouts,
     testing::Values(Case{"dense", 2, "zero_stage: 0"}, Case{"tied", 4, "zero_stage: 1"},
                     Case{"moe", 2, "zero_stage: 1"}, Case{"tied", 2, "zero_stage: 2"},
-                    Case{"dense", 2, "zero_stage: 3"}, Case{"bias", 4, "zero_stage: 0"}));
+                    Case{"dense", 2, "zero_stage: 3"}, Case{"bias", 4, "zero_stage: 0"},
+                    Case{"dense", 4, "zero_stage: 3, zero_group_size: 2"}));
 
 // A rank that ends early leaves the others with an error, and nothing else.
 TEST(LayoutFailures, ALostRankIsAStatus) {
@@ -214,6 +215,7 @@ TEST(LayoutFaults, AreNoticed) {
   constexpr Fault::Kind kShifted = Fault::Kind::kShiftedRows;
   const Case dp{"dense", 2, "zero_stage: 0"}, zero{"dense", 2, "zero_stage: 1"};
   const Case zero2{"dense", 2, "zero_stage: 2"}, zero3{"dense", 2, "zero_stage: 3"};
+  const Case hybrid{"dense", 4, "zero_stage: 2, zero_group_size: 2"};
   const Case tp{"moe", 2, "tensor_parallel_size: 2, zero_stage: 0"};
   const Case norms{"norms", 2, "tensor_parallel_size: 2"};
   const Case ep{"moe", 4, "expert_parallel_size: 2, zero_stage: 1"};
@@ -232,6 +234,7 @@ TEST(LayoutFaults, AreNoticed) {
       {zero, {kDropped, "dp_cp", "gradients"}},
       {zero2, {kDropped, "dp_cp", "gradients"}},
       {zero3, {kShifted, "dp_cp", "weights"}},
+      {hybrid, {kDropped, "dp_cp_copy", "gradients"}},
       {tp, {kDropped, "stage", "gradients"}},  // of norms and routers, which are whole on each rank
       {tp, {kDropped, "tp", "attention"}},
       {tp, {kDropped, "etp", "experts"}},
@@ -297,6 +300,7 @@ TEST(LayoutCheckpoints, ARunGoesOnUnderAnotherLayout) {
       {{"dense", 4, "zero_stage: 3"}, {"dense", 1, ""}},
       {{"dense", 2, "zero_stage: 3, zero_prefetch: 0"}, {"dense", 4, "zero_stage: 1"}},
       {{"dense", 1, ""}, {"dense", 2, "zero_stage: 1"}},
+      {{"dense", 4, "zero_stage: 1, zero_group_size: 2"}, {"dense", 2, "zero_stage: 3"}},
       {{"bias", 2, "zero_stage: 0"}, {"bias", 4, "zero_stage: 1"}},
       {{"tied", 4, "tensor_parallel_size: 2"}, {"tied", 1, ""}},
       {{"norms", 2, "zero_stage: 1"}, {"norms", 4, "tensor_parallel_size: 4"}},
@@ -348,7 +352,7 @@ INSTANTIATE_TEST_SUITE_P(
                     Case{"norms", 4, "tensor_parallel_size: 4, zero_stage: 1"},
                     Case{"moe", 2, "tensor_parallel_size: 2, zero_stage: 0"},
                     Case{"moe", 4, "tensor_parallel_size: 2, expert_tensor_parallel_size: 1"},
-                    Case{"oss", 2, "tensor_parallel_size: 2"},
+                    Case{"oss", 2, "tensor_parallel_size: 2, zero_stage: 3"},
                     Case{"bias", 4, "tensor_parallel_size: 4, zero_stage: 1"}));
 
 INSTANTIATE_TEST_SUITE_P(
@@ -454,12 +458,18 @@ INSTANTIATE_TEST_SUITE_P(
         Case{"bias", 2, "pipeline_parallel_size: 2, pipeline_schedule: zb_h1"},
         Case{"bias", 8, "pipeline_parallel_size: 2, expert_parallel_size: 2, zero_stage: 1"},
         Case{"dense", 8, "zero_stage: 3, zero_prefetch: 3"},
+        Case{"dense", 4, "pipeline_parallel_size: 2, zero_stage: 3"},
+        Case{"tied", 4, "pipeline_parallel_size: 2, zero_stage: 2"},
+        Case{"tied", 8, "pipeline_parallel_size: 2, zero_stage: 3, zero_group_size: 2"},
         Case{"dense", 8, "tensor_parallel_size: 2, zero_stage: 2"},
         Case{"tied", 4, "zero_stage: 3, zero_prefetch: 0"},
         Case{"tied", 4, "context_parallel_size: 2, zero_stage: 3"},
         Case{"norms", 4, "tensor_parallel_size: 2, zero_stage: 3"},
         Case{"moe", 8, "expert_parallel_size: 4, zero_stage: 3"},
         Case{"oss", 4, "tensor_parallel_size: 2, zero_stage: 3"}, Case{"bias", 4, "zero_stage: 3"},
+        Case{"tied", 8, "tensor_parallel_size: 2, zero_stage: 1, zero_group_size: 2"},
+        Case{"moe", 8, "expert_parallel_size: 2, zero_stage: 3, zero_group_size: 4"},
+        Case{"oss", 8, "expert_parallel_size: 4, zero_stage: 2, zero_group_size: 2"},
         Case{"bias", 8,
              "expert_parallel_size: 4, tensor_parallel_size: 2, "
              "expert_tensor_parallel_size: 1, zero_stage: 2"},

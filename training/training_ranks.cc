@@ -16,10 +16,12 @@ Axis ReductionAxis(const ParamBucket& bucket) {
 }
 
 BucketParts PartsOf(const Layout& layout, int rank, const ParamBucket& bucket) {
-  const std::vector<int> ranks = GroupRanks(layout, ReductionAxis(bucket), rank);
+  const Axis axis = ReductionAxis(bucket);
+  const std::vector<int> ranks = ShardRanks(layout, axis, rank);
   const auto at = std::ranges::find(ranks, rank) - ranks.begin();
   const Shard all = {0, bucket.numel};
-  const bool many = ranks.size() > 1;
+  // Stages are out of step: a table that two of them have cannot wait for both in every microbatch.
+  const bool many = ranks.size() > 1 && axis != Axis::kEmbedding;
   const Shard shard = ShardOf(bucket.numel, static_cast<int>(ranks.size()), static_cast<int>(at));
   // Not the router's bias correction, which all ranks change alike and outside the optimizer.
   const bool weights = many && layout.zero_stage >= 3 && bucket.trainable;
@@ -97,15 +99,22 @@ absl::Status TrainingRanks::Meet(const OpLabel& label) {
   return mesh_.world() == nullptr ? absl::OkStatus() : mesh_.world()->Barrier(label)->Wait();
 }
 
-Communicator* TrainingRanks::GroupOf(const ParamBucket& bucket) const {
-  return mesh_.group(ReductionAxis(bucket));
+Communicator* TrainingRanks::ShardGroupOf(const ParamBucket& bucket) const {
+  return mesh_.shard_group(ReductionAxis(bucket));
+}
+
+Communicator* TrainingRanks::CopyGroupOf(const ParamBucket& bucket) const {
+  return mesh_.copy_group(ReductionAxis(bucket));
 }
 
 void TrainingRanks::Serve(ParameterStore& store, const StoreOptions& options) {
   store_ = &store;
-  const auto group_of = [this](const ParamBucket& bucket) { return GroupOf(bucket); };
+  const auto group_of = [this](const ParamBucket& bucket) { return ShardGroupOf(bucket); };
   reducer_.emplace(
-      store, GradientReducer::Options{.group_of = group_of, .scatter = layout().zero_stage >= 1});
+      store, GradientReducer::Options{
+                 .group_of = group_of,
+                 .copies_of = [this](const ParamBucket& bucket) { return CopyGroupOf(bucket); },
+                 .scatter = layout().zero_stage >= 1});
   if (!gathers_weights()) return;
   weights_.emplace(store, *options.allocator,
                    ShardedWeights::Options{
@@ -139,15 +148,18 @@ std::vector<Shard> TrainingRanks::OwnedShards() const {
 std::vector<Shard> TrainingRanks::SoleShards() const {
   std::vector<Shard> shards;
   for (const ParamBucket& bucket : store_->buckets()) {
-    const Communicator* group = GroupOf(bucket);
+    const Communicator* group = ShardGroupOf(bucket);
     Shard shard = ShardOf(bucket.numel, GroupSize(group), GroupRank(group));
-    // Tensor-parallel ranks with the same tokens have the same gradients of what each has whole.
-    const bool copies = bucket.group == ParamGroup::kDense && !bucket.partial_gradient &&
-                        bucket.tensor_spread == Spread::kReplicated;
-    if (copies && part().replicated_tokens()) {
-      const Shard part = ShardOf(shard.numel, layout().tp, mesh_.place().tp);
+    const auto share_out = [&shard](int ranks, int rank) {
+      const Shard part = ShardOf(shard.numel, ranks, rank);
       shard = {shard.begin + part.begin, part.numel};
-    }
+    };
+    const Communicator* copies = CopyGroupOf(bucket);
+    share_out(GroupSize(copies), GroupRank(copies));
+    // Tensor-parallel ranks with the same tokens have the same gradients of what each has whole.
+    const bool same = bucket.group == ParamGroup::kDense && !bucket.partial_gradient &&
+                      bucket.tensor_spread == Spread::kReplicated;
+    if (same && part().replicated_tokens()) share_out(layout().tp, mesh_.place().tp);
     shards.push_back(shard);
   }
   return shards;
@@ -165,7 +177,7 @@ absl::Status TrainingRanks::GatherWeights() {
   const auto start = std::chrono::steady_clock::now();
   std::vector<WorkPtr> works;
   for (const ParamBucket& bucket : store_->buckets()) {
-    Communicator* group = bucket.gradients.defined() ? GroupOf(bucket) : nullptr;
+    Communicator* group = bucket.gradients.defined() ? ShardGroupOf(bucket) : nullptr;
     if (group == nullptr || bucket.shares_weights()) continue;
     const Shard mine = ShardOf(bucket.numel, group->size(), group->rank());
     works.push_back(group->AllGatherV(bucket.weights.Narrow(mine.begin, mine.numel), bucket.weights,

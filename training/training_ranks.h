@@ -103,7 +103,9 @@ class TrainingRanks {
  private:
   template <typename T>
   absl::Status SumValues(Communicator* group, std::span<T> values, const OpLabel& label);
-  Communicator* GroupOf(const ParamBucket& bucket) const;
+  // Who shares a bucket out, and who has the same shard of another copy; null: nobody.
+  Communicator* ShardGroupOf(const ParamBucket& bucket) const;
+  Communicator* CopyGroupOf(const ParamBucket& bucket) const;
   Communicator* TokensGroup() const;
 
   Mesh mesh_;
