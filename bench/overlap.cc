@@ -144,7 +144,7 @@ class Run {
     InitializeParameters(ctx_, 1);
     std::vector<Shard> owned;
     if (reduce_) {
-      ranks_->ReduceGradients(model_->parameters());
+      ranks_->Serve(model_->parameters(), {.allocator = &allocator_});
       owned = ranks_->OwnedShards();
     }
     optimizer_ = std::move(
@@ -152,6 +152,9 @@ class Run {
     optimizer_->AdoptWeights();
     MakeBatch(layout.dp > 1 ? world.rank() : 0);
   }
+  ~Run() { ranks_->Leave(); }
+  Run(const Run&) = delete;
+  Run& operator=(const Run&) = delete;
 
   struct Seconds {
     double wall = 0, backward = 0, blocked = 0;
