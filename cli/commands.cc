@@ -32,6 +32,7 @@ void AddCommands(CLI::App& root, absl::Status* status) {
   AddServeCommand(root, status);
   AddGenerateCommand(root, status);
   AddTrainCommand(root, status);
+  AddPlanCommand(root, status);
   AddScheduleCommand(root, status);
   AddLaunchCommand(root, status);
   AddVersionCommand(root, status);

@@ -27,6 +27,7 @@ void AddDataCommand(CLI::App& root, absl::Status* status);
 void AddGenerateCommand(CLI::App& root, absl::Status* status);
 void AddScheduleCommand(CLI::App& root, absl::Status* status);
 void AddLaunchCommand(CLI::App& root, absl::Status* status);
+void AddPlanCommand(CLI::App& root, absl::Status* status);
 void AddServeCommand(CLI::App& root, absl::Status* status);
 void AddTrainCommand(CLI::App& root, absl::Status* status);
 void AddVersionCommand(CLI::App& root, absl::Status* status);

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <iterator>
 
 namespace cadre {
 
@@ -22,6 +23,18 @@ std::string FormatCount(double count) {
   if (count < 1e6) return fmt::format("{:.3g}k", count / 1e3);
   if (count < 1e9) return fmt::format("{:.3g}M", count / 1e6);
   return fmt::format("{:.3g}G", count / 1e9);
+}
+
+std::string FormatBytes(int64_t bytes) {
+  constexpr const char* kUnits[] = {"B", "KiB", "MiB", "GiB", "TiB"};
+  auto value = static_cast<double>(bytes);
+  size_t unit = 0;
+  // Three digits are shown, so 1023.6 would be 1.02e3.
+  while (std::abs(value) >= 999.5 && unit + 1 < std::size(kUnits)) {
+    value /= 1024;
+    ++unit;
+  }
+  return fmt::format("{:.3g} {}", value, kUnits[unit]);
 }
 
 void Progress::Update(const ProgressValues& values, double now_seconds) {

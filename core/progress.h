@@ -55,5 +55,7 @@ class Progress {
 std::string FormatDuration(double seconds);
 // "950", "12.3k", "4.56M".
 std::string FormatCount(double count);
+// "950 B", "12.3 KiB", "1.25 GiB".
+std::string FormatBytes(int64_t bytes);
 
 }  // namespace cadre

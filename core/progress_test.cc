@@ -60,6 +60,11 @@ TEST(Progress, Units) {
   EXPECT_EQ(FormatDuration(1e300), "?");
   EXPECT_EQ(FormatCount(950), "950");
   EXPECT_EQ(FormatCount(4.56e6), "4.56M");
+  EXPECT_EQ(FormatBytes(0), "0 B");
+  EXPECT_EQ(FormatBytes(1000), "0.977 KiB");
+  EXPECT_EQ(FormatBytes(12 << 20), "12 MiB");
+  EXPECT_EQ(FormatBytes((int64_t{1} << 30) - 1), "1 GiB");
+  EXPECT_EQ(FormatBytes(int64_t{5} << 38), "1.25 TiB");
 }
 
 TEST(Log, LevelsAreNamed) {

@@ -35,6 +35,15 @@ Shard Window(const Shard& part, int64_t segment, int64_t segment_numel) {
   return {part.begin + offset, std::min(segment_numel, part.numel - offset)};
 }
 
+}  // namespace
+
+int64_t StagingBytes(int n) {
+  constexpr int64_t kInFlight = 4;  // a backward pass of many buckets was not seen to have more
+  return kInFlight * 2 * n * SegmentBytes(n);
+}
+
+namespace {
+
 Collective AllReduceWhole(const Messages& messages, Reduction reduction, std::byte* buffer,
                           int64_t numel) {
   const int n = messages.size();

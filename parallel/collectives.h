@@ -35,6 +35,9 @@ Collective AllReduce(const Messages& messages, Reduction reduction, std::byte* b
 Collective ReduceScatter(const Messages& messages, Reduction reduction, const std::byte* input,
                          std::byte* output, std::vector<int64_t> parts);
 
+// What messages land in while a few reductions over n ranks are in flight.
+int64_t StagingBytes(int n);
+
 // One contiguous piece for or from each rank of the group.
 using Pieces = std::vector<std::span<std::byte>>;
 using ConstPieces = std::vector<std::span<const std::byte>>;

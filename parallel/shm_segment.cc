@@ -41,6 +41,11 @@ size_t ShmSegment::TotalBytes(int ranks, size_t ring_bytes) {
          n * n * (sizeof(ShmRingHeader) + ring_bytes);
 }
 
+int64_t ShmSegment::BytesPerRank(int ranks) {
+  return 2 * static_cast<int64_t>(ranks - 1) *
+         static_cast<int64_t>(sizeof(ShmRingHeader) + RingBytes(ranks));
+}
+
 absl::Status ShmSegment::Map(int descriptor, int ranks) {
   descriptor_ = descriptor;
   ranks_ = ranks;

@@ -52,6 +52,9 @@ class ShmSegment {
   ShmSegment(const ShmSegment&) = delete;
   ShmSegment& operator=(const ShmSegment&) = delete;
 
+  // What a rank comes to hold of a segment for so many: its rings to and from each of the others.
+  static int64_t BytesPerRank(int ranks);
+
   // Good for as long as the creator lives.
   ShmHandle handle() const;
   int ranks() const { return ranks_; }

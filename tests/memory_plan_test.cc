@@ -4,7 +4,13 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <mutex>
+
+#include "parallel/test_ranks.h"
 #include "tests/training_run.h"
+#include "training/layout_needs.h"
+#include "training/plan_advice.h"
 
 namespace cadre {
 namespace {
@@ -75,6 +81,89 @@ TEST(MemoryPlan, Dense) {
 TEST(MemoryPlan, Mixture) {
   ExpectPlanned(Model(kMoe, kTopTwo) + "dtype: bf16\n" + kWide);
   ExpectPlanned(Model(kMoe, kTopTwo) + "dtype: f32\n" + kNarrow);
+}
+
+// Every rank's tensors against its plan, which is what PlanRanks says from the configuration alone.
+void ExpectPlannedOver(int world, const std::string& yaml) {
+  TempFolder folder;
+  auto written = testing_run::WriteCorpus(folder / "corpus", kVocabulary, 400, 5);
+  CADRE_CHECK(written.ok(), "{}", Message(written));
+  config::TrainConfig config = ParseTrainConfig(kRun + yaml);
+  config.mutable_data()->add_sources()->set_path(folder / "corpus");
+  std::vector<Measured> ranks(static_cast<size_t>(world));
+  RunRanks(world, [&](World& mine) {
+    TrainerOptions options;
+    options.world = &mine;
+    auto trainer = OpenRun(config, folder / "run", 1, options);
+    ASSERT_TRUE(trainer.ok()) << Message(trainer.status());
+    const absl::Status status = (*trainer)->Run();
+    ASSERT_TRUE(status.ok()) << Message(status);
+    ranks[static_cast<size_t>(mine.rank())] = {(*trainer)->plan(),
+                                               static_cast<double>((*trainer)->peak_bytes())};
+  });
+  const Layout layout = *LayoutOfRun(config, world);
+  const DecoderSpec spec = *SpecOfRun(config);
+  const auto alike = PlanRanks({.config = config,
+                                .spec = spec,
+                                .layout = layout,
+                                .compute = ComputeTypeOf(config),
+                                .ranks_on_host = world});
+  ASSERT_TRUE(alike.ok()) << Message(alike.status());
+  int counted = 0;
+  for (const RanksAlike& group : *alike) {
+    for (const int rank : group.ranks) {
+      Measured got = ranks[static_cast<size_t>(rank)];
+      const double ratio = got.peak / static_cast<double>(got.plan.tensors());
+      EXPECT_GT(ratio, 0.85) << "rank " << rank << ": " << got.plan.ToString() << yaml;
+      EXPECT_LT(ratio, 1.15) << "rank " << rank << ": " << got.plan.ToString() << yaml;
+      got.plan.program = got.plan.data = 0;
+      EXPECT_EQ(got.plan, group.plan) << "rank " << rank << ": " << got.plan.ToString();
+      ++counted;
+    }
+  }
+  EXPECT_EQ(counted, world);
+}
+
+std::string Parallel(const char* fields) {
+  return std::string("dtype: bf16\nglobal_batch_size: 16\nmicro_batch_size: 4\nparallel: {") +
+         fields + "}\n";
+}
+
+TEST(MemoryPlan, Ranks) {
+  const std::string dense = Model(kLlama, "tie_word_embeddings: true");
+  const std::string mixture = Model(kMoe, kTopTwo);
+  ExpectPlannedOver(2, dense + Parallel("zero_stage: 0"));
+  ExpectPlannedOver(4, dense + Parallel("tensor_parallel_size: 2, zero_stage: 1"));
+  ExpectPlannedOver(2, mixture + Parallel("expert_parallel_size: 2"));
+}
+
+TEST(FullMemoryPlan, Ranks) {
+  const std::string dense = Model(kLlama, "tie_word_embeddings: false");
+  const std::string mixture = Model(kMoe, kTopTwo);
+  ExpectPlannedOver(2, dense + Parallel("tensor_parallel_size: 2"));
+  ExpectPlannedOver(4, dense + Parallel("tensor_parallel_size: 4"));
+  ExpectPlannedOver(2, mixture + Parallel("tensor_parallel_size: 2"));
+  ExpectPlannedOver(4, mixture + Parallel("expert_parallel_size: 4"));
+}
+
+TEST(MemoryPlan, SaysWhatWouldBeLeaner) {
+  config::TrainConfig config =
+      ParseTrainConfig(Model(kLlama, "tie_word_embeddings: true") + Parallel("zero_stage: 0"));
+  const Layout layout = *LayoutOfRun(config, 4);
+  const DecoderSpec spec = *SpecOfRun(config);
+  const PlanArgs args = {.config = config, .spec = spec, .layout = layout, .compute = DType::kBF16};
+  const int64_t now = MostBytes(*PlanRanks(args));
+  const std::vector<LeanerRun> runs = LeanerRuns(args);
+  const auto has = [&](const char* change) {
+    return std::ranges::find(runs, change, &LeanerRun::change) != runs.end();
+  };
+  EXPECT_TRUE(has("parallel.zero_stage=1"));
+  EXPECT_TRUE(has("parallel.tensor_parallel_size=2"));
+  EXPECT_TRUE(has("micro_batch_size=2"));
+  EXPECT_TRUE(has("checkpoint.async=false"));
+  EXPECT_FALSE(has("parallel.expert_parallel_size=2"));  // there are no experts
+  EXPECT_TRUE(std::ranges::is_sorted(runs, {}, &LeanerRun::bytes));
+  for (const LeanerRun& run : runs) EXPECT_LT(run.bytes, now) << run.change;
 }
 
 TEST(FullMemoryPlan, Dense) {

@@ -265,7 +265,7 @@ TEST(Optimizer, StateBytesAreWhatIsAllocated) {
   for (DType dtype : {DType::kF64, DType::kF32, DType::kBF16}) {
     Fixture f({{.name = "w", .shape = {64, 32}}, {.name = "r", .shape = {32}, .fp32 = true}},
               dtype);
-    int64_t planned = OptimizerStateBytes(Config(), f.store, dtype), real = 0;
+    int64_t planned = OptimizerStateBytes(Config(), f.store), real = 0;
     for (const OptimizerSlot& slot : f.Make(Config())->Slots()) {
       for (const Tensor& t : slot.buckets) real += t.defined() ? t.bytes() : 0;
     }

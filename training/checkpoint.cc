@@ -1,5 +1,6 @@
 #include "training/checkpoint.h"
 
+#include <algorithm>
 #include <cstring>
 #include <filesystem>
 
@@ -167,22 +168,32 @@ absl::Status CheckpointSaver::WriteSlot(const std::string& folder, const StateSl
 }
 
 int64_t SnapshotBytes(const config::OptimizerConfig& config, const ParameterStore& store,
-                      DType compute) {
-  int64_t bytes = 0;
-  for (ParamId id = 0; id < store.size(); ++id) {
-    const ParamSpec& spec = store.spec(id);
-    if (!Changes(spec)) continue;
-    // One precise weight and the optimizer's slots; masters of bf16 weights are in both counts.
-    bytes += spec.shape.numel() * (compute == DType::kF64 ? 8 : 4);
-    bool has_master = spec.trainable && !spec.fp32 && compute == DType::kBF16;
-    if (has_master) bytes -= spec.shape.numel() * 4;
+                      std::span<const Shard> part) {
+  int64_t bytes = OptimizerStateBytes(config, store, part);
+  for (size_t b = 0; b < store.buckets().size(); ++b) {
+    const ParamBucket& bucket = store.buckets()[b];
+    // The optimizer's masters stand for bf16 weights.
+    if (bucket.trainable && bucket.dtype == DType::kBF16) continue;
+    int64_t numel = bucket.trainable ? (part.empty() ? bucket.numel : part[b].numel) : 0;
+    // Router biases, which are few.
+    for (const ParamId id : bucket.params) {
+      if (!bucket.trainable && Changes(store.spec(id))) numel += store.spec(id).shape.numel();
+    }
+    bytes += numel * static_cast<int64_t>(SizeOf(bucket.dtype));
   }
-  return bytes + OptimizerStateBytes(config, store, compute);
+  return bytes;
 }
 
-int64_t WriteBufferBytes() {
+int64_t WriteBufferBytes(const ParameterStore& store) {
+  int64_t largest = 0;
+  for (ParamId id = 0; id < store.size(); ++id) {
+    for (const ParamSource& source : store.spec(id).sources) {
+      largest = std::max(largest, source.shape.numel() * 4);
+    }
+  }
   // The window, and a mark for each of its elements (at least two bytes).
-  return kSaveWindowBytes + kSaveWindowBytes / 2;
+  const int64_t window = std::min(kSaveWindowBytes, largest);
+  return window + window / 2;
 }
 
 }  // namespace cadre

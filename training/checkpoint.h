@@ -105,11 +105,12 @@ class CheckpointSaver {
   absl::Status outcome_;  // written before running_ becomes false, read after
 };
 
-// Bytes of the snapshot that an async saver allocates; callable before the store is allocated.
+// Bytes of the snapshot that an async saver allocates for `part` of each bucket (empty: all of
+// all); callable when the store has buckets, before it is allocated.
 int64_t SnapshotBytes(const config::OptimizerConfig& config, const ParameterStore& store,
-                      DType compute);
-// Bytes of a tensor that are on their way into a checkpoint at once.
-int64_t WriteBufferBytes();
+                      std::span<const Shard> part = {});
+// Bytes of the store's tensors that are on their way into a checkpoint at once, at most.
+int64_t WriteBufferBytes(const ParameterStore& store);
 
 // Fills the store and the optimizer from a checkpoint whose files VerifyFiles has accepted.
 // `model_config` must equal the manifest's; every parameter that the run changes must be there with

@@ -189,7 +189,7 @@ TEST(Checkpoint, SnapshotBytesAreWhatIsAllocated) {
     CheckpointSaver saver(run.SaverOptions("/nowhere", /*async=*/true), run.store, *run.optimizer,
                           run.allocator);
     EXPECT_EQ(static_cast<int64_t>(run.allocator.usage().live_bytes - live),
-              SnapshotBytes(run.config, run.store, dtype))
+              SnapshotBytes(run.config, run.store))
         << Name(dtype);
   }
 }

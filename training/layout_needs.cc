@@ -5,6 +5,18 @@
 
 namespace cadre {
 
+DType ComputeTypeOf(const config::TrainConfig& config) {
+  switch (config.dtype()) {
+    case config::COMPUTE_DTYPE_BF16:
+      return DType::kBF16;
+    case config::COMPUTE_DTYPE_F32:
+      return DType::kF32;
+    case config::COMPUTE_DTYPE_F64:
+      return DType::kF64;
+  }
+  __builtin_unreachable();
+}
+
 LayoutNeeds LayoutNeedsOf(const DecoderSpec& spec, const config::TrainConfig& config) {
   const LayerSpec& first = spec.layers.front();
   LayoutNeeds needs = {.num_layers = static_cast<int>(spec.layers.size()),
@@ -32,14 +44,16 @@ LayoutNeeds LayoutNeedsOf(const DecoderSpec& spec, const config::TrainConfig& co
   return needs;
 }
 
+absl::StatusOr<DecoderSpec> SpecOfRun(const config::TrainConfig& config) {
+  if (config.has_model()) return ResolveModelConfig(config.model());
+  CADRE_ASSIGN_OR_RETURN(
+      const HfConfig hf,
+      LoadHfConfig(config.has_init_from() ? config.init_from() : config.model_path()));
+  return ResolveModelConfig(hf.model);
+}
+
 absl::StatusOr<Layout> LayoutOfRun(const config::TrainConfig& config, int world) {
-  config::ModelConfig model = config.model();
-  if (!config.has_model()) {
-    CADRE_ASSIGN_OR_RETURN(HfConfig hf, LoadHfConfig(config.has_init_from() ? config.init_from()
-                                                                            : config.model_path()));
-    model = hf.model;
-  }
-  CADRE_ASSIGN_OR_RETURN(const DecoderSpec spec, ResolveModelConfig(model));
+  CADRE_ASSIGN_OR_RETURN(const DecoderSpec spec, SpecOfRun(config));
   return ResolveLayout(config.parallel(), world, LayoutNeedsOf(spec, config));
 }
 

@@ -1,12 +1,18 @@
 // What a training configuration asks of a layout. Callable from any thread.
 #pragma once
 
+#include "core/dtype.h"
 #include "core/status.h"
 #include "model/decoder_spec.h"
 #include "parallel/layout.h"
 #include "proto/train_config.pb.h"
 
 namespace cadre {
+
+DType ComputeTypeOf(const config::TrainConfig& config);
+
+// The model that the run trains, from its configuration or its folder's.
+absl::StatusOr<DecoderSpec> SpecOfRun(const config::TrainConfig& config);
 
 LayoutNeeds LayoutNeedsOf(const DecoderSpec& spec, const config::TrainConfig& config);
 

@@ -3,111 +3,215 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <map>
 
 #include "core/host_allocator.h"
-#include "core/status.h"
+#include "core/progress.h"
+#include "model/decoder.h"
 #include "model/model_cost.h"
+#include "parallel/collectives.h"
+#include "parallel/mesh.h"
+#include "parallel/schedule.h"
+#include "parallel/shard.h"
+#include "parallel/shm_segment.h"
 #include "training/checkpoint.h"
+#include "training/layer_memory.h"
 #include "training/optimizer.h"
+#include "training/training_ranks.h"
 
 namespace cadre {
 namespace {
 
-// Elements per token that a layer's attention half saves: the stream and its norm, the fused
-// projection, queries, keys and values after the split and again after the rotation, the output.
-int64_t AttentionElements(const DecoderSpec& spec, const AttentionSpec& a) {
-  const int64_t queries = a.heads * a.head_dim, values = a.kv_heads * a.value_dim;
-  const int64_t keys = a.kv_heads * a.head_dim, output = a.heads * a.value_dim;
-  const int64_t projected = queries + keys + values;
-  int64_t elements = 2 * spec.hidden + projected + output;
-  if (a.qk_norm != QkNorm::kNone) elements += queries + keys;
-  if (a.latent.kv_rank > 0) {
-    elements +=
-        2 * (a.latent.q_rank + a.latent.kv_rank) + a.heads * (a.latent.nope_dim + a.value_dim);
+int64_t Bytes(int64_t elements, DType dtype) {
+  return elements * static_cast<int64_t>(SizeOf(dtype));
+}
+
+// The rank's parameters, in buckets without memory.
+absl::StatusOr<ParameterStore> BucketsOfRank(const PlanArgs& args, int rank) {
+  DecoderOptions options{.max_position = 1, .part = PartOf(args.layout, rank)};
+  const auto& frozen = args.config.frozen_parameters();
+  options.frozen.assign(frozen.begin(), frozen.end());
+  ParameterStore store;
+  CADRE_RETURN_IF_ERROR(Decoder::Create(args.spec, options, store).status());
+  store.MakeBuckets(args.compute);
+  return store;
+}
+
+// A rank's place among those that sum a bucket's gradients.
+struct Place {
+  int ranks = 1, rank = 0;
+};
+Place PlaceIn(const Layout& layout, Axis axis, int rank) {
+  const std::vector<int> group = GroupRanks(layout, axis, rank);
+  if (group.empty()) return {};
+  return {.ranks = static_cast<int>(group.size()),
+          .rank = static_cast<int>(std::ranges::find(group, rank) - group.begin())};
+}
+
+struct BucketShards {
+  std::vector<Shard> owned;  // whose optimizer state the rank has
+  std::vector<Shard> sole;   // that it alone writes into checkpoints
+};
+
+BucketShards ShardsOfRank(const ParameterStore& store, const Layout& layout, int rank) {
+  BucketShards shards;
+  std::map<Axis, Place> places;
+  for (const ParamBucket& bucket : store.buckets()) {
+    const Axis axis = ReductionAxis(bucket);
+    if (!places.contains(axis)) places[axis] = PlaceIn(layout, axis, rank);
+    const Shard mine = ShardOf(bucket.numel, places[axis].ranks, places[axis].rank);
+    shards.sole.push_back(mine);
+    const bool cut = layout.zero_stage >= 1 && bucket.trainable;
+    shards.owned.push_back(cut ? mine : Shard{0, bucket.numel});
   }
-  return elements;
+  return shards;
 }
 
-// The stream, its norm, gate and up side by side, their product.
-int64_t MlpElements(const DecoderSpec& spec, int64_t intermediate) {
-  return 2 * spec.hidden + 3 * intermediate;
+// Matrices in panels. The input embedding is looked up, not multiplied, where it is not the head,
+// too; f64 runs on plain weights.
+int64_t PackedBytes(const PlanArgs& args, const ParameterStore& store, bool last) {
+  if (args.compute == DType::kF64) return 0;
+  int64_t bytes = 0;
+  for (ParamId id = 0; id < store.size(); ++id) {
+    const ParamSpec& spec = store.spec(id);
+    const bool looked_up = !(args.spec.tied && last) && spec.name == "model.embed_tokens.weight";
+    if (spec.shape.rank() >= 2 && !looked_up) bytes += 2 * Bytes(spec.shape.numel(), args.compute);
+  }
+  return bytes;
 }
 
-// The stream, its norm, and for each chosen expert the permuted row, gate and up, their product and
-// the expert's output row.
-int64_t MoeElements(const DecoderSpec& spec, const MoeSpec& moe) {
-  int64_t elements = 2 * spec.hidden + moe.router.top_k * (2 * spec.hidden + 3 * moe.intermediate);
-  if (moe.shared != SharedExpert::kNone) elements += 3 * moe.shared_intermediate + 2 * spec.hidden;
-  return elements;
+void AddState(const PlanArgs& args, const ParameterStore& store, int rank, MemoryPlan* plan) {
+  const BucketShards shards = ShardsOfRank(store, args.layout, rank);
+  for (const ParamBucket& bucket : store.buckets()) {
+    plan->weights += Bytes(bucket.numel, bucket.dtype);
+    if (bucket.trainable) plan->gradients += Bytes(bucket.numel, bucket.gradient_dtype());
+  }
+  plan->optimizer = OptimizerStateBytes(args.config.optimizer(), store, shards.owned);
+  plan->packed_weights = PackedBytes(args, store, PartOf(args.layout, rank).last());
+  if (!args.config.checkpoint().async()) return;
+  plan->snapshot = SnapshotBytes(args.config.optimizer(), store, shards.sole);
+  plan->workspace += WriteBufferBytes(store);
 }
 
-int64_t LayerElements(const DecoderSpec& spec, const LayerSpec& layer) {
-  return AttentionElements(spec, layer.attention) +
-         (layer.is_moe ? MoeElements(spec, layer.moe) : MlpElements(spec, layer.mlp.intermediate));
+// Layers of the stages that the rank holds.
+std::vector<const LayerSpec*> LayersOfRank(const PlanArgs& args, int place) {
+  const ScheduleSpec pipeline = PipelineOf(args.layout);
+  std::vector<const LayerSpec*> layers;
+  size_t next = 0;
+  for (int stage = 0; stage < args.layout.stages(); ++stage) {
+    for (int i = 0; i < args.layout.stage_layers[static_cast<size_t>(stage)]; ++i, ++next) {
+      if (RankOfStage(pipeline, stage) == place) layers.push_back(&args.spec.layers[next]);
+    }
+  }
+  return layers;
 }
 
-double GiB(int64_t bytes) { return static_cast<double>(bytes) / (1 << 30); }
+// One microbatch's in all layers of the rank, times how many microbatches of them are in flight:
+// the schedule counts them by stage, of which a rank may hold several.
+void AddActivations(const PlanArgs& args, int place, MemoryPlan* plan) {
+  const DecoderSpec& spec = args.spec;
+  const ScheduleSpec pipeline = PipelineOf(args.layout);
+  const auto batch = static_cast<int64_t>(args.config.micro_batch_size());
+  const RankTokens tokens = TokensOfRank(args.layout, batch * args.config.data().seq_len());
+  int64_t saved = 0, widest = 0;
+  for (const LayerSpec* layer : LayersOfRank(args, place)) {
+    const int64_t elements = SavedElements(spec, *layer, args.layout, tokens);
+    saved += elements;
+    widest = std::max(widest, elements);
+  }
+  const bool last = RankOfStage(pipeline, pipeline.stages() - 1) == place;
+  // The final norm's input, and its output of all tokens.
+  if (last) saved += (tokens.own + tokens.all) * spec.hidden;
+  const int64_t in_flight = MostInFlight(pipeline, place);
+  plan->activations = Bytes(saved, args.compute) * in_flight / pipeline.stages_per_rank;
+  // The widest layer's gradients on their way down, a chunk of logits with its gradient, and the
+  // table of rotary positions.
+  plan->workspace += Bytes(widest / 2, args.compute);
+  if (last) {
+    const int64_t rows =
+        std::min(tokens.all, std::max<int64_t>(64, (int64_t{64} << 20) / (spec.vocab * 4)));
+    const int64_t columns = (spec.vocab + args.layout.tp - 1) / args.layout.tp;
+    plan->workspace += rows * columns * (4 + static_cast<int64_t>(SizeOf(args.compute)));
+  }
+  plan->workspace += Bytes(args.config.data().seq_len() * spec.rope.rotary_dim, DType::kF32);
+}
+
+MemoryPlan PlanWith(const PlanArgs& args, const ParameterStore& store, int rank) {
+  MemoryPlan plan{.data = args.measured.data, .program = args.measured.program};
+  AddState(args, store, rank, &plan);
+  AddActivations(args, CoordinatesOf(args.layout, rank).pp, &plan);
+  plan.idle = plan.tensors() / static_cast<int64_t>(HostAllocator::kIdleShare);
+  if (args.layout.world() > 1) {
+    plan.communication = ShmSegment::BytesPerRank(args.ranks_on_host) +
+                         StagingBytes(args.layout.tp * args.layout.cp * args.layout.dp);
+  }
+  return plan;
+}
 
 }  // namespace
 
-std::string MemoryPlan::ToString() const {
-  return fmt::format(
-      "{:.2f} GiB planned: weights {:.2f}, gradients {:.2f}, optimizer {:.2f}, packed weights "
-      "{:.2f}, checkpoint snapshot {:.2f}, activations {:.2f}, workspace {:.2f}, idle blocks "
-      "{:.2f}, data {:.2f}, program {:.2f}",
-      GiB(total()), GiB(weights), GiB(gradients), GiB(optimizer), GiB(packed_weights),
-      GiB(snapshot), GiB(activations), GiB(workspace), GiB(idle), GiB(data), GiB(program));
+std::vector<std::pair<std::string_view, int64_t>> MemoryPlan::Parts() const {
+  return {{"weights", weights},
+          {"gradients", gradients},
+          {"optimizer", optimizer},
+          {"packed weights", packed_weights},
+          {"checkpoint snapshot", snapshot},
+          {"activations", activations},
+          {"workspace", workspace},
+          {"communication", communication},
+          {"idle blocks", idle},
+          {"data", data},
+          {"program", program}};
 }
 
-absl::Status CheckFits(const config::ModelConfig& model, DType compute) {
-  CADRE_ASSIGN_OR_RETURN(DecoderSpec spec, ResolveModelConfig(model));
-  const auto parameters = static_cast<double>(CountParameters(spec).total);
-  // bf16: weight, fp32 gradient, master and two moments; else all of one width.
-  const double each =
-      compute == DType::kBF16 ? 2 + 4 * 4 : 4.0 * static_cast<double>(SizeOf(compute));
+std::string MemoryPlan::ToString() const {
+  std::string text = FormatBytes(total()) + " planned:";
+  for (const auto& [name, bytes] : Parts()) {
+    text += fmt::format("{} {} {}", text.ends_with(':') ? "" : ",", name, FormatBytes(bytes));
+  }
+  return text;
+}
+
+absl::StatusOr<MemoryPlan> PlanRank(const PlanArgs& args, int rank) {
+  CADRE_ASSIGN_OR_RETURN(const ParameterStore store, BucketsOfRank(args, rank));
+  return PlanWith(args, store, rank);
+}
+
+absl::StatusOr<std::vector<RanksAlike>> PlanRanks(const PlanArgs& args) {
+  std::vector<RanksAlike> alike;
+  std::map<std::pair<int, bool>, ParameterStore> stores;
+  for (int rank = 0; rank < args.layout.world(); ++rank) {
+    // Ranks with other experts, heads or columns hold as many of them. Rows of the vocabulary are
+    // what may differ, in the last rank.
+    const Coordinates place = CoordinatesOf(args.layout, rank);
+    auto [found, fresh] = stores.try_emplace({place.pp, place.tp == args.layout.tp - 1});
+    if (fresh) {
+      CADRE_ASSIGN_OR_RETURN(found->second, BucketsOfRank(args, rank));
+    }
+    const MemoryPlan plan = PlanWith(args, found->second, rank);
+    const auto same = std::ranges::find(alike, plan, &RanksAlike::plan);
+    if (same != alike.end()) {
+      same->ranks.push_back(rank);
+    } else {
+      alike.push_back({{rank}, plan});
+    }
+  }
+  return alike;
+}
+
+absl::Status CheckFits(const PlanArgs& args, int rank) {
+  CADRE_ASSIGN_OR_RETURN(const MemoryPlan plan, PlanRank(args, rank));
   const double memory =
       static_cast<double>(sysconf(_SC_PHYS_PAGES)) * static_cast<double>(sysconf(_SC_PAGE_SIZE));
-  if (parameters * each <= memory) return absl::OkStatus();
+  const int64_t each = plan.weights + plan.gradients + plan.optimizer;
+  const double needed = static_cast<double>(each) * args.ranks_on_host;
+  if (needed <= memory) return absl::OkStatus();
   return InvalidArgument(
-      "model: {:.3g} parameters x {} bytes of weights, gradients and optimizer state are "
-      "{:.1f} GiB, this machine has {:.1f}",
-      parameters, each, parameters * each / (1 << 30), memory / (1 << 30));
-}
-
-MemoryPlan PlanTraining(const config::TrainConfig& config, const DecoderSpec& spec,
-                        const ParameterStore& store, DType compute,
-                        const MeasuredMemory& measured) {
-  MemoryPlan plan{.data = measured.data, .program = measured.program};
-  const auto width = static_cast<int64_t>(SizeOf(compute));
-  for (const ParamBucket& bucket : store.buckets()) {
-    plan.weights += static_cast<int64_t>(bucket.weights.bytes());
-    if (bucket.gradients.defined())
-      plan.gradients += static_cast<int64_t>(bucket.gradients.bytes());
-  }
-  plan.optimizer = OptimizerStateBytes(config.optimizer(), store, compute);
-  if (config.checkpoint().async()) {
-    plan.snapshot = SnapshotBytes(config.optimizer(), store, compute);
-    plan.workspace = WriteBufferBytes();
-  }
-  // The input embedding is looked up, not multiplied; f64 runs on plain weights.
-  if (compute != DType::kF64) {
-    const int64_t looked_up = spec.tied ? 0 : spec.vocab * spec.hidden * width;
-    plan.packed_weights = 2 * (plan.weights - looked_up);
-  }
-  const int64_t tokens = static_cast<int64_t>(config.micro_batch_size()) * config.data().seq_len();
-  int64_t per_token = 2 * spec.hidden, widest = 0;
-  for (const LayerSpec& layer : spec.layers) {
-    const int64_t elements = LayerElements(spec, layer);
-    per_token += elements;
-    widest = std::max(widest, elements);
-  }
-  plan.activations = tokens * per_token * width;
-  // The widest layer's gradients on their way down, and a chunk of logits with its gradient.
-  const int64_t logit_rows =
-      std::min(tokens, std::max<int64_t>(64, (int64_t{64} << 20) / (spec.vocab * 4)));
-  plan.workspace += tokens * widest / 2 * width + logit_rows * spec.vocab * (4 + width);
-  plan.idle = plan.tensors() / static_cast<int64_t>(HostAllocator::kIdleShare);
-  return plan;
+      "model: {:.3g} parameters; weights {}, gradients {} and optimizer state {}, times {} ranks, "
+      "are {:.1f} GiB, this machine has {:.1f}",
+      static_cast<double>(CountParameters(args.spec).total), FormatBytes(plan.weights),
+      FormatBytes(plan.gradients), FormatBytes(plan.optimizer), args.ranks_on_host,
+      needed / (1 << 30), memory / (1 << 30));
 }
 
 }  // namespace cadre

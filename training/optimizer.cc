@@ -45,15 +45,14 @@ absl::StatusOr<std::unique_ptr<Optimizer>> MakeOptimizer(const config::Optimizer
 }
 
 int64_t OptimizerStateBytes(const config::OptimizerConfig& config, const ParameterStore& store,
-                            DType compute) {
+                            std::span<const Shard> owned) {
   const Row* row = Find(config.kind());
   if (row == nullptr) return 0;
   int64_t bytes = 0;
-  for (ParamId id = 0; id < store.size(); ++id) {
-    const ParamSpec& spec = store.spec(id);
-    if (!spec.trainable) continue;
-    DType dtype = spec.fp32 && compute != DType::kF64 ? DType::kF32 : compute;
-    bytes += row->state_bytes(spec.shape.numel(), dtype);
+  for (size_t b = 0; b < store.buckets().size(); ++b) {
+    const ParamBucket& bucket = store.buckets()[b];
+    if (!bucket.trainable) continue;
+    bytes += row->state_bytes(owned.empty() ? bucket.numel : owned[b].numel, bucket.dtype);
   }
   return bytes;
 }

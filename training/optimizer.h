@@ -11,6 +11,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <string_view>
 #include <vector>
 
@@ -64,8 +65,9 @@ absl::StatusOr<std::unique_ptr<Optimizer>> MakeOptimizer(const config::Optimizer
                                                          Allocator& allocator,
                                                          std::vector<Shard> owned = {});
 
-// Bytes of state that MakeOptimizer will allocate; callable before the store is allocated.
+// Bytes of state that MakeOptimizer will allocate with the same `owned`; callable when the store
+// has buckets, before it is allocated.
 int64_t OptimizerStateBytes(const config::OptimizerConfig& config, const ParameterStore& store,
-                            DType compute);
+                            std::span<const Shard> owned = {});
 
 }  // namespace cadre

@@ -29,18 +29,6 @@ double Now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
-DType ComputeDType(config::ComputeDType dtype) {
-  switch (dtype) {
-    case config::COMPUTE_DTYPE_BF16:
-      return DType::kBF16;
-    case config::COMPUTE_DTYPE_F32:
-      return DType::kF32;
-    case config::COMPUTE_DTYPE_F64:
-      return DType::kF64;
-  }
-  __builtin_unreachable();
-}
-
 absl::Status CheckConfig(const config::TrainConfig& config) {
   const int given =
       int{config.has_model()} + int{config.has_model_path()} + int{config.has_init_from()};
@@ -105,8 +93,18 @@ absl::Status Trainer::Open() {
   return ranks_.Meet({"ready"});
 }
 
+PlanArgs Trainer::PlanOf(const DecoderSpec& spec) const {
+  const World* world = options_.world;
+  return {.config = config_,
+          .spec = spec,
+          .layout = ranks_.layout(),
+          .compute = ComputeTypeOf(config_),
+          .ranks_on_host = world == nullptr ? 1 : static_cast<int>(world->local_ranks().size()),
+          .measured = measured_};
+}
+
 absl::Status Trainer::OpenModel() {
-  const DType compute = ComputeDType(config_.dtype());
+  const DType compute = ComputeTypeOf(config_);
   ModelOptions options{
       .dtype = compute, .gradients = true, .parts = [this](const ParamBucket& bucket) {
         return ranks_.PartsOf(bucket);
@@ -124,7 +122,8 @@ absl::Status Trainer::OpenModel() {
     if (config_.has_model_path()) {
       CADRE_ASSIGN_OR_RETURN(hf, LoadHfConfig(config_.model_path()));
     }
-    CADRE_RETURN_IF_ERROR(CheckFits(hf.model, compute));
+    CADRE_ASSIGN_OR_RETURN(const DecoderSpec spec, ResolveModelConfig(hf.model));
+    CADRE_RETURN_IF_ERROR(CheckFits(PlanOf(spec), ranks_.rank()));
     CADRE_ASSIGN_OR_RETURN(model_, CreateModel(ctx_, std::move(hf), options));
     ctx_.parameters = &model_->parameters();
     InitializeParameters(ctx_, config_.seed());
@@ -165,7 +164,7 @@ absl::Status Trainer::OpenState() {
   guard_.emplace(config_.bad_step());
   step_runner_.emplace(*model_, config_, ranks_.layout());
   step_runner_->InspectRouting(options_.inspect_routing);
-  plan_ = PlanTraining(config_, model_->spec(), store, ComputeDType(config_.dtype()), measured_);
+  CADRE_ASSIGN_OR_RETURN(plan_, PlanRank(PlanOf(model_->spec()), ranks_.rank()));
   CheckpointSaverOptions options{
       .root = options_.output + "/checkpoints",
       .keep_last = config_.checkpoint().keep_last(),

@@ -96,6 +96,7 @@ class Trainer {
   absl::Status Open();
   absl::Status OpenData();
   absl::Status OpenModel();
+  PlanArgs PlanOf(const DecoderSpec& spec) const;
   absl::Status OpenState();
   absl::Status Resume();
   absl::StatusOr<std::optional<FoundCheckpoint>> FindResumePoint(const std::string& root);

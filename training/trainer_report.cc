@@ -49,12 +49,11 @@ void Trainer::PrintPlan() const {
 }
 
 void Trainer::ReportMemory() const {
-  const auto peak = static_cast<double>(ReadResidentMemory().peak);
-  const auto planned = static_cast<double>(plan_.total());
-  constexpr double kGiB = 1 << 30;
-  options_.log->info("peak memory {:.2f} GiB resident, {:.2f} planned ({:.0f}%); {:.2f} in tensors",
-                     peak / kGiB, planned / kGiB, 100 * peak / planned,
-                     static_cast<double>(peak_bytes()) / kGiB);
+  const int64_t peak = ReadResidentMemory().peak, planned = plan_.total();
+  options_.log->info("peak memory {} resident, {} planned ({:.0f}%); {} in tensors",
+                     FormatBytes(peak), FormatBytes(planned),
+                     100 * static_cast<double>(peak) / static_cast<double>(planned),
+                     FormatBytes(static_cast<int64_t>(peak_bytes())));
 }
 
 void Trainer::Report(const StepReport& report) {

@@ -33,6 +33,7 @@ class TrainingRanks {
       : mesh_(world, layout, wrap), groups_(mesh_.Groups()) {}
 
   const Layout& layout() const { return mesh_.layout(); }
+  int rank() const { return mesh_.rank(); }
   // The one that writes metrics, progress and the checkpoint's manifest.
   bool leader() const { return mesh_.rank() == 0; }
   int data_rank() const { return mesh_.place().dp; }

@@ -24,6 +24,15 @@ RUN = {"global_batch_size": 4, "micro_batch_size": 4, "train_steps": 2, "lr_sche
        "checkpoint": {"interval": 1, "keep_last": 1}, "eval": {"interval": 1, "batches": 1}}
 
 
+REPORT = r"peak memory ([\d.]+ \w+) resident, ([\d.]+ \w+) planned"
+
+
+def size(text):
+    """Bytes of "1.25 GiB"."""
+    number, unit = text.split()
+    return float(number) * 1024 ** ["B", "KiB", "MiB", "GiB", "TiB"].index(unit)
+
+
 def setUpModule():
     global shop
     shop = e2e.Workshop()
@@ -51,12 +60,12 @@ class Memory(unittest.TestCase):
         peak, log = train(name, config, *flags)
         line = e2e.metrics(shop.folder / name)[-1]
         planned = line["planned_bytes"]
-        plan = re.search(r"([\d.]+) GiB planned: .*", log)
-        self.assertAlmostEqual(float(plan[1]), planned / 2**30, delta=0.006)
+        plan = re.search(r"([\d.]+ \w+) planned: .*", log)
+        self.assertAlmostEqual(size(plan[1]) / planned, 1, delta=0.006)
         said = f"{peak / 2**20:.0f} MiB at the peak, {planned / 2**20:.0f} planned: {peak / planned:.2f}\n{plan[0]}"
         self.assertLess(abs(peak / planned - 1), BOUND, said)
-        reported = re.search(r"peak memory ([\d.]+) GiB resident, ([\d.]+) planned", log)
-        self.assertAlmostEqual(float(reported[1]), peak / 2**30, delta=0.01 * peak / 2**30 + 0.006)
+        reported = re.search(REPORT, log)
+        self.assertAlmostEqual(size(reported[1]) / peak, 1, delta=0.016)
         self.assertEqual(reported[2], plan[1])
         self.assertLess(line["peak_resident_bytes"], 1.01 * peak)
 
@@ -74,6 +83,76 @@ class Memory(unittest.TestCase):
         if not e2e.Options.long:
             self.skipTest("a fourth shape (--all)")
         self.check("mixture-f32", {"model": MIXTURE}, "--dtype", "f32")
+
+
+def train_over(name, ranks, config, *flags):
+    """As `train`, over ranks; returns what each of them logged, rank 0's first."""
+    path = shop.folder / f"{name}.yaml"
+    data = {"seq_len": 256, "sources": [{"path": str(shop.tokens)}], "validation_fraction": 0.05}
+    path.write_text(json.dumps({**RUN, "global_batch_size": 8, "data": data, **config}), encoding="utf-8")
+    logs = shop.folder / f"{name}-logs"
+    e2e.cadre("launch", "--nproc-per-node", ranks, "--log-dir", logs, "train", "-c", path,
+              "--output", shop.folder / name, *flags)
+    return path, [log.read_text(encoding="utf-8") for log in sorted(logs.glob("rank-*.log"))]
+
+
+def parts(line):
+    """{"weights": "12.3 MiB", ...} of a printed plan."""
+    return dict(re.findall(r"([a-z][a-z ]*) ([\d.]+ \w+)", line.partition(" planned: ")[2]))
+
+
+class Ranks(unittest.TestCase):
+    """Each rank's own peak against its own plan, and `cadre plan` against what the run says."""
+
+    def check(self, name, ranks, config, *flags):
+        path, logs = train_over(name, ranks, config, *flags)
+        self.assertEqual(len(logs), ranks)
+        for rank, log in enumerate(logs):
+            peak, planned = (size(text) for text in re.search(REPORT, log).groups())
+            self.assertLess(abs(peak / planned - 1), BOUND, f"rank {rank}: {log[-1000:]}")
+        plan = e2e.cadre_json("plan", "-c", path, "--nproc-per-node", ranks, *flags)
+        (group,) = [group for group in plan["groups"] if 0 in group["ranks"]]
+        for part, text in parts(re.search(r".* planned: .*", logs[0])[0]).items():
+            if part in ("program", "data", "idle blocks"):
+                continue
+            self.assertLessEqual(abs(group[part.replace(" ", "_")] - size(text)), 0.006 * size(text), part)
+
+    def test_tensor_and_data_parallel(self):
+        self.check("tp-dp", 4, {"model": DENSE, "parallel": {"tensor_parallel_size": 2}}, "--dtype", "bf16")
+
+    def test_gradients_and_state_whole_on_each(self):
+        self.check("dp", 2, {"model": DENSE, "parallel": {"zero_stage": 0}}, "--dtype", "bf16")
+
+    def test_pipeline(self):
+        self.check("pp", 2, {"model": DENSE, "parallel": {"pipeline_parallel_size": 2}}, "--dtype", "bf16")
+
+    def test_experts(self):
+        self.check("ep", 2, {"model": MIXTURE, "parallel": {"expert_parallel_size": 2}}, "--dtype", "bf16")
+
+
+class Plan(unittest.TestCase):
+    def arguments(self, *flags):
+        path = shop.folder / "plan.yaml"
+        path.write_text(json.dumps({**RUN, "global_batch_size": 16, "model": DENSE}), encoding="utf-8")
+        return ["plan", "-c", path, "--world", 4, *flags]
+
+    def test_prints_a_table(self):
+        done = e2e.cadre(*self.arguments("--memory", "4GiB"))
+        self.assertIn("4 ranks, dp 4, zero_stage 1", done.stdout)
+        self.assertRegex(done.stdout, r"\n +ranks 0-[23]")
+        self.assertRegex(done.stdout, r"\noptimizer +[\d.]+ MiB")
+        self.assertRegex(done.stdout, r"\ntotal +[\d.]+ MiB")
+
+    def test_refuses_what_cannot_fit(self):
+        line = e2e.refused(*self.arguments("--memory", "400MiB"), code=2)
+        self.assertRegex(line, r"^rank 0 needs [\d.]+ MiB, --memory gives 400 MiB: state [\d.]+ MiB \(weights ")
+        self.assertRegex(line, r"; it fits with .*parallel\.tensor_parallel_size=2 \([\d.]+ MiB\)")
+        line = e2e.refused(*self.arguments("--memory", "100MiB"), code=2)
+        self.assertIn("no single change is enough, these help: ", line)
+
+    def test_refuses_what_cannot_be_laid_out(self):
+        line = e2e.refused("plan", "-c", self.arguments()[2], "--world", 3, code=2)
+        self.assertIn("global_batch_size 16 is not a multiple of data_parallel_size 3", line)
 
 
 if __name__ == "__main__":
