@@ -34,6 +34,7 @@ void AddCommands(CLI::App& root, absl::Status* status) {
   AddTrainCommand(root, status);
   AddPlanCommand(root, status);
   AddScheduleCommand(root, status);
+  AddTraceCommand(root, status);
   AddLaunchCommand(root, status);
   AddVersionCommand(root, status);
 }

@@ -29,6 +29,7 @@ void AddScheduleCommand(CLI::App& root, absl::Status* status);
 void AddLaunchCommand(CLI::App& root, absl::Status* status);
 void AddPlanCommand(CLI::App& root, absl::Status* status);
 void AddServeCommand(CLI::App& root, absl::Status* status);
+void AddTraceCommand(CLI::App& root, absl::Status* status);
 void AddTrainCommand(CLI::App& root, absl::Status* status);
 void AddVersionCommand(CLI::App& root, absl::Status* status);
 void AddScoreCommand(CLI::App& root, absl::Status* status);

@@ -53,7 +53,7 @@ absl::StatusOr<TransportKind> KindOf(config::Transport transport) {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Ranks>> JoinRanks(const config::CommConfig& comm,
-                                                 const std::string& configuration) {
+                                                 const std::string& configuration, bool trace) {
   const std::string host = Variable("JOB_COMPLETION_INDEX") ? HostName() : "";
   CADRE_ASSIGN_OR_RETURN(const auto environment, FindRankEnvironment(Variable, host));
   if (!environment.has_value() || environment->world_size == 1) return nullptr;
@@ -61,13 +61,14 @@ absl::StatusOr<std::unique_ptr<Ranks>> JoinRanks(const config::CommConfig& comm,
   CADRE_ASSIGN_OR_RETURN(const std::string program, HashOfProgram());
   auto ranks = std::make_unique<Ranks>();
   CADRE_ASSIGN_OR_RETURN(ranks->membership, JoinJob(*environment, kJoinTimeout));
-  CADRE_ASSIGN_OR_RETURN(
-      ranks->world,
-      World::Create(*ranks->membership.bootstrap,
-                    {.transport = transport,
-                     .timeout = std::chrono::seconds(comm.timeout_seconds()),
-                     .must_agree = {{"program", program}, {"configuration", Hash(configuration)}},
-                     .recorder = ranks->membership.recorder.get()}));
+  CADRE_ASSIGN_OR_RETURN(ranks->world,
+                         World::Create(*ranks->membership.bootstrap,
+                                       {.transport = transport,
+                                        .timeout = std::chrono::seconds(comm.timeout_seconds()),
+                                        .must_agree = {{"program", program},
+                                                       {"configuration", Hash(configuration)},
+                                                       {"--trace", trace ? "one" : "none"}},
+                                        .recorder = ranks->membership.recorder.get()}));
   return ranks;
 }
 

@@ -19,9 +19,10 @@ struct Ranks {
   std::unique_ptr<World> world;
 };
 
-// Joins the job and connects to its ranks; null where this process is the only one. `configuration`
-// must be the same on all of them, and so must the program.
+// Joins the job and connects to its ranks; null where this process is the only one.
+// `configuration`, and whether they trace, must be the same on all of them, and so must the
+// program.
 absl::StatusOr<std::unique_ptr<Ranks>> JoinRanks(const config::CommConfig& comm,
-                                                 const std::string& configuration);
+                                                 const std::string& configuration, bool trace);
 
 }  // namespace cadre::cli

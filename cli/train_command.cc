@@ -12,6 +12,7 @@
 #include "cli/commands.h"
 #include "cli/compute_flags.h"
 #include "cli/ranks.h"
+#include "cli/run_trace.h"
 #include "cli/signals.h"
 #include "core/config.h"
 #include "core/log.h"
@@ -63,14 +64,14 @@ absl::Status RunTrain(const TrainFlags& flags) {
   }
   CADRE_ASSIGN_OR_RETURN(std::shared_ptr<spdlog::logger> log, MakeLogger("train", flags.log_level));
   CADRE_ASSIGN_OR_RETURN(const std::unique_ptr<Ranks> ranks,
-                         JoinRanks(config.comm(), DumpYaml(config)));
+                         JoinRanks(config.comm(), DumpYaml(config), !flags.trace.empty()));
   World* world = ranks == nullptr ? nullptr : ranks->world.get();
   const bool leader = world == nullptr || world->rank() == 0;
-  std::unique_ptr<Trace> trace;
+  std::unique_ptr<RunTrace> trace;
   if (!flags.trace.empty()) {
-    CADRE_ASSIGN_OR_RETURN(
-        trace,
-        Trace::Create(leader ? flags.trace : fmt::format("{}.rank{}", flags.trace, world->rank())));
+    CADRE_ASSIGN_OR_RETURN(const Layout layout,
+                           LayoutOfRun(config, world == nullptr ? 1 : world->size()));
+    CADRE_ASSIGN_OR_RETURN(trace, RunTrace::Create(flags.trace, world, layout));
   }
   TrainerOptions options{.output = flags.output,
                          .resume = flags.resume == "auto",
@@ -78,14 +79,15 @@ absl::Status RunTrain(const TrainFlags& flags) {
                          .progress = flags.quiet || !leader ? nullptr : stderr,
                          .terminal = isatty(STDERR_FILENO) == 1,
                          .columns = TerminalColumns(),
-                         .trace = trace.get(),
+                         .trace = trace == nullptr ? nullptr : trace->trace(),
                          .log = log.get(),
                          .stop = &CatchStopSignals(),
                          .world = world,
                          .recorder = world == nullptr ? nullptr : ranks->membership.recorder.get()};
   CADRE_ASSIGN_OR_RETURN(std::unique_ptr<Trainer> trainer, Trainer::Create(config, options));
   CADRE_RETURN_IF_ERROR(trainer->Run());
-  return trace == nullptr ? absl::OkStatus() : trace->Close();
+  trainer.reset();
+  return trace == nullptr ? absl::OkStatus() : trace->Finish(*log);
 }
 
 }  // namespace
@@ -105,7 +107,8 @@ void AddTrainCommand(CLI::App& root, absl::Status* status) {
       ->add_option("--resume", flags->resume,
                    "auto: from the newest good checkpoint in the folder; never")
       ->capture_default_str();
-  command->add_option("--trace", flags->trace, "Write a Chrome trace (opens in Perfetto)");
+  command->add_option("--trace", flags->trace,
+                      "Write a Chrome trace (opens in Perfetto), of all ranks on one timeline");
   command->add_option("--device", flags->device, "cpu or cuda");
   command->add_option("--dtype", flags->dtype, "bf16, f32 or f64");
   command->add_option("--threads", flags->threads, "CPU threads; 0: all cores that it may run on");

@@ -31,10 +31,14 @@ std::string Number(double value) {
   return std::isfinite(value) ? fmt::format("{}", value) : "null";
 }
 
+std::string Microseconds(int64_t nanoseconds) {
+  return fmt::format("{}.{:03}", nanoseconds / 1000, nanoseconds % 1000);
+}
+
 // The fields that all events have. Times are microseconds.
 std::string Head(char phase, std::string_view name, int64_t nanoseconds) {
-  return fmt::format("{{\"ph\":\"{}\",\"name\":{},\"pid\":{},\"tid\":{},\"ts\":{}.{:03}", phase,
-                     Quote(name), getpid(), gettid(), nanoseconds / 1000, nanoseconds % 1000);
+  return fmt::format("{{\"ph\":\"{}\",\"name\":{},\"pid\":{},\"tid\":{},\"ts\":{}", phase,
+                     Quote(name), getpid(), gettid(), Microseconds(nanoseconds));
 }
 
 }  // namespace
@@ -57,9 +61,27 @@ int64_t Trace::Now() const { return SteadyNanoseconds() - start_; }
 
 void Trace::Complete(std::string_view name, int64_t begin, int64_t end,
                      const std::string& args_json) {
-  const int64_t duration = end - begin;
-  Add(fmt::format("{},\"dur\":{}.{:03},\"args\":{}}}", Head('X', name, begin), duration / 1000,
-                  duration % 1000, args_json));
+  Add(fmt::format("{},\"dur\":{},\"args\":{}}}", Head('X', name, begin), Microseconds(end - begin),
+                  args_json));
+}
+
+void Trace::Wait(std::string_view name, int64_t begin, int64_t end, const std::string& args_json) {
+  Add(fmt::format("{},\"cat\":\"{}\",\"dur\":{},\"args\":{}}}", Head('X', name, begin), kTraceWait,
+                  Microseconds(end - begin), args_json));
+}
+
+void Trace::Flight(std::string_view name, int64_t begin, int64_t end, std::string args_json) {
+  args_json.pop_back();
+  args_json += fmt::format("{}\"in_flight_us\":{}}}", args_json.size() > 1 ? "," : "",
+                           Microseconds(end - begin));
+  int64_t id = 0;
+  {
+    const std::lock_guard lock(mutex_);
+    id = ++flights_;
+  }
+  const std::string tail = fmt::format(",\"cat\":\"{}\",\"id\":{}", kTraceCollective, id);
+  Add(Head('b', name, begin) + tail + fmt::format(",\"args\":{}}}", args_json));
+  Add(Head('e', name, end) + tail + "}");
 }
 
 void Trace::Instant(std::string_view name, TraceArgs args) {
@@ -68,6 +90,16 @@ void Trace::Instant(std::string_view name, TraceArgs args) {
 
 void Trace::Counter(std::string_view name, double value) {
   Add(fmt::format("{},\"args\":{{\"value\":{}}}}}", Head('C', name, Now()), Number(value)));
+}
+
+void Trace::SetRank(const TraceRank& rank) {
+  Add(fmt::format("{},\"args\":{}}}", Head('M', kTraceRank, 0),
+                  ToJson({{"rank", rank.rank},
+                          {"process", rank.name},
+                          {"run", rank.run},
+                          {"start_ns", std::to_string(start_)},
+                          {"clock_offset_ns", rank.clock_offset_ns},
+                          {"clock_bound_ns", rank.clock_bound_ns}})));
 }
 
 void Trace::NameThread(std::string_view name) {

@@ -36,6 +36,21 @@ struct TraceArg {
 };
 using TraceArgs = std::initializer_list<TraceArg>;
 
+// Names that the parts of a trace over several ranks are merged by (parallel/trace_merge.h).
+inline constexpr std::string_view kTraceRank = "cadre_rank";
+inline constexpr std::string_view kTraceCompute = "compute";  // the thread that computes
+inline constexpr std::string_view kTraceWait = "wait";
+inline constexpr std::string_view kTraceCollective = "collective";
+
+// Whose part of a run's trace a file is.
+struct TraceRank {
+  int rank = 0;
+  std::string name;             // "rank 2 (tp 0, dp 1)"
+  std::string run;              // the same in all parts of one run
+  int64_t clock_offset_ns = 0;  // to add to this host's monotonic clock for rank 0's
+  int64_t clock_bound_ns = 0;   // how far off that may be
+};
+
 class Trace {
  public:
   static absl::StatusOr<std::unique_ptr<Trace>> Create(const std::string& path);
@@ -47,10 +62,16 @@ class Trace {
   int64_t Now() const;
   // Something that this thread did from `begin` to `end` (Now's).
   void Complete(std::string_view name, int64_t begin, int64_t end, const std::string& args_json);
+  // That this thread waited from `begin` to `end`.
+  void Wait(std::string_view name, int64_t begin, int64_t end, const std::string& args_json);
+  // A collective that was in flight from `begin` to `end`, beside what the threads did.
+  void Flight(std::string_view name, int64_t begin, int64_t end, std::string args_json);
   // A moment on this thread.
   void Instant(std::string_view name, TraceArgs args = {});
   // A value over time, drawn as a graph.
   void Counter(std::string_view name, double value);
+  // Before any other event.
+  void SetRank(const TraceRank& rank);
   // How this thread is called in the drawing.
   void NameThread(std::string_view name);
 
@@ -71,6 +92,7 @@ class Trace {
   int descriptor_;
   std::string buffer_;
   bool first_ = true;
+  int64_t flights_ = 0;
   absl::Status status_;
 };
 

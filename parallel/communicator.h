@@ -33,6 +33,7 @@ enum class ReduceOp : uint8_t { kSum, kMax, kAverage };  // average: floating ty
 struct OpLabel {
   std::string_view what;
   int layer = -1;
+  int bucket = -1;  // of the parameter store, where it is one's
 };
 std::string ToString(const OpLabel& label);
 

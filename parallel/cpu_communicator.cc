@@ -1,5 +1,8 @@
 #include "parallel/cpu_communicator.h"
 
+#include <fmt/ranges.h>
+
+#include <algorithm>
 #include <numeric>
 
 namespace cadre {
@@ -25,6 +28,16 @@ Pieces CutRows(const Tensor& tensor, std::span<const int64_t> rows) {
 
 ConstPieces Const(const Pieces& pieces) { return {pieces.begin(), pieces.end()}; }
 
+// "0, 2, 4, 6", "0, 8, 16, 24, ... (64)".
+std::string ShortList(const std::vector<int>& ranks) {
+  constexpr size_t kShown = 16;
+  std::string text = fmt::format(
+      "{}", fmt::join(ranks.begin(),
+                      ranks.begin() + static_cast<int64_t>(std::min(kShown, ranks.size())), ", "));
+  if (ranks.size() > kShown) text += fmt::format(", ... ({})", ranks.size());
+  return text;
+}
+
 void CheckSameType(const Tensor& a, const Tensor& b) {
   CADRE_CHECK(a.dtype() == b.dtype(), "{} and {}", Name(a.dtype()), Name(b.dtype()));
 }
@@ -43,6 +56,7 @@ CpuCommunicator::CpuCommunicator(ProgressEngine& engine, Options options)
       received_(options_.peers.size()) {
   CADRE_CHECK(options_.number % 2 == 0);
   for (const Messages::Peer& peer : options_.peers) ranks_.push_back(peer.rank);
+  ranks_text_ = ShortList(ranks_);
 }
 
 WorkPtr CpuCommunicator::StartWith(Call call, uint32_t communicator, uint32_t sequence) {
@@ -50,8 +64,11 @@ WorkPtr CpuCommunicator::StartWith(Call call, uint32_t communicator, uint32_t se
       {.info = {.group = options_.name,
                 .operation = call.operation,
                 .label = ToString(call.label),
+                .layer = call.label.layer,
+                .bucket = call.label.bucket,
                 .sequence = sequence,
-                .bytes = call.bytes},
+                .bytes = call.bytes,
+                .ranks = ranks_text_},
        .messages = {options_.peers, options_.rank, communicator, sequence, engine_.staging()},
        .pinned = std::move(call.tensors),
        .timeout = options_.timeout,

@@ -64,6 +64,7 @@ class CpuCommunicator : public Communicator {
   ProgressEngine& engine_;
   const Options options_;
   std::vector<int> ranks_;
+  std::string ranks_text_;  // for traces
   uint32_t sequence_ = 0;
   std::vector<uint32_t> sent_, received_;  // messages from point to point, by rank in the group
 };

@@ -49,7 +49,7 @@ void GradientReducer::Start(int index) {
   Communicator* group = groups_[static_cast<size_t>(index)];
   if (group == nullptr) return;
   const ParamBucket& bucket = store_.buckets()[static_cast<size_t>(index)];
-  const OpLabel label = {Kind(bucket), bucket.layer};
+  const OpLabel label = {Kind(bucket), bucket.layer, index};
   WorkPtr& work = works_[static_cast<size_t>(index)];
   bytes_ += static_cast<int64_t>(bucket.gradients.bytes());
   if (!options_.scatter) {

@@ -1,12 +1,9 @@
 #include "parallel/groups.h"
 
-#include "core/trace.h"
-
 namespace cadre {
 
 bool Landed(Context& ctx, Work& work, const OpLabel& label) {
   CADRE_CHECK(ctx.groups != nullptr, "{} without groups", ToString(label));
-  TraceScope scope(ctx.trace, "wait", {{"what", label.what}, {"layer", label.layer}});
   const absl::Status status = work.Wait();
   if (!status.ok()) ctx.groups->Record(status);
   return status.ok();

@@ -3,11 +3,20 @@
 #include <algorithm>
 #include <atomic>
 
+#include "core/trace.h"
+
 namespace cadre {
 namespace {
 
 // Between looks at peers and deadlines; also what a lost wake-up would cost.
 constexpr std::chrono::milliseconds kCheckInterval(100);
+// The label without its layer.
+std::string_view WhatOf(const OperationInfo& info) {
+  const std::string_view label = info.label;
+  if (info.layer < 0) return label;
+  return label.substr(fmt::formatted_size("layer {} ", info.layer));
+}
+
 // More rings than ever come: nothing is in flight.
 constexpr uint32_t kNever = 1u << 30;
 
@@ -20,6 +29,7 @@ struct ProgressEngine::Operation {
   OperationPlan plan;
   Collective collective;
   uint64_t record = 0;
+  int64_t began = 0;  // on the trace's clock
   std::chrono::milliseconds timeout{0};
   std::chrono::steady_clock::time_point deadline;
   absl::Status status;
@@ -31,7 +41,16 @@ class ProgressEngine::EngineWork : public Work {
   EngineWork(ProgressEngine& engine, std::shared_ptr<Operation> operation)
       : engine_(engine), operation_(std::move(operation)) {}
 
-  absl::Status Wait() override { return done() ? operation_->status : engine_.Wait(*this); }
+  absl::Status Wait() override {
+    if (done()) return operation_->status;
+    if (engine_.trace_ == nullptr) return engine_.Wait(*this);
+    const int64_t begin = engine_.trace_->Now();
+    const absl::Status status = engine_.Wait(*this);
+    const OperationInfo& info = operation_->plan.info;
+    engine_.trace_->Wait(fmt::format("wait for {}", info.label), begin, engine_.trace_->Now(),
+                         Trace::ToJson({{"operation", info.operation}, {"group", info.group}}));
+    return status;
+  }
   bool done() const override { return operation_->done.load(std::memory_order_acquire); }
   const absl::Status& status() const { return operation_->status; }
 
@@ -71,6 +90,7 @@ WorkPtr ProgressEngine::Start(OperationPlan plan) {
   const OperationInfo& info = operation->plan.info;
   operation->record =
       recorder_->Begin(info.group, info.operation, info.label, info.sequence, info.bytes);
+  if (trace_ != nullptr) operation->began = trace_->Now();
   auto work = std::make_shared<EngineWork>(*this, operation);
   if (!failure_.ok()) {
     Finish(*operation, failure_);
@@ -141,7 +161,29 @@ uint32_t ProgressEngine::RingsNeeded() const {
   return needed;
 }
 
+void ProgressEngine::set_trace(Trace* trace) {
+  Lock lock(mutex_);
+  trace_ = trace;
+}
+
+void ProgressEngine::TraceFlight(const Operation& operation, const absl::Status& status) const {
+  const OperationInfo& info = operation.plan.info;
+  const std::string_view what = WhatOf(info);
+  std::string args = Trace::ToJson({{"operation", info.operation},
+                                    {"label", what},
+                                    {"layer", info.layer},
+                                    {"bytes", info.bytes},
+                                    {"group", info.group},
+                                    {"ranks", info.ranks}});
+  args.pop_back();
+  if (info.bucket >= 0) args += fmt::format(",\"bucket\":{}", info.bucket);
+  if (!status.ok()) args += ",\"failed\":true";
+  trace_->Flight(fmt::format("{}: {}", info.group, what), operation.began, trace_->Now(),
+                 args + "}");
+}
+
 void ProgressEngine::Finish(Operation& operation, const absl::Status& status) {
+  if (trace_ != nullptr) TraceFlight(operation, status);
   operation.status = status;
   operation.plan.pinned.clear();
   recorder_->SetState(operation.record,

@@ -31,13 +31,17 @@
 
 namespace cadre {
 
+class Trace;
+
 // What an operation is, for those who read about it.
 struct OperationInfo {
   std::string group;
   std::string_view operation;  // "all_reduce"; static
   std::string label;
+  int layer = -1, bucket = -1;
   uint32_t sequence = 0;
   uint64_t bytes = 0;
+  std::string_view ranks;  // of the group, for traces; outlives the operation
 };
 
 // Everything that one operation needs until it is done.
@@ -67,6 +71,10 @@ class ProgressEngine {
   // Sends what can be sent at once and returns. Any thread.
   WorkPtr Start(OperationPlan plan);
 
+  // Records operations from now on, and what callers wait for; null: no more. Outlives this. Called
+  // while nobody uses a communicator.
+  void set_trace(Trace* trace);
+
   StagingPool& staging() { return staging_; }
   // The first failure; OK until there is one.
   absl::Status status();
@@ -89,6 +97,7 @@ class ProgressEngine {
   void CheckNow();
   void CheckDeadlines(Clock::time_point now);
   void Finish(Operation& operation, const absl::Status& status);
+  void TraceFlight(const Operation& operation, const absl::Status& status) const;
   void FailAll(const PeerLoss& loss);
   void EndAfterFailure();
   std::string DescribeLoss(const PeerLoss& loss) const;
@@ -97,6 +106,8 @@ class ProgressEngine {
   std::vector<std::unique_ptr<Transport>> transports_;
   FlightRecorder* const recorder_;
   const std::chrono::milliseconds timeout_;
+
+  Trace* trace_ = nullptr;
 
   std::mutex mutex_;  // of everything below
   StagingPool staging_;

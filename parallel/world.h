@@ -54,6 +54,9 @@ class World {
   std::unique_ptr<Communicator> NewGroup(const std::string& name, const std::vector<int>& ranks,
                                          std::chrono::milliseconds timeout = {});
 
+  // What is recorded of all operations; see ProgressEngine.
+  void set_trace(Trace* trace) { engine_->set_trace(trace); }
+
   // The first failure of any group.
   absl::Status status() { return engine_->status(); }
 

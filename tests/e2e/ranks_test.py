@@ -70,6 +70,67 @@ class Layouts(Case):
         self.assertTrue(json.dumps(done))
 
 
+class Traces(Case):
+    """All ranks on one timeline."""
+
+    def parts(self, trace):
+        return sorted(trace.parent.glob(trace.name + ".rank*"))
+
+    def test_a_run_leaves_one_trace_of_all_ranks(self):
+        trace = self.workshop.folder / "trace.json"
+        arguments = self.arguments("traced", 4, "train_steps=3", "lr_schedule.warmup_steps=1", *TWO_BY_TWO)
+        done = e2e.cadre(*arguments, "--trace", trace)
+        self.assertEqual(self.parts(trace), [])
+        events = json.loads(trace.read_text(encoding="utf-8"))
+        names = {e["pid"]: e["args"]["name"] for e in events if e["name"] == "process_name"}
+        self.assertEqual(names, {0: "rank 0 (tp 0, dp 0)", 1: "rank 1 (tp 1, dp 0)",
+                                 2: "rank 2 (tp 0, dp 1)", 3: "rank 3 (tp 1, dp 1)"})
+        rows = {(e["pid"], e["args"]["name"]) for e in events if e["name"] == "thread_name"}
+        flights = [e for e in events if e.get("cat") == "collective" and e["ph"] == "b"]
+        ends = [e for e in events if e.get("cat") == "collective" and e["ph"] == "e"]
+        self.assertEqual(sorted(e["id"] for e in flights), sorted(e["id"] for e in ends))
+        for rank in range(4):
+            self.assertLessEqual({(rank, "compute"), (rank, "waits")}, rows)
+            own = [e for e in flights if e["pid"] == rank]
+            self.assertTrue(any(e["args"]["group"] == "tp" and e["args"]["label"] == "attention"
+                                and e["args"]["layer"] == 1 for e in own))
+            buckets = [e["args"] for e in own if "bucket" in e["args"]]
+            self.assertGreater(len({args["bucket"] for args in buckets}), 2)
+            for args in buckets:
+                self.assertIn("gradients", args["label"])
+                self.assertGreater(args["bytes"], 0)
+                self.assertIn(args["group"], ("dp_cp", "stage", "edp", "etp_edp"))
+                self.assertIn(rank, map(int, args["ranks"].split(", ")))
+                self.assertAlmostEqual(args["hidden_us"] + args["waited_us"], args["in_flight_us"], delta=0.01)
+                self.assertGreaterEqual(args["hidden"], 0)
+                self.assertLessEqual(args["hidden"], 1)
+            # Every bucket once a step.
+            self.assertEqual(len(buckets), 3 * len({args["bucket"] for args in buckets}))
+        # On one clock nobody is through a barrier before all have come.
+        barrier = [e for e in flights if e["args"]["operation"] == "barrier" and e["args"]["label"] == "end"]
+        self.assertEqual({e["pid"] for e in barrier}, {0, 1, 2, 3})
+        self.assertLessEqual(max(e["ts"] for e in barrier),
+                             min(e["ts"] + e["args"]["in_flight_us"] for e in barrier))
+        self.assertRegex(done.stderr, r"dp_cp +gradients +\d+ +[\d.]+ \w+ +[\d.]+ s +\d+ %")
+
+    def test_a_failed_run_leaves_parts_that_merge(self):
+        trace = self.workshop.folder / "cut.json"
+        arguments = self.arguments("cut", 2, "train_steps=100000")
+        with e2e.running(*arguments, "--trace", trace) as job:
+            run = self.workshop.folder / "cut"
+            e2e.wait_until(lambda: len(e2e.metrics(run)) >= 10, job, "some steps")
+            os.kill(children(job.pid)[1], signal.SIGKILL)
+            job.wait(e2e.TIMEOUT)
+        self.assertFalse(trace.exists())
+        self.assertEqual(len(self.parts(trace)), 2)
+        done = e2e.cadre("trace", "merge", *self.parts(trace), "-o", trace)
+        self.assertIn("ranks 0, 1", done.stdout.replace("0-1", "0, 1"))
+        events = json.loads(trace.read_text(encoding="utf-8"))
+        self.assertEqual({e["pid"] for e in events}, {0, 1})
+        line = e2e.refused("trace", "merge", trace, "-o", self.workshop.folder / "none.json")
+        self.assertIn("not the trace of a rank", line)
+
+
 class Faults(Case):
     """What `kill -9` of a rank costs: some time."""
 
