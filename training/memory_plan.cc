@@ -42,7 +42,7 @@ struct Place {
   int ranks = 1, rank = 0;
 };
 Place PlaceIn(const Layout& layout, Axis axis, int rank) {
-  const std::vector<int> group = GroupRanks(layout, axis, rank);
+  const std::vector<int> group = ShardRanks(layout, axis, rank);
   if (group.empty()) return {};
   return {.ranks = static_cast<int>(group.size()),
           .rank = static_cast<int>(std::ranges::find(group, rank) - group.begin())};
@@ -71,21 +71,56 @@ BucketShards ShardsOfRank(const ParameterStore& store, const Layout& layout, int
 // too; f64 runs on plain weights.
 int64_t PackedBytes(const PlanArgs& args, const ParameterStore& store, bool last) {
   if (args.compute == DType::kF64) return 0;
+  // ZeRO-3 packs each matrix when it is used.
+  const bool kept = args.layout.zero_stage < 3 || args.layout.world() == 1;
   int64_t bytes = 0;
   for (ParamId id = 0; id < store.size(); ++id) {
     const ParamSpec& spec = store.spec(id);
     const bool looked_up = !(args.spec.tied && last) && spec.name == "model.embed_tokens.weight";
-    if (spec.shape.rank() >= 2 && !looked_up) bytes += 2 * Bytes(spec.shape.numel(), args.compute);
+    if (spec.shape.rank() < 2 || looked_up) continue;
+    const int64_t panels = Bytes(spec.shape.numel(), args.compute);
+    bytes = kept ? bytes + 2 * panels : std::max(bytes, panels);
   }
   return bytes;
+}
+
+// The whole buckets that a rank has for a while where it keeps shards: gradients of the layer that
+// its backward pass is in, of what lies outside the layers and of reductions under way; weights of
+// the layer that computes and of those that come next.
+int64_t WholeBuckets(const PlanArgs& args, const ParameterStore& store, int rank) {
+  std::map<int, int64_t> gradients, weights;  // by layer
+  int64_t largest = 0;
+  for (const ParamBucket& bucket : store.buckets()) {
+    const BucketParts parts = PartsOf(args.layout, rank, bucket);
+    if (parts.gradients.numel < bucket.numel && bucket.trainable) {
+      const int64_t bytes = Bytes(bucket.numel, bucket.gradient_dtype());
+      gradients[bucket.layer] += bytes;
+      largest = std::max(largest, bytes);
+    }
+    if (parts.weights.numel < bucket.numel) {
+      weights[bucket.layer] += Bytes(bucket.numel, bucket.dtype);
+    }
+  }
+  int64_t whole = static_cast<int64_t>(GradientReducer::kMaxInFlight) * largest;
+  int64_t layer_gradients = 0, layer_weights = 0;
+  for (const auto& [layer, bytes] : gradients) {
+    if (layer < 0) whole += bytes;
+    if (layer >= 0) layer_gradients = std::max(layer_gradients, bytes);
+  }
+  for (const auto& [layer, bytes] : weights) layer_weights = std::max(layer_weights, bytes);
+  return whole + layer_gradients + layer_weights * (1 + args.config.parallel().zero_prefetch());
 }
 
 void AddState(const PlanArgs& args, const ParameterStore& store, int rank, MemoryPlan* plan) {
   const BucketShards shards = ShardsOfRank(store, args.layout, rank);
   for (const ParamBucket& bucket : store.buckets()) {
-    plan->weights += Bytes(bucket.numel, bucket.dtype);
-    if (bucket.trainable) plan->gradients += Bytes(bucket.numel, bucket.gradient_dtype());
+    const BucketParts parts = PartsOf(args.layout, rank, bucket);
+    plan->weights += Bytes(parts.weights.numel, bucket.dtype);
+    if (bucket.trainable) {
+      plan->gradients += Bytes(parts.gradients.numel, bucket.gradient_dtype());
+    }
   }
+  plan->workspace += WholeBuckets(args, store, rank);
   plan->optimizer = OptimizerStateBytes(args.config.optimizer(), store, shards.owned);
   plan->packed_weights = PackedBytes(args, store, PartOf(args.layout, rank).last());
   if (!args.config.checkpoint().async()) return;

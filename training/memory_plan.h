@@ -34,7 +34,7 @@ struct MemoryPlan {
   int64_t packed_weights = 0;  // panels of both directions
   int64_t snapshot = 0;        // of an asynchronous checkpoint
   int64_t activations = 0;     // of all microbatches in flight, saved for their backward passes
-  int64_t workspace = 0;       // logits, gradients on the way, a tensor on its way to a file
+  int64_t workspace = 0;       // logits, gradients and whole buckets on the way, a tensor to a file
   int64_t communication = 0;   // rings shared with other ranks, staging of reductions
   int64_t idle = 0;            // blocks that the allocator keeps for reuse, at most
   int64_t data = 0;

@@ -123,6 +123,9 @@ class Ranks(unittest.TestCase):
     def test_gradients_and_state_whole_on_each(self):
         self.check("dp", 2, {"model": DENSE, "parallel": {"zero_stage": 0}}, "--dtype", "bf16")
 
+    def test_shards_of_weights_and_gradients(self):
+        self.check("zero-3", 2, {"model": DENSE, "parallel": {"zero_stage": 3}}, "--dtype", "bf16")
+
     def test_pipeline(self):
         self.check("pp", 2, {"model": DENSE, "parallel": {"pipeline_parallel_size": 2}}, "--dtype", "bf16")
 
