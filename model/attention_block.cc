@@ -1,5 +1,7 @@
 #include "model/attention_block.h"
 
+#include <optional>
+
 #include "core/ops/activation.h"
 #include "core/ops/attention.h"
 #include "core/ops/columns.h"
@@ -8,6 +10,7 @@
 #include "core/ops/rope.h"
 #include "model/context_keys.h"
 #include "parallel/combine_ranks.h"
+#include "parallel/ring_attention.h"
 
 namespace cadre {
 namespace {
@@ -37,6 +40,20 @@ Var Attend(Context& ctx, const Var& q, const Var& k, const Var& v, const Attenti
                      .layout = kv.view.layout});
   return Var{
       ops::PagedAttention(ctx, q.value, kv.view, args, in.batch.query_positions).Reshape(flat)};
+}
+
+bool InRing(const Context& ctx) { return ctx.groups != nullptr && ctx.groups->ring; }
+
+// q [T, H, dh], k [T, K, dh], v [T, K, dv] of the rank's tokens -> [T, H * dv].
+Var AttendInRing(Context& ctx, const Var& q, const Var& k, const Var& v, const AttentionSpec& spec,
+                 const AttentionInputs& in) {
+  const Var out = RingAttention(ctx, q, k, v,
+                                {.scale = static_cast<float>(spec.scale),
+                                 .sliding_window = static_cast<int>(spec.window),
+                                 .shares = in.batch.context->ring,
+                                 .group = ContextGroup(ctx),
+                                 .label = {"ring attention", in.layer}});
+  return out.Reshape({q.value.dim(0), q.value.dim(1) * spec.value_dim});
 }
 
 // Each group of heads while the next one's keys and values travel.
@@ -184,10 +201,13 @@ PendingOutput AttentionBlock::Forward(Context& ctx, const Var& x, const Attentio
   };
   const ops::RopeArgs rope{.positions = in.batch.positions, .table = &in.rope};
   k = OwnKvHeads(ctx, clamped(Normalized(ctx, k, k_norm_, spec_.kv_heads)));
-  v = clamped(v).Reshape({v.value.dim(0), kv_projected_, spec_.head_dim});
-  PendingKeys keys(ctx, ops::Rope(ctx, k, rope), OwnKvHeads(ctx, v), HeadGroups(in), in);
+  k = ops::Rope(ctx, k, rope);
+  v = OwnKvHeads(ctx, clamped(v).Reshape({v.value.dim(0), kv_projected_, spec_.head_dim}));
+  std::optional<PendingKeys> keys;
+  if (!InRing(ctx)) keys.emplace(ctx, k, v, HeadGroups(in), in);
   q = ops::Rope(ctx, clamped(Normalized(ctx, q, q_norm_, spec_.heads)), rope);
-  const Var out = AttendByGroups(ctx, q, keys, local_, sinks_, in);
+  const Var out = keys.has_value() ? AttendByGroups(ctx, q, *keys, local_, sinks_, in)
+                                   : AttendInRing(ctx, q, k, v, local_, in);
   const Var partial =
       ops::MatMul(ctx, out, {.weight = output_, .bias = BiasOnce(ctx, output_bias_)});
   return OutputOf(tokens_.Leave(ctx, partial, label));
@@ -229,11 +249,27 @@ Var LatentAttentionBlock::Queries(Context& ctx, const Var& x, const OpLabel& lab
   return q.Reshape({in.value.dim(0), spec_.heads, spec_.head_dim});
 }
 
+KeyGroup LatentAttentionBlock::HeadsOf(Context& ctx, const Var& latent,
+                                       const Var& shared_key) const {
+  const LatentSpec& l = spec_.latent;
+  const int64_t heads = spec_.heads, tokens = latent.value.dim(0);
+  const std::vector<Var> copies(static_cast<size_t>(heads),
+                                shared_key.Reshape({tokens, l.rope_dim}));
+  const Var rotary = ops::ConcatColumns(ctx, copies);
+  const Var kv = ops::MatMul(ctx, latent, {.weight = kv_b_});
+  const std::vector<Var> parts =
+      ops::SplitColumns(ctx, kv.Reshape({tokens * heads, l.nope_dim + spec_.value_dim}),
+                        std::vector<int64_t>{l.nope_dim, spec_.value_dim});
+  const std::vector<Var> key_parts = {parts[0], rotary.Reshape({tokens * heads, l.rope_dim})};
+  return {ops::ConcatColumns(ctx, key_parts).Reshape({tokens, heads, spec_.head_dim}),
+          parts[1].Reshape({tokens, heads, spec_.value_dim})};
+}
+
 PendingOutput LatentAttentionBlock::Forward(Context& ctx, const Var& x,
                                             const AttentionInputs& in) const {
   const LatentSpec& l = spec_.latent;
   const OpLabel label = {"attention", in.layer};
-  const int64_t heads = spec_.heads;
+  const bool ring = InRing(ctx);
   const ops::RopeArgs rope{.positions = in.batch.positions, .table = &in.rope};
 
   std::vector<Var> parts = ops::SplitColumns(ctx, ops::MatMul(ctx, x, {.weight = kv_a_}),
@@ -243,25 +279,18 @@ PendingOutput LatentAttentionBlock::Forward(Context& ctx, const Var& x,
   // The rotary key is shared by all heads.
   Var shared_key = tokens_.Enter(ctx, parts[1], label);
   shared_key = ops::Rope(ctx, shared_key.Reshape({shared_key.value.dim(0), 1, l.rope_dim}), rope);
-  PendingTokens latents(ctx, latent, in), keys(ctx, shared_key, in);
+  PendingTokens latents, keys;
+  if (!ring) latents = PendingTokens(ctx, latent, in);
+  if (!ring) keys = PendingTokens(ctx, shared_key, in);
   ops::RopeArgs query_rope = rope;
   query_rope.offset = l.nope_dim;
   const Var q = ops::Rope(ctx, Queries(ctx, x, label), query_rope);
-  latent = latents.Wait(ctx, in);
-  shared_key = keys.Wait(ctx, in);
-  const int64_t tokens = latent.value.dim(0);
-  std::vector<Var> copies(static_cast<size_t>(heads), shared_key);
-  Var rotary = ops::ConcatColumns(ctx, copies);
-
-  Var kv = ops::MatMul(ctx, latent, {.weight = kv_b_});
-  parts = ops::SplitColumns(ctx, kv.Reshape({tokens * heads, l.nope_dim + spec_.value_dim}),
-                            std::vector<int64_t>{l.nope_dim, spec_.value_dim});
-  std::vector<Var> key_parts = {parts[0], rotary.Reshape({tokens * heads, l.rope_dim})};
-  Var k = ops::ConcatColumns(ctx, key_parts).Reshape({tokens, heads, spec_.head_dim});
-  Var v = parts[1].Reshape({tokens, heads, spec_.value_dim});
-
-  const Var partial =
-      ops::MatMul(ctx, Attend(ctx, q, k, v, spec_, kNoParam, in), {.weight = output_});
+  if (!ring) latent = latents.Wait(ctx, in);
+  if (!ring) shared_key = keys.Wait(ctx, in);
+  const KeyGroup all = HeadsOf(ctx, latent, shared_key);
+  const Var out = ring ? AttendInRing(ctx, q, all.k, all.v, spec_, in)
+                       : Attend(ctx, q, all.k, all.v, spec_, kNoParam, in);
+  const Var partial = ops::MatMul(ctx, out, {.weight = output_});
   return OutputOf(tokens_.Leave(ctx, partial, label));
 }
 

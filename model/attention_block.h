@@ -7,7 +7,8 @@
 // share.
 //
 // Over context-parallel ranks each has some tokens of every sequence (Batch::context). Queries
-// stay; keys and values, or the latents and the rotary key that they are made of, are gathered.
+// stay; keys and values, or the latents and the rotary key that they are made of, are gathered, or
+// keys and values go around (parallel/ring_attention.h).
 //
 // Blocks hold parameter ids and numbers only: copyable, immutable, callable from any thread with a
 // Context of its own.
@@ -26,6 +27,10 @@ struct AttentionInputs {
   const Batch& batch;
   const ops::RopeTable& rope;
   int layer;
+};
+
+struct KeyGroup {
+  Var k, v;  // [T, heads, dh], [T, heads, dv]
 };
 
 class AttentionBlock {
@@ -73,6 +78,8 @@ class LatentAttentionBlock {
 
  private:
   Var Queries(Context& ctx, const Var& x, const OpLabel& label) const;  // [T, heads, dh]
+  // Keys and values of latent [T, kv_rank] and shared_key [T, rope_dim].
+  KeyGroup HeadsOf(Context& ctx, const Var& latent, const Var& shared_key) const;
 
   BlockTokens tokens_;
   AttentionSpec spec_;  // with this rank's heads

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <span>
 #include <vector>
@@ -10,6 +11,7 @@
 #include "core/ops/kv_view.h"
 #include "core/ops/permute.h"
 #include "core/tensor.h"
+#include "parallel/ring_attention.h"
 
 namespace cadre {
 
@@ -26,6 +28,7 @@ struct ContextShare {
   std::vector<int32_t> tokens;   // [T] which of the whole batch's tokens the rank has, ascending
   // From the tokens of rank 0, rank 1, ... end to end to the whole batch's order.
   ops::PermutationPlan order;
+  std::shared_ptr<const RingShares> ring;  // what each rank has
 };
 
 struct Batch {

@@ -31,10 +31,6 @@ class PendingTokens {
   PendingVar all_;
 };
 
-struct KeyGroup {
-  Var k, v;  // [T', heads, dh], [T', heads, dv]
-};
-
 class PendingKeys {
  public:
   // k [T, K, dh] and v [T, K, dv], whose heads are cut into `groups`, at most K. `in` outlives

@@ -18,6 +18,7 @@ struct ParallelGroups {
   Communicator* world = nullptr;
   Communicator* tp = nullptr;        // tensor parallel, attention and dense layers
   Communicator* cp = nullptr;        // context parallel
+  bool ring = false;                 // how: see Layout
   Communicator* sequence = nullptr;  // the ranks with different tokens of a sequence
   Communicator* dp = nullptr;        // data parallel
   Communicator* dp_cp = nullptr;     // who sums the gradients of dense parameters

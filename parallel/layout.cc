@@ -212,6 +212,8 @@ absl::StatusOr<Layout> ResolveLayout(const ParallelConfig& config, int world,
   const bool sequence_parallel =
       config.has_sequence_parallel() ? config.sequence_parallel() : !needs.ladder;
   layout.sequence_parallel = sequence_parallel && layout.tp > 1;
+  layout.ring =
+      layout.cp > 1 && config.context_parallel_method() == config::CONTEXT_PARALLEL_METHOD_RING;
   CADRE_RETURN_IF_ERROR(CheckTensors(needs, layout.tp));
   CADRE_RETURN_IF_ERROR(FitExperts(config, needs, &layout));
   CADRE_RETURN_IF_ERROR(FitZero(config, &layout));

@@ -49,6 +49,7 @@ struct LayoutNeeds {
 struct Layout {
   int tp = 1;
   int cp = 1;
+  bool ring = false;  // where cp > 1: keys and values go around instead of being gathered
   int dp = 1;
   int pp = 1;
   int etp = 1;

@@ -55,6 +55,7 @@ ParallelGroups Mesh::Groups() const {
   return {.world = world(),
           .tp = group(Axis::kTp),
           .cp = group(Axis::kCp),
+          .ring = layout_.ring,
           .sequence = group(part().replicated_tokens() ? Axis::kCp : Axis::kTpCp),
           .dp = group(Axis::kDp),
           .dp_cp = group(Axis::kDpCp),

@@ -393,7 +393,10 @@ INSTANTIATE_TEST_SUITE_P(ContextParallel, Layouts,
                                               "zero_stage: 0"},
                                          Case{"oss", 4,
                                               "context_parallel_size: 2, expert_parallel_size: 4, "
-                                              "zero_stage: 1"}));
+                                              "zero_stage: 1"},
+                                         Case{"dense", 2,
+                                              "context_parallel_size: 2, "
+                                              "context_parallel_method: ring"}));
 
 INSTANTIATE_TEST_SUITE_P(
     FullContext, Layouts,
@@ -418,6 +421,13 @@ INSTANTIATE_TEST_SUITE_P(
              "context_parallel_size: 2, tensor_parallel_size: 2, sequence_parallel: false, "
              "expert_parallel_size: 4, expert_tensor_parallel_size: 2"},
         Case{"rungs", 4, "context_parallel_size: 2, zero_stage: 1"},
+        Case{"norms", 4, "context_parallel_size: 4, context_parallel_method: ring"},
+        Case{"bias", 4,
+             "context_parallel_size: 2, tensor_parallel_size: 2, context_parallel_method: ring"},
+        Case{"dense", 8,
+             "context_parallel_size: 2, pipeline_parallel_size: 2, tensor_parallel_size: 2"},
+        Case{"tied", 4,
+             "context_parallel_size: 2, pipeline_parallel_size: 2, pipeline_schedule: gpipe"},
         Case{"bias", 8, "context_parallel_size: 4, expert_parallel_size: 8, zero_stage: 1"}));
 
 INSTANTIATE_TEST_SUITE_P(

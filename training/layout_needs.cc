@@ -1,9 +1,24 @@
 #include "training/layout_needs.h"
 
+#include <algorithm>
+
 #include "model/hf_config.h"
 #include "model/model_cost.h"
 
 namespace cadre {
+namespace {
+
+absl::Status CheckSupported(const DecoderSpec& spec, const Layout& layout) {
+  const bool sinks = std::ranges::any_of(
+      spec.layers, [](const LayerSpec& layer) { return layer.attention.sinks; });
+  if (!layout.ring || !sinks) return absl::OkStatus();
+  return Unimplemented(
+      "parallel.context_parallel_method: ring knows no attention sinks, which {} has; allowed: "
+      "all_gather",
+      spec.model_type);
+}
+
+}  // namespace
 
 DType ComputeTypeOf(const config::TrainConfig& config) {
   switch (config.dtype()) {
@@ -54,7 +69,10 @@ absl::StatusOr<DecoderSpec> SpecOfRun(const config::TrainConfig& config) {
 
 absl::StatusOr<Layout> LayoutOfRun(const config::TrainConfig& config, int world) {
   CADRE_ASSIGN_OR_RETURN(const DecoderSpec spec, SpecOfRun(config));
-  return ResolveLayout(config.parallel(), world, LayoutNeedsOf(spec, config));
+  CADRE_ASSIGN_OR_RETURN(const Layout layout,
+                         ResolveLayout(config.parallel(), world, LayoutNeedsOf(spec, config)));
+  CADRE_RETURN_IF_ERROR(CheckSupported(spec, layout));
+  return layout;
 }
 
 }  // namespace cadre

@@ -117,7 +117,7 @@ Sequences MakeSequences(const AttentionArgs& args) {
 // sequence's keys the first lengths[s] are needed.
 struct PackedBatch {
   Tensor pool;
-  std::vector<int32_t> tables, lengths;
+  std::vector<int32_t> tables, lengths, positions;
   KvView view;
 
   PackedBatch(Context& ctx, const Tensor& k, const Tensor& v, std::span<const int32_t> offsets,
@@ -150,6 +150,21 @@ struct PackedBatch {
     view.block_tables = tables;
     view.context_lengths = lengths;
     WriteKv(ctx, {k, v, slots, view.data, view.layout});
+  }
+
+  // Of each token; without, a sequence's i-th key is at position i.
+  void SetPositions(std::span<const int32_t> offsets, std::span<const int32_t> of_tokens) {
+    constexpr int64_t kT = kAttentionKeyTile;
+    positions.assign(pool.numel() / view.layout.head_elements() * kT, -1);
+    for (int64_t s = 0; s < view.sequences(); ++s) {
+      for (int64_t i = 0; i < lengths[s]; ++i) {
+        const int64_t block = view.Block(s, i / kT) * view.layout.kv_heads;
+        for (int64_t h = 0; h < view.layout.kv_heads; ++h) {
+          positions[(block + h) * kT + i % kT] = of_tokens[offsets[s] + i];
+        }
+      }
+    }
+    view.positions = positions.data();
   }
 };
 
@@ -266,6 +281,38 @@ Var Attention(Context& ctx, const Var& q, const Var& k, const Var& v, const Atte
   tape.Record(std::move(node));
   return out;
 }
+
+AttentionPart AttendToPart(Context& ctx, const AttentionPartArgs& args) {
+  CheckOffsets(args.offsets, args.k.dim(0));
+  CheckOffsets(args.query_offsets, args.q.dim(0));
+  CADRE_CHECK(args.offsets.size() == args.query_offsets.size() &&
+                  static_cast<int64_t>(args.key_positions.size()) == args.k.dim(0) &&
+                  static_cast<int64_t>(args.query_positions.size()) == args.q.dim(0),
+              "attention: {} and {} sequences, {} and {} positions", args.offsets.size() - 1,
+              args.query_offsets.size() - 1, args.key_positions.size(),
+              args.query_positions.size());
+  std::vector<int32_t> lengths;
+  for (size_t s = 0; s + 1 < args.offsets.size(); ++s) {
+    lengths.push_back(args.offsets[s + 1] - args.offsets[s]);
+  }
+  PackedBatch keys(ctx, args.k, args.v, args.offsets, std::move(lengths));
+  keys.SetPositions(args.offsets, args.key_positions);
+  const int64_t tokens = args.q.dim(0), heads = args.q.dim(1);
+  AttentionPart part{ctx.Empty({tokens, heads, args.v.dim(2)}, args.q.dtype()),
+                     ctx.Empty({tokens, heads}, StatisticsDType(args.q))};
+  Forward(ctx, {.q = args.q,
+                .kv = keys.view,
+                .scale = args.scale,
+                .window = args.window,
+                .offsets = args.query_offsets,
+                .query_positions = args.query_positions,
+                .ascending_keys = true,
+                .out = part.out,
+                .lse = part.lse});
+  return part;
+}
+
+void AttentionPartGrad(Context& ctx, const AttentionGradArgs& args) { Grad(ctx, args); }
 
 Tensor PagedAttention(Context& ctx, const Tensor& q, const KvView& kv, const AttentionArgs& args,
                       std::span<const int32_t> query_positions) {

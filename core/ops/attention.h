@@ -52,6 +52,25 @@ Var Attention(Context& ctx, const Var& q, const Var& k, const Var& v, const Atte
 Tensor PagedAttention(Context& ctx, const Tensor& q, const KvView& kv, const AttentionArgs& args,
                       std::span<const int32_t> query_positions = {});
 
+// Attention to some of the keys: a part, to be put together with what the same queries get of the
+// others. A row that sees none of these keys has zeros and a log-sum-exp of infinity. No gradient
+// of its own: AttentionPartGrad takes the whole's `out`, `lse` and `dout`, and gives what these
+// keys add to dq, and their own gradients.
+struct AttentionPartArgs {
+  Tensor q, k, v;
+  double scale = 1;
+  int window = 0;
+  // As in AttentionGradArgs; none is empty.
+  std::span<const int32_t> offsets, query_offsets, key_positions, query_positions;
+};
+struct AttentionPart {
+  Tensor out;  // [T, H, dv]
+  Tensor lse;  // [T, H], as in AttentionForwardArgs
+};
+AttentionPart AttendToPart(Context& ctx, const AttentionPartArgs& args);
+struct AttentionGradArgs;
+void AttentionPartGrad(Context& ctx, const AttentionGradArgs& args);
+
 // One implementation's kernels.
 struct AttentionForwardArgs {
   Tensor q;  // [T, H, dh]
@@ -61,6 +80,7 @@ struct AttentionForwardArgs {
   int workers = 0;
   std::span<const int32_t> offsets;          // [S + 1] of the queries
   std::span<const int32_t> query_positions;  // [T], ascending in a sequence, or empty
+  bool ascending_keys = false;               // of a view with positions: in each sequence
   Tensor sinks;                              // [H] or undefined
   Tensor out;                                // [T, H, dv]
   Bf16Kernel kernel = MachineBf16Kernel();   // another one: for tests
@@ -73,6 +93,7 @@ struct AttentionGradArgs {
   std::span<const int32_t> offsets;          // [S + 1] of the keys
   std::span<const int32_t> query_offsets;    // [S + 1]
   std::span<const int32_t> query_positions;  // as above; empty: query i of a sequence is at i
+  std::span<const int32_t> key_positions;    // likewise of the keys
   Bf16Kernel kernel = MachineBf16Kernel();
   Tensor dq, dk, dv;  // written
 };

@@ -96,7 +96,7 @@ inline void GradScore(const AttentionGradScores& g, int64_t key, int64_t r, __m5
   *p = Exp2(x);
   if constexpr (kMasked) {
     const __m512i position = _mm512_loadu_si512(g.positions + r);
-    const __m512i here = _mm512_set1_epi32(static_cast<int32_t>(g.key + key));
+    const __m512i here = _mm512_set1_epi32(g.key_positions[key]);
     __mmask16 seen = _mm512_cmple_epi32_mask(here, position);
     if (g.window > 0) {
       seen &=

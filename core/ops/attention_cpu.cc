@@ -14,6 +14,24 @@
 HWY_BEFORE_NAMESPACE();
 namespace cadre::ops::HWY_NAMESPACE {
 
+// How many of a sequence's keys are at most at `position`, where their positions ascend.
+inline int64_t KeysUpTo(const AttentionForwardArgs& args, int64_t sequence, int64_t kv_head,
+                        int64_t position) {
+  const KvView& kv = args.kv;
+  const int64_t size = kv.layout.block_size;
+  int64_t begin = 0, end = kv.context_lengths[sequence];
+  while (begin < end) {
+    const int64_t slot = (begin + end) / 2;
+    const int64_t id = kv.Block(sequence, slot / size) * kv.layout.kv_heads + kv_head;
+    if (kv.positions[id * size + slot % size] <= position) {
+      begin = slot + 1;
+    } else {
+      end = slot;
+    }
+  }
+  return begin;
+}
+
 // Cuts the work into blocks of rows.
 inline std::vector<AttentionBlock> Blocks(const AttentionForwardArgs& args) {
   std::vector<AttentionBlock> blocks;
@@ -30,12 +48,17 @@ inline std::vector<AttentionBlock> Blocks(const AttentionForwardArgs& args) {
       for (int64_t row = 0; row < queries * group; row += kAttentionRows) {
         AttentionBlock block{s, g, row, std::min(kAttentionRows, queries * group - row)};
         block.key_end = length;
+        const int64_t last = position((row + block.rows - 1) / group);
+        const int64_t hidden = args.window == 0 ? -1 : position(row / group) - args.window;
+        int64_t low = 0;
         if (implied) {
-          const int64_t last = position((row + block.rows - 1) / group);
-          const int64_t low = args.window == 0 ? 0 : position(row / group) - args.window + 1;
           block.key_end = std::min(length, last + 1);
-          block.tile_begin = std::max<int64_t>(low, 0) / kAttentionKeyTile;
+          low = std::max<int64_t>(hidden + 1, 0);
+        } else if (args.ascending_keys) {
+          block.key_end = KeysUpTo(args, s, g, last);
+          low = KeysUpTo(args, s, g, hidden);
         }
+        block.tile_begin = low / kAttentionKeyTile;
         block.tile_end = (block.key_end + kAttentionKeyTile - 1) / kAttentionKeyTile;
         blocks.push_back(block);
       }

@@ -47,11 +47,12 @@ class Backward {
       const int64_t rows = std::min(kR, queries - row);
       PackQueries(query, kv_head, row, rows, w);
       const int64_t first = w.positions[0], last = w.positions[rows - 1];
-      const int64_t low = args_.window == 0 ? 0 : std::max<int64_t>(0, first - args_.window + 1);
+      const Keys seen{begin, n, KeysUpTo(begin, n, last)};
+      const int64_t low = args_.window == 0 ? 0 : KeysUpTo(begin, n, first - args_.window);
       const int64_t tile_begin = low / kR;
-      for (int64_t tile = tile_begin; tile * kR <= last; ++tile) {
-        const int64_t keys = (std::min(kR, last + 1 - tile * kR) + 31) / 32 * 32;
-        Tile(tile, keys, first, last, tile > tile_begin, w);
+      if (tile_begin * kR >= seen.end) std::fill_n(w.dqt, d_ * kR, 0.0f);
+      for (int64_t tile = tile_begin; tile * kR < seen.end; ++tile) {
+        Tile(seen, tile, first, last, tile > tile_begin, w);
       }
       StoreQueries(query, kv_head, row, rows, w);
     }
@@ -64,6 +65,28 @@ class Backward {
       return value;
     } else {
       return static_cast<A>(static_cast<float>(value));
+    }
+  }
+
+  // Of a sequence's n keys from `begin` on, those before `end` are seen.
+  struct Keys {
+    int64_t begin, n, end;
+  };
+
+  // How many of a sequence's n keys from `begin` on are at most at `position`.
+  int64_t KeysUpTo(int64_t begin, int64_t n, int64_t position) const {
+    if (args_.key_positions.empty()) return std::clamp<int64_t>(position + 1, 0, n);
+    const auto keys = args_.key_positions.subspan(begin, n);
+    return std::upper_bound(keys.begin(), keys.end(), position) - keys.begin();
+  }
+
+  void LoadKeyPositions(const Keys& seen, int64_t key, int64_t keys,
+                        const AttentionGradWork& w) const {
+    const bool implied = args_.key_positions.empty();
+    for (int64_t j = 0; j < keys; ++j) {
+      w.key_positions[j] = implied            ? static_cast<int32_t>(key + j)
+                           : key + j < seen.n ? args_.key_positions[seen.begin + key + j]
+                                              : kNoKey;
     }
   }
 
@@ -172,23 +195,25 @@ class Backward {
     return hn::GetLane(hn::SumOfLanes(DF(), sum));
   }
 
-  void Tile(int64_t tile, int64_t keys, int64_t first, int64_t last, bool accumulate,
+  void Tile(const Keys& seen, int64_t tile, int64_t first, int64_t last, bool accumulate,
             const AttentionGradWork& w) const {
-    const int64_t key = tile * kR;
+    const int64_t key = tile * kR, keys = (std::min(kR, seen.end - key) + 31) / 32 * 32;
     const A *k = reinterpret_cast<const A*>(w.k), *v = reinterpret_cast<const A*>(w.v);
     const A* kt = reinterpret_cast<const A*>(w.kt);
     const int64_t b_row = 16 * kPack;
     backend_.gemm({k + key * d_, d_, w.q_panels, b_row, 16 * d_, w.scores, kR, keys, kR, d_});
     backend_.gemm({v + key * e_, e_, w.do_panels, b_row, 16 * e_, w.dp, kR, keys, kR, e_});
-    const bool whole = key + keys - 1 <= first && (args_.window == 0 || key > last - args_.window);
+    LoadKeyPositions(seen, key, keys, w);
+    const bool whole = w.key_positions[keys - 1] <= first &&
+                       (args_.window == 0 || w.key_positions[0] > last - args_.window);
     if constexpr (kPairs) {
-      AttentionGradScoresBf16({w.scores, w.dp, w.lse, w.delta, w.positions, key, keys, scale_,
-                               args_.window, !whole, reinterpret_cast<A*>(w.p),
+      AttentionGradScoresBf16({w.scores, w.dp, w.lse, w.delta, w.positions, w.key_positions, keys,
+                               scale_, args_.window, !whole, reinterpret_cast<A*>(w.p),
                                reinterpret_cast<A*>(w.ds), reinterpret_cast<A*>(w.ds_rows)});
     } else if (whole) {
-      Elementwise<false>(key, keys, w);
+      Elementwise<false>(keys, w);
     } else {
-      Elementwise<true>(key, keys, w);
+      Elementwise<true>(keys, w);
     }
     backend_.gemm(
         {w.p, kR, w.do_rows, e_ * kPack, 16 * kPack, w.dv + key * e_, e_, keys, e_, kR, true});
@@ -200,14 +225,14 @@ class Backward {
 
   // From scores and dp: p and ds.
   template <bool kMasked>
-  void Elementwise(int64_t key, int64_t keys, const AttentionGradWork& w) const {
+  void Elementwise(int64_t keys, const AttentionGradWork& w) const {
     const int64_t lanes = static_cast<int64_t>(hn::Lanes(DF()));
     A *p = reinterpret_cast<A*>(w.p), *ds = reinterpret_cast<A*>(w.ds);
     for (int64_t r = 0; r < kR; r += lanes) {
       for (int64_t j = 0; j < keys; ++j) {
         const int64_t at = j * kR + r;
         VF p0, ds0;
-        One<kMasked>(key + j, at, r, w, &p0, &ds0);
+        One<kMasked>(w.key_positions[j], at, r, w, &p0, &ds0);
         Store(p0, p + at);
         Store(ds0, ds + at);
       }
@@ -215,14 +240,14 @@ class Backward {
   }
 
   template <bool kMasked>
-  HWY_INLINE void One(int64_t key, int64_t at, int64_t r, const AttentionGradWork& w, VF* p,
+  HWY_INLINE void One(int32_t key, int64_t at, int64_t r, const AttentionGradWork& w, VF* p,
                       VF* ds) const {
     const DF df;
     VF value = Exp2(df, hn::MulSub(Load(w.scores + at), hn::Set(df, scale_), Load(w.lse + r)));
     if constexpr (kMasked) {
       const hn::RebindToSigned<DF> di;
       const auto position = hn::LoadU(di, w.positions + r);
-      const auto here = hn::Set(di, static_cast<int32_t>(key));
+      const auto here = hn::Set(di, key);
       auto hidden = hn::Gt(here, position);
       if (args_.window > 0) {
         const auto low = hn::Sub(position, hn::Set(di, static_cast<int32_t>(args_.window)));

@@ -65,8 +65,8 @@ void AttentionSoftmaxBf16(const AttentionSoftmaxRows& args);
 inline constexpr int64_t kAttentionGradTile = 64;
 struct AttentionGradScores {
   const float *scores = nullptr, *dp = nullptr, *lse = nullptr, *delta = nullptr;
-  const int32_t* positions = nullptr;  // of the queries
-  int64_t key = 0, keys = 0;           // position of the first key, how many
+  const int32_t *positions = nullptr, *key_positions = nullptr;  // of queries and keys
+  int64_t keys = 0;
   float scale = 0;
   int window = 0;
   bool masked = false;

@@ -73,17 +73,20 @@ double AttendRow(const AttentionForwardArgs& args, const PlainHead& head, int64_
   return maximum + std::log(sum);
 }
 
-// Adds the gradients of row (t, h), whose query is at `position` of the keys from `first` on.
-void AttendRowGrad(const AttentionGradArgs& args, int64_t first, int64_t position, int64_t t,
-                   int64_t h) {
+// Adds the gradients of row (t, h) of sequence s.
+void AttendRowGrad(const AttentionGradArgs& args, size_t s, int64_t t, int64_t h) {
+  const int64_t first = args.offsets[s], keys = args.offsets[s + 1] - first;
+  const int64_t position =
+      args.query_positions.empty() ? t - args.query_offsets[s] : args.query_positions[t];
   const int64_t heads = args.q.dim(1), kv_heads = args.k.dim(1), dk = args.q.dim(2);
   const int64_t dv = args.v.dim(2), g = h / (heads / kv_heads), row = t * heads + h;
   const double* q = args.q.data<double>() + row * dk;
   const double* dout = args.dout.data<double>() + row * dv;
   double* dq = args.dq.data<double>() + row * dk;
   const double delta = Dot(dout, args.out.data<double>() + row * dv, dv);
-  for (int64_t j = 0; j <= position; ++j) {
-    if (!Visible(position, j, args.window)) continue;
+  for (int64_t j = 0; j < keys; ++j) {
+    const int64_t at = args.key_positions.empty() ? j : args.key_positions[first + j];
+    if (!Visible(position, at, args.window)) continue;
     const int64_t key = (first + j) * kv_heads + g;
     const double* k = args.k.data<double>() + key * dk;
     const double p = std::exp(args.scale * Dot(q, k, dk) - args.lse.data<double>()[row]);
@@ -125,11 +128,7 @@ void AttentionGradReference(Context&, const AttentionGradArgs& args) {
   Clear(args.dv);
   for (size_t s = 0; s + 1 < args.offsets.size(); ++s) {
     for (int64_t t = args.query_offsets[s]; t < args.query_offsets[s + 1]; ++t) {
-      const int64_t position =
-          args.query_positions.empty() ? t - args.query_offsets[s] : args.query_positions[t];
-      for (int64_t h = 0; h < args.q.dim(1); ++h) {
-        AttendRowGrad(args, args.offsets[s], position, t, h);
-      }
+      for (int64_t h = 0; h < args.q.dim(1); ++h) AttendRowGrad(args, s, t, h);
     }
   }
 }

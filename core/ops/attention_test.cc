@@ -6,23 +6,16 @@
 #include <functional>
 
 #include "core/host_allocator.h"
-#include "core/ops/elementwise.h"
+#include "core/ops/attention_test_util.h"
 #include "core/ops/op_check.h"
-#include "core/random.h"
 
 namespace cadre::ops {
 namespace {
 
-struct Dims {
-  int heads, kv_heads, dk, dv;
-};
-
-struct Case {
-  std::vector<int32_t> offsets;
-  Dims dims;
-  int window = 0;
-  bool sinks = false;
-};
+using testing_attention::Batch;
+using testing_attention::Case;
+using testing_attention::ForEachBatch;
+using testing_attention::Normal;
 
 void Check(const Case& c) {
   const int64_t tokens = c.offsets.back();
@@ -46,22 +39,6 @@ TEST(Attention, AgreesWithReferenceAndFiniteDifferences) {
   Check({{0, 3, 12}, {3, 1, 24, 16}, 4});
   Check({{0, 11}, {2, 1, 8, 24}, 0, true});
   Check({{0, 1, 9}, {2, 2, 16, 8}, 3, true});
-}
-
-TEST(Attention, SomeOfTheQueriesAgreeWithFiniteDifferences) {
-  const std::vector<int32_t> offsets = {0, 3, 9, 9, 14}, rows = {1, 2, 5, 8, 13};
-  for (int window : {0, 3}) {
-    CheckOp({.inputs = {{5, 4, 8}, {14, 2, 8}, {14, 2, 16}},
-             .params = {{4}},
-             .op = [&](Context& ctx, std::span<const Var> x, std::span<const ParamId> p) {
-               return Attention(ctx, x[0], x[1], x[2],
-                                {.scale = 0.25f,
-                                 .sliding_window = window,
-                                 .sinks = p[0],
-                                 .offsets = offsets,
-                                 .query_rows = rows});
-             }});
-  }
 }
 
 // Longer than the finite differences bear: every kernel against the reference.
@@ -108,18 +85,6 @@ TEST(Attention, LongSequencesAgreeWithTheReference) {
 
 TEST(Attention, LargeScoresStayFinite) { CheckLong({{0, 140}, {2, 1, 32, 32}}, 6.0); }
 
-Tensor Normal(Context& ctx, const Shape& shape, DType dtype, uint64_t stream) {
-  RandomKey key(11, "attention_test");
-  Tensor x = ctx.Empty(shape, dtype);
-  VisitFloat(dtype, [&](auto t) {
-    auto* data = x.data<decltype(t)>();
-    for (int64_t i = 0; i < x.numel(); ++i) {
-      data[i] = static_cast<decltype(t)>(static_cast<float>(key.Normal(i, stream)));
-    }
-  });
-  return x;
-}
-
 bool SameRows(const Tensor& whole, int64_t begin, const Tensor& part) {
   return SameBits(whole.Narrow(begin, part.dim(0)), part);
 }
@@ -155,52 +120,6 @@ struct Paged {
     WriteKv(ctx, {k, v, slots, view.data, view.layout});
   }
 };
-
-struct Batch {
-  HostAllocator allocator;
-  Context ctx;
-  ParameterStore store;
-  Tensor q, k, v;
-  std::vector<int32_t> offsets;
-  AttentionArgs args;
-
-  Batch(const Case& c, DType dtype) : offsets(c.offsets) {
-    ctx = {.allocator = &allocator, .threads = 2, .parameters = &store};
-    args = {.scale = 0.2f, .sliding_window = c.window, .offsets = offsets};
-    if (c.sinks) {
-      args.sinks = store.Add({.name = "sinks", .shape = {c.dims.heads}});
-      store.Allocate(allocator, dtype, {});
-      Tensor sinks = store.Acquire(args.sinks, Lease::kForward);
-      std::memcpy(sinks.raw(), Normal(ctx, sinks.shape(), dtype, 9).raw(), sinks.bytes());
-      store.Release(args.sinks, Lease::kForward);
-    }
-    const int64_t tokens = offsets.back();
-    q = Normal(ctx, {tokens, c.dims.heads, c.dims.dk}, dtype, 0);
-    k = Normal(ctx, {tokens, c.dims.kv_heads, c.dims.dk}, dtype, 1);
-    v = Normal(ctx, {tokens, c.dims.kv_heads, c.dims.dv}, dtype, 2);
-  }
-
-  Tensor Whole() { return Attention(ctx, {q}, {k}, {v}, args).value; }
-};
-
-const std::vector<Case>& BitCases() {
-  static const std::vector<Case> cases = {
-      {{0, 150, 151, 290}, {4, 2, 64, 64}, 0, true},
-      {{0, 40, 237}, {8, 1, 80, 48}, 50},
-      {{0, 129, 259}, {3, 3, 192, 128}},
-  };
-  return cases;
-}
-
-void ForEachBatch(const std::function<void(const Case&, Batch&)>& check) {
-  for (const Case& c : BitCases()) {
-    for (DType dtype : {DType::kF32, DType::kBF16, DType::kF16, DType::kF64}) {
-      SCOPED_TRACE(std::string(Name(dtype)) + " dk " + std::to_string(c.dims.dk));
-      Batch batch(c, dtype);
-      check(c, batch);
-    }
-  }
-}
 
 TEST(AttentionBits, DoNotDependOnPagingOrBlockSize) {
   ForEachBatch([](const Case&, Batch& b) {
@@ -247,74 +166,6 @@ TEST(AttentionBits, DoNotDependOnThreadsOrWorkers) {
             << threads << " threads, " << workers << " workers";
       }
     }
-  });
-}
-
-Tensor Rows(Context& ctx, const Tensor& x, std::span<const int32_t> rows) {
-  const int64_t count = static_cast<int64_t>(rows.size());
-  Tensor y = ctx.Empty({count, x.dim(1), x.dim(2)}, x.dtype());
-  for (int64_t i = 0; i < count; ++i) {
-    std::memcpy(y.Narrow(i, 1).raw(), x.Narrow(rows[i], 1).raw(), y.Narrow(i, 1).bytes());
-  }
-  return y;
-}
-
-struct Gradients {
-  Tensor out, dq, dk, dv;
-};
-
-// Of the queries of these tokens.
-Gradients RunRows(Batch& b, std::span<const int32_t> rows, const Tensor& dout) {
-  Tape tape(&Accumulate);
-  Context ctx = b.ctx;
-  ctx.tape = &tape;
-  const auto input = [&](const Tensor& value) {
-    const Var x{value, tape.NewSlot()};
-    tape.KeepGrad(x.slot);
-    return x;
-  };
-  const Var q = input(Rows(ctx, b.q, rows)), k = input(b.k), v = input(b.v);
-  AttentionArgs args = b.args;
-  args.query_rows = rows;
-  const Var out = Attention(ctx, q, k, v, args);
-  tape.Seed(out.slot, Rows(ctx, dout, rows));
-  tape.Backward(ctx);
-  return {out.value, tape.Grad(ctx, q.slot), tape.Grad(ctx, k.slot), tape.Grad(ctx, v.slot)};
-}
-
-void AddTo(const Tensor& sum, const Tensor& x) {
-  VisitFloat(x.dtype(), [&](auto t) {
-    for (int64_t i = 0; i < x.numel(); ++i) {
-      sum.data<double>()[i] += static_cast<double>(x.data<decltype(t)>()[i]);
-    }
-  });
-}
-
-// What queries get is what they get among all; what they add to the gradients of keys and values
-// adds up.
-TEST(AttentionBits, DoNotDependOnOtherQueries) {
-  ForEachBatch([](const Case&, Batch& b) {
-    std::vector<int32_t> all, parts[3];
-    for (int32_t t = 0; t < b.offsets.back(); ++t) {
-      const int chunk = t / 19 % 6;
-      all.push_back(t);
-      parts[std::min(chunk, 5 - chunk)].push_back(t);
-    }
-    const Tensor dout = Normal(b.ctx, b.Whole().shape(), b.q.dtype(), 3);
-    const Gradients whole = RunRows(b, all, dout);
-    EXPECT_TRUE(SameBits(b.Whole(), whole.out));
-    const Tensor dk = b.ctx.Zeros(whole.dk.shape(), DType::kF64);
-    const Tensor dv = b.ctx.Zeros(whole.dv.shape(), DType::kF64);
-    const double tolerance = SizeOf(b.q.dtype()) == 2 ? 2e-2 : 1e-5;
-    for (const auto& rows : parts) {
-      const Gradients got = RunRows(b, rows, dout);
-      EXPECT_TRUE(SameBits(Rows(b.ctx, whole.out, rows), got.out));
-      EXPECT_TRUE(SameBits(Rows(b.ctx, whole.dq, rows), got.dq));
-      AddTo(dk, got.dk);
-      AddTo(dv, got.dv);
-    }
-    EXPECT_LE(RelativeError(dk, whole.dk), tolerance);
-    EXPECT_LE(RelativeError(dv, whole.dv), tolerance);
   });
 }
 

@@ -89,16 +89,16 @@ inline constexpr int64_t kGradTile = kAttentionGradTile;
 // What one thread works in. d is dh and e is dv, both rounded up to 32; N the sequence's tokens
 // rounded up to a tile. A operands are row-major, B operands as AttentionGemm says.
 struct AttentionGradWork {
-  std::byte *k, *v, *kt;            // A: [N, d], [N, e]; per tile [d, tile]
-  float *dk, *dv;                   // [N, d], [N, e]
-  std::byte *q_panels, *do_panels;  // B: [d, tile], [e, tile]
-  std::byte *q_rows, *do_rows;      // B: [tile, d], [tile, e]
-  float *scores, *dp;               // [keys, rows]
-  std::byte *p, *ds;                // A: [keys, rows]
-  std::byte* ds_rows;               // B: [keys, rows]
-  float* dqt;                       // [d, rows]
-  float *lse, *delta;               // [rows]
-  int32_t* positions;               // [rows]
+  std::byte *k, *v, *kt;               // A: [N, d], [N, e]; per tile [d, tile]
+  float *dk, *dv;                      // [N, d], [N, e]
+  std::byte *q_panels, *do_panels;     // B: [d, tile], [e, tile]
+  std::byte *q_rows, *do_rows;         // B: [tile, d], [tile, e]
+  float *scores, *dp;                  // [keys, rows]
+  std::byte *p, *ds;                   // A: [keys, rows]
+  std::byte* ds_rows;                  // B: [keys, rows]
+  float* dqt;                          // [d, rows]
+  float *lse, *delta;                  // [rows]
+  int32_t *positions, *key_positions;  // [rows], [tile]
 
   static AttentionGradWork At(std::byte* base, int64_t n, int64_t d, int64_t e, size_t* bytes) {
     constexpr int64_t kR = kGradTile;
@@ -122,6 +122,7 @@ struct AttentionGradWork {
     w.lse = s.Take<float>(kR);
     w.delta = s.Take<float>(kR);
     w.positions = s.Take<int32_t>(kR);
+    w.key_positions = s.Take<int32_t>(kR);
     if (bytes != nullptr) *bytes = static_cast<size_t>(s.end() - base);
     return w;
   }

@@ -1,0 +1,86 @@
+// What attention's tests share: cases, and a batch with parameters of its own.
+#pragma once
+
+#include <cstring>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include <gtest/gtest.h>
+
+#include "core/host_allocator.h"
+#include "core/ops/attention.h"
+#include "core/random.h"
+
+namespace cadre::ops::testing_attention {
+
+struct Dims {
+  int heads, kv_heads, dk, dv;
+};
+
+struct Case {
+  std::vector<int32_t> offsets;
+  Dims dims;
+  int window = 0;
+  bool sinks = false;
+};
+
+inline Tensor Normal(Context& ctx, const Shape& shape, DType dtype, uint64_t stream) {
+  RandomKey key(11, "attention_test");
+  Tensor x = ctx.Empty(shape, dtype);
+  VisitFloat(dtype, [&](auto t) {
+    auto* data = x.data<decltype(t)>();
+    for (int64_t i = 0; i < x.numel(); ++i) {
+      data[i] = static_cast<decltype(t)>(static_cast<float>(key.Normal(i, stream)));
+    }
+  });
+  return x;
+}
+
+struct Batch {
+  HostAllocator allocator;
+  Context ctx;
+  ParameterStore store;
+  Tensor q, k, v;
+  std::vector<int32_t> offsets;
+  AttentionArgs args;
+
+  Batch(const Case& c, DType dtype) : offsets(c.offsets) {
+    ctx = {.allocator = &allocator, .threads = 2, .parameters = &store};
+    args = {.scale = 0.2f, .sliding_window = c.window, .offsets = offsets};
+    if (c.sinks) {
+      args.sinks = store.Add({.name = "sinks", .shape = {c.dims.heads}});
+      store.Allocate(allocator, dtype, {});
+      Tensor sinks = store.Acquire(args.sinks, Lease::kForward);
+      std::memcpy(sinks.raw(), Normal(ctx, sinks.shape(), dtype, 9).raw(), sinks.bytes());
+      store.Release(args.sinks, Lease::kForward);
+    }
+    const int64_t tokens = offsets.back();
+    q = Normal(ctx, {tokens, c.dims.heads, c.dims.dk}, dtype, 0);
+    k = Normal(ctx, {tokens, c.dims.kv_heads, c.dims.dk}, dtype, 1);
+    v = Normal(ctx, {tokens, c.dims.kv_heads, c.dims.dv}, dtype, 2);
+  }
+
+  Tensor Whole() { return Attention(ctx, {q}, {k}, {v}, args).value; }
+};
+
+inline const std::vector<Case>& BitCases() {
+  static const std::vector<Case> cases = {
+      {{0, 150, 151, 290}, {4, 2, 64, 64}, 0, true},
+      {{0, 40, 237}, {8, 1, 80, 48}, 50},
+      {{0, 129, 259}, {3, 3, 192, 128}},
+  };
+  return cases;
+}
+
+inline void ForEachBatch(const std::function<void(const Case&, Batch&)>& check) {
+  for (const Case& c : BitCases()) {
+    for (DType dtype : {DType::kF32, DType::kBF16, DType::kF16, DType::kF64}) {
+      SCOPED_TRACE(std::string(Name(dtype)) + " dk " + std::to_string(c.dims.dk));
+      Batch batch(c, dtype);
+      check(c, batch);
+    }
+  }
+}
+
+}  // namespace cadre::ops::testing_attention
