@@ -1,0 +1,49 @@
+// Saved under one layout, gone on with under another: the losses of one process.
+#include <gtest/gtest.h>
+
+#include "tests/layout_cases.h"
+
+namespace cadre::testing_run {
+namespace {
+
+TEST(LayoutCheckpoints, ARunGoesOnUnderAnotherLayout) {
+  Runs runs;
+  const std::vector<std::pair<Case, Case>> pairs = {
+      {{"dense", 8, "tensor_parallel_size: 2, zero_stage: 3"}, {"dense", 1, ""}},
+      {{"dense", 2, "zero_stage: 3, zero_prefetch: 0"}, {"dense", 4, "zero_stage: 1"}},
+      {{"dense", 1, ""}, {"dense", 2, "zero_stage: 1"}},
+      {{"dense", 4, "zero_stage: 1, zero_group_size: 2"}, {"dense", 2, "zero_stage: 3"}},
+      {{"bias", 2, "zero_stage: 0"}, {"bias", 4, "zero_stage: 1"}},
+      {{"tied", 4, "tensor_parallel_size: 2"}, {"tied", 1, ""}},
+      {{"norms", 2, "zero_stage: 1"}, {"norms", 4, "tensor_parallel_size: 4"}},
+      {{"oss", 2, "tensor_parallel_size: 2"},
+       {"oss", 4,
+        "expert_parallel_size: 4, tensor_parallel_size: 2, expert_tensor_parallel_size: 1"}},
+      {{"moe", 4, "expert_parallel_size: 2, zero_stage: 1"},
+       {"moe", 2, "tensor_parallel_size: 2, zero_stage: 0"}},
+      {{"tied", 2, "context_parallel_size: 2"}, {"tied", 2, "zero_stage: 0"}},
+      {{"tied", 2, "pipeline_parallel_size: 2"}, {"tied", 2, "zero_stage: 1"}},
+      {{"moe", 2, "expert_parallel_size: 2"},
+       {"moe", 4, "pipeline_parallel_size: 2, pipeline_schedule: zb_h1, expert_parallel_size: 2"}}};
+  for (const auto& [first, second] : pairs) {
+    const LayoutRun& expected = runs.Reference(first.model, "f64");
+    const std::vector<double> losses = runs.Continue(first.model, "f64", first, second);
+    ASSERT_EQ(losses.size(), 10u);
+    for (size_t i = 0; i < 10; ++i) {
+      EXPECT_NEAR(losses[i] / expected.losses[10 + i], 1.0, 1e-9) << first.model << " " << i;
+    }
+  }
+}
+
+// What no element is rounded twice for: the masters of bf16 weights come back whole.
+TEST(LayoutCheckpoints, ShardsOfMastersComeBackBitForBit) {
+  Runs runs;
+  const Case sharded{"dense", 2, "zero_stage: 3"};
+  const LayoutRun undisturbed = runs.Train("dense", "bf16", 2, sharded.parallel);
+  const std::vector<double> losses = runs.Continue("dense", "bf16", sharded, sharded);
+  ASSERT_EQ(losses.size(), 10u);
+  for (size_t i = 0; i < 10; ++i) EXPECT_EQ(losses[i], undisturbed.losses[10 + i]) << i;
+}
+
+}  // namespace
+}  // namespace cadre::testing_run
