@@ -51,13 +51,13 @@ class Draw {
   std::mt19937 engine_;
 };
 
-TEST(FullRandomLayouts, AgreeWithOneProcess) {
+void CompareAtRandom(int layouts) {
   const uint32_t seed = std::random_device()();
   SCOPED_TRACE(fmt::format("seed {}", seed));
   Draw draw(seed);
   Runs runs;
   int accepted = 0;
-  for (int drawn = 0; accepted < 16 && drawn < 2000; ++drawn) {
+  for (int drawn = 0; accepted < layouts && drawn < 2000; ++drawn) {
     const std::string model = draw.OneOf({"dense", "tied", "moe", "norms", "oss", "bias"});
     const std::string parallel = draw.Parallel();
     const int world = draw.OneOf({2, 4, 8});
@@ -71,8 +71,11 @@ TEST(FullRandomLayouts, AgreeWithOneProcess) {
     EXPECT_LE(gap.relative, 1e-10) << gap.parameter;
     EXPECT_LE(LargestLossGap(expected, got), 1e-9);
   }
-  EXPECT_EQ(accepted, 16);
+  EXPECT_EQ(accepted, layouts);
 }
+
+TEST(RandomLayouts, AgreeWithOneProcess) { CompareAtRandom(3); }
+TEST(FullRandomLayouts, AgreeWithOneProcess) { CompareAtRandom(16); }
 
 }  // namespace
 }  // namespace cadre::testing_run
