@@ -3,8 +3,8 @@
 //   OMP_WAIT_POLICY=passive GOMP_SPINCOUNT=300
 //     build/release/bench_train_step [dense|moe] [steps] [trace.json]
 // Prints one JSON document; tokens_per_second and mfu are medians over the steps.
-#include <cmath>
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
@@ -70,14 +70,15 @@ struct Run {
     InitializeParameters(ctx, 1);
     optimizer = std::move(*MakeOptimizer(config.optimizer(), model->parameters(), allocator));
     optimizer->AdoptWeights();
-    step = std::make_unique<TrainStep>(*model, config, kTokens / (kMicro * kSequence));
+    step = std::make_unique<TrainStep>(*model, config,
+                                       Layout{.microbatches = kTokens / (kMicro * kSequence)});
     chunks = TrainableChunks(model->parameters());
   }
 
   double Once(int index, double* loss) {
     StepBatches batches = RandomStep(model->spec().vocab, static_cast<uint64_t>(index));
     const double start = Now();
-    *loss = step->Run(ctx, batches).cross_entropy;
+    *loss = step->Run(ctx, batches)->cross_entropy;
     const double norm = std::sqrt(SquaredNorm(ctx, model->parameters(), chunks));
     TraceScope scope(ctx.trace, "optimizer");
     optimizer->Step(ctx, {.lr = 1e-4, .gradient_scale = ClipFactor(norm, 1.0)});
