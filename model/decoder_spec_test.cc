@@ -239,7 +239,8 @@ TEST(DecoderSpec, LadderLayers) {
   ModelConfig c = Basic("llama");
   const auto wirings = [&] {
     std::vector<Wiring> all;
-    for (const LayerSpec& layer : ResolveModelConfig(c)->layers) all.push_back(layer.wiring);
+    const auto spec = ResolveModelConfig(c);
+    for (const LayerSpec& layer : spec->layers) all.push_back(layer.wiring);
     return all;
   };
   const Wiring standard = Wiring::kStandard, ladder = Wiring::kLadder;

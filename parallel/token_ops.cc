@@ -194,8 +194,11 @@ Var PendingVar::Wait(Context& ctx) {
 Tensor ExchangeCounts(Context& ctx, const Tensor& counts, int32_t most, Communicator* group,
                       const OpLabel& label) {
   if (GroupSize(group) == 1) return counts;
-  const Tensor told = ctx.Empty(counts.shape(), counts.dtype());
-  return Plausible(ctx, {told, group->AllToAll(counts, told, label)}, most, *group, label);
+  Tensor told = ctx.Empty(counts.shape(), counts.dtype());
+  told = Plausible(ctx, {told, group->AllToAll(counts, told, label)}, most, *group, label);
+  const int64_t each = counts.numel() / group->size(), own = group->rank() * each;
+  std::copy_n(counts.data<int32_t>() + own, each, told.data<int32_t>() + own);
+  return told;
 }
 
 Tensor GatherCounts(Context& ctx, const Tensor& counts, int32_t most, Communicator* group,

@@ -108,7 +108,8 @@ inline Var JoinTokens(Context& ctx, const Var& x, Communicator* group, const OpL
 }
 
 // counts i32 [n, m]: row r is told to rank r. Returns [n, m]: row r is what rank r told. A count
-// outside [0, most] is a failure of the rank that sent it. After a failure all are 0.
+// outside [0, most] is a failure of the rank that sent it. After a failure all are 0 but the rank's
+// own.
 Tensor ExchangeCounts(Context& ctx, const Tensor& counts, int32_t most, Communicator* group,
                       const OpLabel& label);
 

@@ -71,7 +71,9 @@ LayoutRun TrainUnder(const config::TrainConfig& config, int world, const std::st
     ASSERT_TRUE(status.ok()) << Message(status);
     const std::lock_guard lock(mutex);
     if (run.losses.empty()) run.losses = (*trainer)->losses();
-    if (!faulty) EXPECT_EQ(run.losses, (*trainer)->losses());
+    if (!faulty) {
+      EXPECT_EQ(run.losses, (*trainer)->losses());
+    }
   };
   if (world == 1) {
     train(nullptr);
