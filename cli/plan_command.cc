@@ -44,12 +44,19 @@ struct World {
   int on_host = 1;
 };
 
+constexpr int kMostRanks = 65536;
+
 absl::StatusOr<World> WorldOf(const PlanFlags& flags) {
   if (flags.world > 0 && flags.processes > 0) {
     return InvalidArgument("--world {} and --nproc-per-node {}: one of them is enough", flags.world,
                            flags.processes);
   }
-  if (flags.processes > 0) return World{flags.processes * flags.nodes, flags.processes};
+  if (flags.processes > 0) {
+    const int64_t ranks = int64_t{flags.processes} * flags.nodes;
+    if (ranks <= kMostRanks) return World{static_cast<int>(ranks), flags.processes};
+    return InvalidArgument("--nproc-per-node {} x --nnodes {} = {} ranks; allowed: 1 to {}",
+                           flags.processes, flags.nodes, ranks, kMostRanks);
+  }
   if (flags.nodes > 1) return InvalidArgument("--nnodes {} needs --nproc-per-node", flags.nodes);
   const int ranks = std::max(1, flags.world);
   return World{ranks, ranks};
@@ -215,7 +222,7 @@ void AddPlanCommand(CLI::App& root, absl::Status* status) {
       ->expected(1)
       ->take_all();
   command->add_option("--world", flags->world, "Ranks, all on one machine [1]")
-      ->check(CLI::Range(1, 65536));
+      ->check(CLI::Range(1, kMostRanks));
   command->add_option("--nproc-per-node", flags->processes, "Ranks on each machine")
       ->check(CLI::Range(1, 65536));
   command->add_option("--nnodes", flags->nodes, "Machines [1]")->check(CLI::Range(1, 65536));

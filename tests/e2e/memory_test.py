@@ -156,6 +156,8 @@ class Plan(unittest.TestCase):
     def test_refuses_what_cannot_be_laid_out(self):
         line = e2e.refused("plan", "-c", self.arguments()[2], "--world", 3, code=2)
         self.assertIn("global_batch_size 16 is not a multiple of data_parallel_size 3", line)
+        line = e2e.refused("plan", "-c", self.arguments()[2], "--nproc-per-node", 65536, "--nnodes", 65536, code=2)
+        self.assertIn("4294967296 ranks", line)
 
 
 if __name__ == "__main__":
