@@ -334,66 +334,6 @@ TEST(Groups, SeveralWaitersOfOneRank) {
   });
 }
 
-TEST(Failure, ARankThatLeavesIsNamedWithOperationAndLabel) {
-  RunRanks(3, [](World& world) {
-    HostAllocator memory;  // nothing of a failed operation outlives it
-    auto group = world.NewGroup("dp", All(3));
-    if (world.rank() == 1) return;
-    const absl::Status status = group
-                                    ->AllReduce(Brought(memory, world.rank(), 50000, DType::kF32),
-                                                ReduceOp::kSum, {"mlp", 3})
-                                    ->Wait();
-    EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable);
-    EXPECT_THAT(Message(status),
-                HasSubstr("rank 1 is lost in all_reduce 'layer 3 mlp' of group dp"));
-    // Later ones fail with the same cause, at once.
-    EXPECT_EQ(group->Barrier({"after"})->Wait(), status);
-    EXPECT_EQ(world.status(), status);
-  });
-}
-
-// Ranks 0 and 2 wait for each other's neighbour: the one that sees nothing of the loss is told.
-TEST(Failure, ThoseWhoDoNotSeeTheLossAreTold) {
-  RunRanks(3, [](World& world) {
-    HostAllocator memory;  // nothing of a failed operation outlives it
-    auto pair =
-        world.NewGroup("pair", world.rank() == 2 ? std::vector<int>{2} : std::vector<int>{0, 1});
-    auto other =
-        world.NewGroup("other", world.rank() == 1 ? std::vector<int>{1} : std::vector<int>{0, 2});
-    if (world.rank() == 1) return;
-    if (world.rank() == 0) {
-      EXPECT_FALSE(pair->Barrier({"first"})->Wait().ok());
-    } else {
-      const absl::Status status = other->Barrier({"second"})->Wait();
-      EXPECT_THAT(Message(status), HasSubstr("rank 1 is lost in barrier 'first' of group pair"));
-    }
-  });
-}
-
-TEST(Failure, TimeOutNamesWhoDidNotCome) {
-  std::promise<void> timed_out;
-  std::shared_future<void> others_end = timed_out.get_future().share();
-  RunRanks(
-      2,
-      [&](World& world) {
-        HostAllocator memory;
-        auto group = world.NewGroup("dp", All(2));
-        const std::string expected =
-            "all_reduce 'loss' of group dp: rank 1 did not come within 0.3 s";
-        if (world.rank() == 1) {
-          others_end.wait();
-          EXPECT_THAT(Message(group->Barrier({"late"})->Wait()), HasSubstr(expected));
-          return;
-        }
-        const absl::Status status =
-            group->AllReduce(Brought(memory, 0, 10, DType::kF32), ReduceOp::kSum, {"loss"})->Wait();
-        EXPECT_EQ(status.code(), absl::StatusCode::kDeadlineExceeded);
-        EXPECT_THAT(Message(status), HasSubstr(expected));
-        timed_out.set_value();
-      },
-      {.timeout = std::chrono::milliseconds(300)});
-}
-
 TEST(World, RanksThatDisagreeAreNamed) {
   ThreadRendezvous rendezvous(3);
   std::vector<std::thread> threads;

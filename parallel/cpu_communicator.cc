@@ -51,37 +51,41 @@ std::string ToString(const OpLabel& label) {
 
 CpuCommunicator::CpuCommunicator(ProgressEngine& engine, Options options)
     : engine_(engine),
-      options_(std::move(options)),
-      sent_(options_.peers.size()),
-      received_(options_.peers.size()) {
-  CADRE_CHECK(options_.number % 2 == 0);
-  for (const Messages::Peer& peer : options_.peers) ranks_.push_back(peer.rank);
-  ranks_text_ = ShortList(ranks_);
+      group_(std::make_shared<const Group>(std::move(options))),
+      sent_(group_->options.peers.size()),
+      received_(group_->options.peers.size()) {}
+
+CpuCommunicator::Group::Group(Options from) : options(std::move(from)) {
+  CADRE_CHECK(options.number % 2 == 0);
+  for (const Messages::Peer& peer : options.peers) ranks.push_back(peer.rank);
+  ranks_text = ShortList(ranks);
 }
 
 WorkPtr CpuCommunicator::StartWith(Call call, uint32_t communicator, uint32_t sequence) {
+  const Options& options = group_->options;
   return engine_.Start(
-      {.info = {.group = options_.name,
+      {.info = {.group = options.name,
                 .operation = call.operation,
                 .label = ToString(call.label),
                 .layer = call.label.layer,
                 .bucket = call.label.bucket,
                 .sequence = sequence,
                 .bytes = call.bytes,
-                .ranks = ranks_text_},
-       .messages = {options_.peers, options_.rank, communicator, sequence, engine_.staging()},
+                .ranks = group_->ranks_text},
+       .messages = {options.peers, options.rank, communicator, sequence, engine_.staging()},
+       .group = group_,
        .pinned = std::move(call.tensors),
-       .timeout = options_.timeout,
+       .timeout = options.timeout,
        .begin = std::move(call.begin)});
 }
 
 WorkPtr CpuCommunicator::Start(Call call) {
-  return StartWith(std::move(call), options_.number, sequence_++);
+  return StartWith(std::move(call), group_->options.number, sequence_++);
 }
 
 // Messages between two ranks have a counter of their own, which collectives do not move.
 WorkPtr CpuCommunicator::StartPointToPoint(Call call, uint32_t* sequence) {
-  return StartWith(std::move(call), options_.number + 1, (*sequence)++);
+  return StartWith(std::move(call), group_->options.number + 1, (*sequence)++);
 }
 
 WorkPtr CpuCommunicator::AllReduce(const Tensor& buffer, ReduceOp op, const OpLabel& label) {

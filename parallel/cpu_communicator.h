@@ -25,10 +25,10 @@ class CpuCommunicator : public Communicator {
   // The engine outlives it.
   CpuCommunicator(ProgressEngine& engine, Options options);
 
-  const std::string& name() const override { return options_.name; }
-  int rank() const override { return options_.rank; }
-  int size() const override { return static_cast<int>(ranks_.size()); }
-  const std::vector<int>& ranks() const override { return ranks_; }
+  const std::string& name() const override { return group_->options.name; }
+  int rank() const override { return group_->options.rank; }
+  int size() const override { return static_cast<int>(group_->ranks.size()); }
+  const std::vector<int>& ranks() const override { return group_->ranks; }
 
   WorkPtr AllReduce(const Tensor& buffer, ReduceOp op, const OpLabel& label) override;
   WorkPtr ReduceScatter(const Tensor& input, const Tensor& output, ReduceOp op,
@@ -47,6 +47,13 @@ class CpuCommunicator : public Communicator {
   WorkPtr Barrier(const OpLabel& label) override;
 
  private:
+  // Shared with operations in flight, which may outlive this.
+  struct Group {
+    explicit Group(Options from);
+    Options options;
+    std::vector<int> ranks;
+    std::string ranks_text;  // for traces
+  };
   using Begin = std::function<Collective(const Messages&)>;
   struct Call {
     std::string_view operation;
@@ -62,9 +69,7 @@ class CpuCommunicator : public Communicator {
   WorkPtr StartWith(Call call, uint32_t communicator, uint32_t sequence);
 
   ProgressEngine& engine_;
-  const Options options_;
-  std::vector<int> ranks_;
-  std::string ranks_text_;  // for traces
+  const std::shared_ptr<const Group> group_;
   uint32_t sequence_ = 0;
   std::vector<uint32_t> sent_, received_;  // messages from point to point, by rank in the group
 };

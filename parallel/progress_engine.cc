@@ -17,6 +17,8 @@ std::string_view WhatOf(const OperationInfo& info) {
   return label.substr(fmt::formatted_size("layer {} ", info.layer));
 }
 
+constexpr int64_t kUntraced = -1;  // begun before there was a trace
+
 // More rings than ever come: nothing is in flight.
 constexpr uint32_t kNever = 1u << 30;
 
@@ -29,7 +31,7 @@ struct ProgressEngine::Operation {
   OperationPlan plan;
   Collective collective;
   uint64_t record = 0;
-  int64_t began = 0;  // on the trace's clock
+  int64_t began = kUntraced, ended = 0;  // on the trace's clock
   std::chrono::milliseconds timeout{0};
   std::chrono::steady_clock::time_point deadline;
   absl::Status status;
@@ -77,6 +79,7 @@ ProgressEngine::~ProgressEngine() {
     doorbell_.Wake(Seat::kProgressThread);
   }
   thread_.join();
+  DrawFlights();
 }
 
 absl::Status ProgressEngine::status() {
@@ -93,7 +96,7 @@ WorkPtr ProgressEngine::Start(OperationPlan plan) {
   if (trace_ != nullptr) operation->began = trace_->Now();
   auto work = std::make_shared<EngineWork>(*this, operation);
   if (!failure_.ok()) {
-    Finish(*operation, failure_);
+    Finish(operation, failure_);
     return work;
   }
   const std::chrono::milliseconds own = operation->plan.timeout;
@@ -144,7 +147,7 @@ bool ProgressEngine::StepOperations() {
     moved |= operation->collective.Resume();
     if (operation->collective.done()) {
       it = in_flight_.erase(it);
-      Finish(*operation, absl::OkStatus());
+      Finish(operation, absl::OkStatus());
     } else {
       ++it;
     }
@@ -162,11 +165,23 @@ uint32_t ProgressEngine::RingsNeeded() const {
 }
 
 void ProgressEngine::set_trace(Trace* trace) {
+  DrawFlights();
+  const std::lock_guard drawing(drawing_);
   Lock lock(mutex_);
   trace_ = trace;
 }
 
-void ProgressEngine::TraceFlight(const Operation& operation, const absl::Status& status) const {
+void ProgressEngine::DrawFlights() {
+  const std::lock_guard drawing(drawing_);
+  std::vector<std::shared_ptr<Operation>> ended;
+  {
+    Lock lock(mutex_);
+    ended.swap(undrawn_);
+  }
+  for (const auto& operation : ended) DrawFlight(*trace_, *operation);
+}
+
+void ProgressEngine::DrawFlight(Trace& trace, const Operation& operation) {
   const OperationInfo& info = operation.plan.info;
   const std::string_view what = WhatOf(info);
   std::string args = Trace::ToJson({{"operation", info.operation},
@@ -177,18 +192,22 @@ void ProgressEngine::TraceFlight(const Operation& operation, const absl::Status&
                                     {"ranks", info.ranks}});
   args.pop_back();
   if (info.bucket >= 0) args += fmt::format(",\"bucket\":{}", info.bucket);
-  if (!status.ok()) args += ",\"failed\":true";
-  trace_->Flight(fmt::format("{}: {}", info.group, what), operation.began, trace_->Now(),
-                 args + "}");
+  if (!operation.status.ok()) args += ",\"failed\":true";
+  trace.Flight(fmt::format("{}: {}", info.group, what), operation.began, operation.ended,
+               args + "}");
 }
 
-void ProgressEngine::Finish(Operation& operation, const absl::Status& status) {
-  if (trace_ != nullptr) TraceFlight(operation, status);
-  operation.status = status;
-  operation.plan.pinned.clear();
-  recorder_->SetState(operation.record,
+void ProgressEngine::Finish(const std::shared_ptr<Operation>& operation,
+                            const absl::Status& status) {
+  operation->status = status;
+  operation->plan.pinned.clear();
+  if (trace_ != nullptr && operation->began != kUntraced) {
+    operation->ended = trace_->Now();
+    undrawn_.push_back(operation);
+  }
+  recorder_->SetState(operation->record,
                       status.ok() ? OperationState::kDone : OperationState::kFailed);
-  operation.done.store(true, std::memory_order_release);
+  operation->done.store(true, std::memory_order_release);
   if (bystanders_ > 0) finished_.notify_all();
 }
 
@@ -201,7 +220,9 @@ void ProgressEngine::Run() {
       CheckNow();
       Settle(Seat::kProgressThread);
     }
+    const bool draws = !undrawn_.empty();
     lock.unlock();
+    if (draws) DrawFlights();
     doorbell_.Sleep(Seat::kProgressThread, kCheckInterval);
     lock.lock();
   }
@@ -293,7 +314,7 @@ void ProgressEngine::EndAfterFailure() {
   transports_.clear();
   for (const auto& operation : in_flight_) {
     operation->collective.Drop();
-    Finish(*operation, failure_);
+    Finish(operation, failure_);
   }
   in_flight_.clear();
   WakeDriverIfDone();

@@ -41,13 +41,14 @@ struct OperationInfo {
   int layer = -1, bucket = -1;
   uint32_t sequence = 0;
   uint64_t bytes = 0;
-  std::string_view ranks;  // of the group, for traces; outlives the operation
+  std::string_view ranks;  // of the group, for traces
 };
 
 // Everything that one operation needs until it is done.
 struct OperationPlan {
   OperationInfo info;
   Messages messages;
+  std::shared_ptr<const void> group;  // owns what info and messages borrow
   std::vector<Tensor> pinned;
   std::chrono::milliseconds timeout{0};  // 0: the engine's
   std::function<Collective(const Messages&)> begin;
@@ -96,8 +97,9 @@ class ProgressEngine {
   void WakeDriverIfDone();
   void CheckNow();
   void CheckDeadlines(Clock::time_point now);
-  void Finish(Operation& operation, const absl::Status& status);
-  void TraceFlight(const Operation& operation, const absl::Status& status) const;
+  void Finish(const std::shared_ptr<Operation>& operation, const absl::Status& status);
+  void DrawFlights();
+  static void DrawFlight(Trace& trace, const Operation& operation);
   void FailAll(const PeerLoss& loss);
   void EndAfterFailure();
   std::string DescribeLoss(const PeerLoss& loss) const;
@@ -107,9 +109,12 @@ class ProgressEngine {
   FlightRecorder* const recorder_;
   const std::chrono::milliseconds timeout_;
 
+  // Lines are written without the engine's lock. Held by who writes or changes trace_; taken first.
+  std::mutex drawing_;
   Trace* trace_ = nullptr;
 
-  std::mutex mutex_;  // of everything below
+  std::mutex mutex_;                                 // of everything below
+  std::vector<std::shared_ptr<Operation>> undrawn_;  // that ended
   StagingPool staging_;
   std::list<std::shared_ptr<Operation>> in_flight_;  // oldest first
   absl::Status failure_;

@@ -1,0 +1,136 @@
+#include "parallel/progress_engine.h"
+
+#include <future>
+#include <numeric>
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "core/file.h"
+#include "core/host_allocator.h"
+#include "core/trace.h"
+#include "parallel/test_ranks.h"
+
+namespace cadre {
+namespace {
+
+using ::testing::HasSubstr;
+using ::testing::Not;
+
+std::vector<int> All(int size) {
+  std::vector<int> ranks(static_cast<size_t>(size));
+  std::iota(ranks.begin(), ranks.end(), 0);
+  return ranks;
+}
+
+TEST(Traces, HaveTheFlightsThatBeganInTheirTime) {
+  const std::string path = testing::TempDir() + "/flights.json";
+  std::promise<void> begun;
+  RunRanks(2, [&](World& world) {
+    auto group = world.NewGroup("dp", All(2));
+    if (world.rank() == 1) {
+      begun.get_future().wait();
+      for (int i = 0; i < 3; ++i) EXPECT_TRUE(group->Barrier({"other"})->Wait().ok());
+      return;
+    }
+    auto trace = Trace::Create(path);
+    ASSERT_TRUE(trace.ok());
+    const WorkPtr before = group->Barrier({"before"});
+    world.set_trace(trace->get());
+    const WorkPtr during = group->Barrier({"during"});
+    begun.set_value();
+    EXPECT_TRUE(before->Wait().ok() && during->Wait().ok());
+    world.set_trace(nullptr);
+    EXPECT_TRUE(group->Barrier({"after"})->Wait().ok());
+    EXPECT_TRUE((*trace)->Close().ok());
+  });
+  auto text = ReadFile(path);
+  ASSERT_TRUE(text.ok());
+  EXPECT_THAT(*text, HasSubstr("\"dp: during\""));
+  EXPECT_THAT(*text, Not(HasSubstr("\"dp: before\"")));
+  EXPECT_THAT(*text, Not(HasSubstr("\"dp: after\"")));
+}
+
+TEST(Failure, ARankThatLeavesIsNamedWithOperationAndLabel) {
+  RunRanks(3, [](World& world) {
+    HostAllocator memory;  // nothing of a failed operation outlives it
+    auto group = world.NewGroup("dp", All(3));
+    if (world.rank() == 1) return;
+    const absl::Status status =
+        group->AllReduce(Tensor::Zeros(memory, {50000}, DType::kF32), ReduceOp::kSum, {"mlp", 3})
+            ->Wait();
+    EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable);
+    EXPECT_THAT(Message(status),
+                HasSubstr("rank 1 is lost in all_reduce 'layer 3 mlp' of group dp"));
+    // Later ones fail with the same cause, at once.
+    EXPECT_EQ(group->Barrier({"after"})->Wait(), status);
+    EXPECT_EQ(world.status(), status);
+  });
+}
+
+// As a rank that gives up by itself does: its groups go before its operations.
+TEST(Failure, OperationsInFlightOutliveTheirGroup) {
+  std::promise<void> gone;
+  RunRanks(2, [&](World& world) {
+    HostAllocator memory;
+    auto group = world.NewGroup("a group whose name lies in memory of its own", All(2));
+    if (world.rank() == 1) return gone.get_future().wait();
+    std::vector<WorkPtr> works;
+    for (int i = 0; i < 3; ++i) {
+      works.push_back(group->AllReduce(Tensor::Zeros(memory, {50000}, DType::kF32), ReduceOp::kSum,
+                                       {"mlp", i}));
+    }
+    group = nullptr;
+    gone.set_value();
+    for (const WorkPtr& work : works) {
+      EXPECT_THAT(Message(work->Wait()),
+                  HasSubstr("rank 1 is lost in all_reduce 'layer 0 mlp' of group a group whose"));
+    }
+  });
+}
+
+// Ranks 0 and 2 wait for each other's neighbour: the one that sees nothing of the loss is told.
+TEST(Failure, ThoseWhoDoNotSeeTheLossAreTold) {
+  RunRanks(3, [](World& world) {
+    HostAllocator memory;  // nothing of a failed operation outlives it
+    auto pair =
+        world.NewGroup("pair", world.rank() == 2 ? std::vector<int>{2} : std::vector<int>{0, 1});
+    auto other =
+        world.NewGroup("other", world.rank() == 1 ? std::vector<int>{1} : std::vector<int>{0, 2});
+    if (world.rank() == 1) return;
+    if (world.rank() == 0) {
+      EXPECT_FALSE(pair->Barrier({"first"})->Wait().ok());
+    } else {
+      const absl::Status status = other->Barrier({"second"})->Wait();
+      EXPECT_THAT(Message(status), HasSubstr("rank 1 is lost in barrier 'first' of group pair"));
+    }
+  });
+}
+
+TEST(Failure, TimeOutNamesWhoDidNotCome) {
+  std::promise<void> timed_out;
+  std::shared_future<void> others_end = timed_out.get_future().share();
+  RunRanks(2,
+           [&](World& world) {
+             HostAllocator memory;
+             auto group = world.NewGroup("dp", All(2));
+             const std::string expected =
+                 "all_reduce 'loss' of group dp: rank 1 did not come within 0.3 s";
+             if (world.rank() == 1) {
+               others_end.wait();
+               EXPECT_THAT(Message(group->Barrier({"late"})->Wait()), HasSubstr(expected));
+               return;
+             }
+             const absl::Status status =
+                 group
+                     ->AllReduce(Tensor::Zeros(memory, {10}, DType::kF32), ReduceOp::kSum, {"loss"})
+                     ->Wait();
+             EXPECT_EQ(status.code(), absl::StatusCode::kDeadlineExceeded);
+             EXPECT_THAT(Message(status), HasSubstr(expected));
+             timed_out.set_value();
+           },
+           {.timeout = std::chrono::milliseconds(300)});
+}
+
+}  // namespace
+}  // namespace cadre
