@@ -62,6 +62,12 @@ void Tape::KeepGrad(SlotId slot) {
 
 Tensor Tape::Grad(Context& ctx, SlotId slot) { return ReadGrad(ctx, slot); }
 
+Tensor Tape::TakeGrad(Context& ctx, SlotId slot) {
+  Tensor grad = ReadGrad(ctx, slot);
+  if (--slots_[slot].grad_uses == 0) slots_[slot].grad = Tensor();
+  return grad;
+}
+
 bool Tape::HasOutputGrad(const Node& node) const {
   for (SlotId output : node.outputs) {
     if (slots_[output].grad.defined() || !slots_[output].grad_sources.empty()) return true;

@@ -116,6 +116,8 @@ class Tape {
   // The gradient of a slot after the pass, undefined if none arrived; keep it with KeepGrad first.
   void KeepGrad(SlotId slot);
   Tensor Grad(Context& ctx, SlotId slot);
+  // The same, and the tape keeps it no longer.
+  Tensor TakeGrad(Context& ctx, SlotId slot);
 
   // Bytes of saved values that are resident.
   size_t saved_bytes() const;

@@ -82,6 +82,9 @@ TEST_F(TapeTest, WeightGradientsCanWait) {
   EXPECT_EQ(log_, "ii");
   EXPECT_EQ(*tape_.Grad(ctx_, x_.slot).data<float>(), 15);
   EXPECT_GT(tape_.saved_bytes(), 0u);
+  const size_t before = allocator_.usage().live_bytes;
+  EXPECT_EQ(*tape_.TakeGrad(ctx_, x_.slot).data<float>(), 15);
+  EXPECT_LT(allocator_.usage().live_bytes, before);
   tape_.BackwardWeights(ctx_);
   EXPECT_EQ(log_, "iiw1w0");
   EXPECT_EQ(tape_.saved_bytes(), 0u);

@@ -72,7 +72,7 @@ void PipelineExecutor::SeedOutput(Pass& pass, int stage) {
 void PipelineExecutor::TakeInputGradient(Context& ctx, int stage, int microbatch) {
   if (stage == 0) return;
   Pass& pass = passes_.at({stage, microbatch});
-  Tensor gradient = pass.tape->Grad(ctx, pass.input);
+  Tensor gradient = pass.tape->TakeGrad(ctx, pass.input);
   const Shape& shape = options_.shapes[static_cast<size_t>(stage) - 1];
   gradient = gradient.defined() ? gradient.Reshape(shape) : ctx.Zeros(shape, options_.dtype);
   if (Holds(stage - 1)) {
