@@ -104,7 +104,9 @@ void ShardedWeights::End() {
   for (const Gathered& gathered : gathered_) {
     CADRE_CHECK(!gathered.all.defined(), "weights are leased between passes");
   }
-  if (!visits_.empty()) recorded_[static_cast<size_t>(passes_)] = std::exchange(visits_, {});
+  // Passes like the last ones tell nothing new, and shorter ones less.
+  if (!follows_ && !visits_.empty()) recorded_[static_cast<size_t>(passes_)] = visits_;
+  visits_.clear();
   follows_ = false;
 }
 

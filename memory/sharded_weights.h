@@ -48,6 +48,7 @@ class ShardedWeights final : public WeightGatherer {
   Tensor Acquire(int bucket) override;
   void Release(int bucket) override;
 
+  // Memory grows with the leases of layers until End: a long evaluation begins anew now and then.
   void Begin(Passes passes);
   // Drops everything. No lease is out.
   void End();

@@ -9,6 +9,9 @@
 namespace cadre {
 namespace {
 
+// Long enough to hide that the first layer's weights are waited for, short enough to remember.
+constexpr int64_t kGroupsPerPasses = 64;
+
 class Evaluation {
  public:
   Evaluation(Context& ctx, const Model& model, const EvaluationPart& part, const Layout& layout)
@@ -17,7 +20,8 @@ class Evaluation {
   absl::StatusOr<double> Run(SampleStream& stream) {
     CADRE_ASSIGN_OR_RETURN(tokens_, stream.LossTokens(0, part_.count));
     if (tokens_ == 0) return 0.0;
-    for (int64_t first = 0; first < part_.count;) {
+    for (int64_t first = 0, group = 0; first < part_.count; ++group) {
+      if (group % kGroupsPerPasses == 0) part_.begin_passes();
       group_.clear();
       // As many microbatches as fill the pipeline.
       while (first < part_.count && group_.size() < static_cast<size_t>(pipeline_.ranks)) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 
 #include "core/status.h"
 #include "model/model.h"
@@ -17,6 +18,8 @@ namespace cadre {
 struct EvaluationPart {
   int64_t count = 0, micro = 1;
   int64_t rank = 0, ranks = 1;
+  // Called before the first microbatch and now and then before another (ShardedWeights::Begin).
+  std::function<void()> begin_passes;
 };
 absl::StatusOr<double> EvaluateLoss(Context& ctx, const Model& model, SampleStream& stream,
                                     const EvaluationPart& part, const Layout& layout);

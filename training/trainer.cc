@@ -358,14 +358,14 @@ absl::StatusOr<double> Trainer::Evaluate() {
   const int64_t micro = config_.micro_batch_size();
   const int64_t rows =
       config_.eval().batches() == 0 ? validation_->epoch_rows() : config_.eval().batches() * micro;
-  ranks_.BeginPasses(ShardedWeights::Passes::kEvaluation);
+  const EvaluationPart part{
+      .count = std::min(rows, validation_->epoch_rows()),
+      .micro = micro,
+      .rank = ranks_.data_rank(),
+      .ranks = ranks_.data_size(),
+      .begin_passes = [this] { ranks_.BeginPasses(ShardedWeights::Passes::kEvaluation); }};
   CADRE_ASSIGN_OR_RETURN(double loss,
-                         EvaluateLoss(ctx_, *model_, *validation_,
-                                      {.count = std::min(rows, validation_->epoch_rows()),
-                                       .micro = micro,
-                                       .rank = ranks_.data_rank(),
-                                       .ranks = ranks_.data_size()},
-                                      ranks_.layout()));
+                         EvaluateLoss(ctx_, *model_, *validation_, part, ranks_.layout()));
   CADRE_RETURN_IF_ERROR(ranks_.EndPasses());
   CADRE_RETURN_IF_ERROR(ranks_.SumOverTargets(std::span(&loss, 1), {"evaluate"}));
   CADRE_RETURN_IF_ERROR(ranks_.SumOverStages(std::span(&loss, 1), {"evaluate"}));
