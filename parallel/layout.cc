@@ -76,6 +76,9 @@ absl::Status FitExperts(const ParallelConfig& c, const LayoutNeeds& needs, Layou
 
 absl::Status FitZero(const ParallelConfig& c, Layout* layout) {
   layout->zero_stage = c.zero_stage();
+  if (layout->zero_stage < 0 || layout->zero_stage > 3) {
+    return InvalidArgument("zero_stage {}, allowed are 0 to 3", layout->zero_stage);
+  }
   const int group = c.zero_group_size(), all = layout->cp * layout->dp;
   if (group == 0) return absl::OkStatus();
   if (all % group != 0) {

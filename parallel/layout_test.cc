@@ -387,6 +387,8 @@ TEST(Layout, RefusesCopiesThatDoNotDivide) {
   config.set_zero_group_size(2);
   config.set_zero_stage(0);
   EXPECT_EQ(Refusal(config, 16), "zero_group_size 2: zero_stage 0 shards nothing");
+  config.set_zero_stage(4);
+  EXPECT_EQ(Refusal(config, 16), "zero_stage 4, allowed are 0 to 3");
   config = Config(1, 1, 1);
   config.set_zero_group_size(3);
   config.set_expert_parallel_size(4);

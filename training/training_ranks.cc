@@ -24,7 +24,7 @@ BucketParts PartsOf(const Layout& layout, int rank, const ParamBucket& bucket) {
   const bool many = ranks.size() > 1 && axis != Axis::kEmbedding;
   const Shard shard = ShardOf(bucket.numel, static_cast<int>(ranks.size()), static_cast<int>(at));
   // Not the router's bias correction, which all ranks change alike and outside the optimizer.
-  const bool weights = many && layout.zero_stage >= 3 && bucket.trainable;
+  const bool weights = many && layout.zero_stage == 3 && bucket.trainable;
   const bool gradients = many && layout.zero_stage >= 2;
   return {.weights = weights ? shard : all,
           .gradients = gradients ? shard : all,
