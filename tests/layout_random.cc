@@ -28,6 +28,8 @@ class Draw {
     if (OneOf({true, false})) {
       fields += fmt::format(", expert_tensor_parallel_size: {}", OneOf({1, 2}));
     }
+    if (OneOf({true, false})) fields += ", context_parallel_method: ring";
+    if (OneOf({true, false, false})) fields += fmt::format(", zero_group_size: {}", OneOf({2, 4}));
     switch (OneOf({0, 0, 1, 2, 3})) {
       case 1:
         return fields + ", pipeline_parallel_size: 2, pipeline_schedule: " +
@@ -58,7 +60,9 @@ void CompareAtRandom(int layouts) {
   Runs runs;
   int accepted = 0;
   for (int drawn = 0; accepted < layouts && drawn < 2000; ++drawn) {
-    const std::string model = draw.OneOf({"dense", "tied", "moe", "norms", "oss", "bias"});
+    // Not "moe-capped": what a capacity drops is a layout's own.
+    const std::string model = draw.OneOf(
+        {"dense", "tied", "rungs", "dense/ladder", "moe", "norms", "oss", "bias", "bias/ladder"});
     const std::string parallel = draw.Parallel();
     const int world = draw.OneOf({2, 4, 8});
     if (!LayoutOfRun(runs.Config(model, "f64", parallel), world).ok()) continue;
