@@ -17,6 +17,7 @@ from launch_test import free_port
 
 STEPS = 60
 TWO_BY_TWO = ("parallel.tensor_parallel_size=2", "parallel.zero_stage=1")
+EXPERTS = ("parallel.expert_parallel_size=4", "parallel.zero_stage=3", "micro_batch_size=2")
 PIPELINE = ("parallel.pipeline_parallel_size=2", "parallel.pipeline_schedule=zb_h1")
 
 
@@ -141,12 +142,16 @@ class Faults(Case):
         cls.settings = ("checkpoint.interval=5", *TWO_BY_TWO)
 
     def test_a_killed_rank_changes_no_loss(self):
-        expected = self.losses(self.launch("undisturbed", 4, *self.settings))
+        layouts = [TWO_BY_TWO, EXPERTS, PIPELINE] if e2e.Options.long else [TWO_BY_TWO, EXPERTS]
+        undisturbed = [self.losses(self.launch(f"undisturbed-{i}", 4, "checkpoint.interval=5", *layout))
+                       for i, layout in enumerate(layouts)]  # fmt: skip
         for kill in range(20 if e2e.Options.long else 4):
             run = self.workshop.folder / f"killed-{kill}"
+            layout, expected = layouts[kill % len(layouts)], undisturbed[kill % len(layouts)]
             step, rank = self.rng.randrange(1, STEPS - 5), self.rng.randrange(4)
-            with self.subTest(step=step, rank=rank), e2e.running(
-                    *self.arguments(run.name, 4, *self.settings, flags=["--max-restarts", 1])) as job:
+            arguments = self.arguments(run.name, 4, "checkpoint.interval=5", *layout,
+                                       flags=["--max-restarts", 1])  # fmt: skip
+            with self.subTest(step=step, rank=rank, layout=layout), e2e.running(*arguments) as job:
                 e2e.wait_until(lambda r=run, s=step: len(e2e.metrics(r)) >= s, job, "the step")
                 os.kill(children(job.pid)[rank], signal.SIGKILL)
                 self.assertEqual(job.wait(e2e.TIMEOUT), 0, job.output())
