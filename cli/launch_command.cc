@@ -1,11 +1,6 @@
-#include <spawn.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
-#include <cerrno>
 #include <cmath>
-#include <cstdlib>
-#include <cstring>
 #include <string>
 #include <vector>
 
@@ -13,20 +8,24 @@
 
 #include "cli/commands.h"
 #include "cli/environment.h"
+#include "cli/train_command.h"
 #include "cluster/core_shares.h"
 #include "cluster/launcher.h"
 #include "cluster/rank_environment.h"
 #include "core/status.h"
+#include "model/hf_config.h"
+#include "training/layout_needs.h"
 
 namespace cadre::cli {
 namespace {
 
 struct LaunchFlags {
   std::string processes;
-  int nodes = 0;       // 0: not given
-  int node_rank = -1;  // likewise
+  std::string nodes;
+  int node_rank = -1;  // not given
   std::string endpoint;
   double rendezvous_timeout = 60;
+  double last_call = 30;
   std::string log_folder;
   int64_t max_restarts = 0;
   double hang_timeout = 0;
@@ -37,6 +36,7 @@ constexpr char kExamples[] = R"(Examples:
   cadre launch --nproc-per-node 4 train -c job.yaml --output runs/a
   CADRE_JOB_TOKEN=secret cadre launch --nproc-per-node 8 --nnodes 2 --node-rank 0 \
       --rdzv-endpoint node0:29500 train -c job.yaml --output runs/a    # and with --node-rank 1 there
+  ... --nnodes 2:4 --max-restarts 10 ...    # on two to four machines, whichever are there
 docs/launch.md: torchrun's variables, srun, mpirun and Kubernetes, where no launcher is needed.)";
 
 absl::StatusOr<int> ResolveProcesses(const LaunchFlags& flags, const NodeEnvironment& node) {
@@ -55,13 +55,20 @@ absl::StatusOr<int> ResolveProcesses(const LaunchFlags& flags, const NodeEnviron
   return processes;
 }
 
+std::chrono::milliseconds Milliseconds(double seconds) {
+  return std::chrono::milliseconds(std::llround(std::ceil(seconds * 1000)));
+}
+
 absl::StatusOr<LauncherOptions> ResolveOptions(const LaunchFlags& flags,
                                                const std::vector<std::string>& rest) {
   const std::string host = Variable("JOB_COMPLETION_INDEX") ? HostName() : "";
   CADRE_ASSIGN_OR_RETURN(const NodeEnvironment node, FindNodeEnvironment(Variable, host));
   LauncherOptions options;
   CADRE_ASSIGN_OR_RETURN(options.processes, ResolveProcesses(flags, node));
-  options.nodes = flags.nodes > 0 ? flags.nodes : node.nodes.value_or(1);
+  options.nodes = node.nodes.value_or(NodeRange{});
+  if (!flags.nodes.empty()) {
+    CADRE_ASSIGN_OR_RETURN(options.nodes, ParseNodeRange("--nnodes", flags.nodes));
+  }
   options.node_rank = flags.node_rank >= 0 ? flags.node_rank : node.node_rank.value_or(0);
   if (!flags.endpoint.empty()) {
     CADRE_ASSIGN_OR_RETURN(options.rendezvous, ParseEndpoint("--rdzv-endpoint", flags.endpoint));
@@ -73,8 +80,11 @@ absl::StatusOr<LauncherOptions> ResolveOptions(const LaunchFlags& flags,
     return InvalidArgument("--rdzv-timeout {}: more than 0, at most 86400 seconds",
                            flags.rendezvous_timeout);
   }
-  options.rendezvous_timeout =
-      std::chrono::milliseconds(std::llround(std::ceil(flags.rendezvous_timeout * 1000)));
+  options.rendezvous_timeout = Milliseconds(flags.rendezvous_timeout);
+  if (!(flags.last_call >= 0) || flags.last_call > 86400) {
+    return InvalidArgument("--rdzv-last-call {}: 0 to 86400 seconds", flags.last_call);
+  }
+  options.last_call = Milliseconds(flags.last_call);
   if (!(flags.hang_timeout >= 0) || flags.hang_timeout > 1e8) {
     return InvalidArgument("--hang-timeout {}: seconds, or 0 to report only", flags.hang_timeout);
   }
@@ -102,28 +112,19 @@ void ShowVerbHelp(const std::vector<std::string>& rest) {
   execv("/proc/self/exe", arguments.data());
 }
 
-// A layout that does not fit is refused once, before any rank starts: the verb itself knows.
-absl::Status CheckLayout(const LauncherOptions& options) {
-  if (options.arguments[1] != "train") return absl::OkStatus();
-  std::vector<std::string> check = options.arguments;
-  check.push_back("--check-world");
-  check.push_back(std::to_string(options.processes));
-  std::vector<char*> arguments;
-  for (std::string& argument : check) arguments.push_back(argument.data());
-  arguments.push_back(nullptr);
-  pid_t child = 0;
-  if (const int error =
-          posix_spawn(&child, "/proc/self/exe", nullptr, nullptr, arguments.data(), environ);
-      error != 0) {
-    return Unavailable("cannot start {}: {}", options.arguments[1], std::strerror(error));
+// The verb itself knows which worlds it can be laid over: null where any will do.
+absl::StatusOr<NodeRounds::CheckWorld> WorldCheck(const LaunchFlags& flags,
+                                                  const std::vector<std::string>& rest) {
+  if (!flags.program.empty() || rest.front() != "train") return NodeRounds::CheckWorld();
+  CADRE_ASSIGN_OR_RETURN(config::TrainConfig config, TrainConfigOf({rest.begin() + 1, rest.end()}));
+  // Asked of the same model whatever becomes of its folder.
+  if (!config.has_model()) {
+    CADRE_ASSIGN_OR_RETURN(
+        const HfConfig hf,
+        LoadHfConfig(config.has_init_from() ? config.init_from() : config.model_path()));
+    *config.mutable_model() = hf.model;
   }
-  int status = 0;
-  while (waitpid(child, &status, 0) < 0 && errno == EINTR) {
-  }
-  const int code = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
-  if (code == 0) return absl::OkStatus();
-  // It has said why, in the one line that a user should see.
-  std::exit(code);
+  return [config](int world) { return LayoutOfRun(config, world).status(); };
 }
 
 absl::Status RunLaunch(const LaunchFlags& flags, const std::vector<std::string>& rest) {
@@ -135,9 +136,15 @@ absl::Status RunLaunch(const LaunchFlags& flags, const std::vector<std::string>&
   for (const std::string& argument : rest) {
     if (flags.program.empty() && (argument == "--help" || argument == "-h")) ShowVerbHelp(rest);
   }
-  CADRE_ASSIGN_OR_RETURN(const LauncherOptions options, ResolveOptions(flags, rest));
+  CADRE_ASSIGN_OR_RETURN(LauncherOptions options, ResolveOptions(flags, rest));
   CADRE_RETURN_IF_ERROR(CheckLauncherOptions(options));
-  if (flags.program.empty() && options.nodes == 1) CADRE_RETURN_IF_ERROR(CheckLayout(options));
+  if (options.node_rank == 0) {
+    CADRE_ASSIGN_OR_RETURN(options.check_world, WorldCheck(flags, rest));
+  }
+  // With one node the answer is known before it opens a rendezvous.
+  if (options.nodes.max == 1 && options.check_world) {
+    CADRE_RETURN_IF_ERROR(options.check_world(options.processes));
+  }
   CADRE_ASSIGN_OR_RETURN(const LaunchOutcome outcome, Launch(options));
   if (outcome.exit_code == 0) return absl::OkStatus();
   return WithExitCode(absl::UnknownError(outcome.error), outcome.exit_code);
@@ -153,14 +160,21 @@ void AddLaunchCommand(CLI::App& root, absl::Status* status) {
   command->footer(kExamples);
   command->add_option("--nproc-per-node", flags->processes,
                       "Ranks on this machine; auto: one a core");
-  command->add_option("--nnodes", flags->nodes, "Machines, each with a launcher [1]")
-      ->check(CLI::Range(1, 65536));
+  command->add_option("--nnodes", flags->nodes,
+                      "Machines, each with a launcher: N, or MIN:MAX where the job goes on without "
+                      "those that are lost and takes in those that come [1]");
   command->add_option("--node-rank", flags->node_rank, "This machine's number, from 0 [0]")
       ->check(CLI::Range(0, 65535));
   command->add_option("--rdzv-endpoint", flags->endpoint,
                       "HOST:PORT of node 0, where the launchers meet [port 29500]");
   command
       ->add_option("--rdzv-timeout", flags->rendezvous_timeout, "Seconds to wait for other nodes")
+      ->capture_default_str();
+  command
+      ->add_option(
+          "--rdzv-last-call", flags->last_call,
+          "With MIN:MAX, seconds that a start waits for more nodes than MIN, and a run for "
+          "further ones before it makes room for one; node 0's counts")
       ->capture_default_str();
   command->add_option("--log-dir", flags->log_folder, "Folder for all that each rank writes");
   command

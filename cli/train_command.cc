@@ -1,9 +1,11 @@
 #include <sys/ioctl.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <spdlog/spdlog.h>
@@ -14,6 +16,7 @@
 #include "cli/ranks.h"
 #include "cli/run_trace.h"
 #include "cli/signals.h"
+#include "cli/train_command.h"
 #include "core/config.h"
 #include "core/log.h"
 #include "training/layout_needs.h"
@@ -30,7 +33,6 @@ struct TrainFlags {
   std::string trace;
   std::string device, dtype, log_level = "info";
   int threads = -1;
-  int check_world = 0;
   bool check = false;
   bool quiet = false;
 };
@@ -49,15 +51,19 @@ std::vector<std::string> Overrides(const TrainFlags& flags) {
   return overrides;
 }
 
-absl::Status RunTrain(const TrainFlags& flags) {
+absl::StatusOr<config::TrainConfig> ConfigOf(const TrainFlags& flags) {
   config::TrainConfig config;
   const std::vector<std::string> overrides = Overrides(flags);
   CADRE_RETURN_IF_ERROR(LoadYaml(flags.config, overrides, &config));
+  return config;
+}
+
+absl::Status RunTrain(const TrainFlags& flags) {
+  CADRE_ASSIGN_OR_RETURN(const config::TrainConfig config, ConfigOf(flags));
   if (flags.check) {
     std::printf("%s", DumpYaml(config).c_str());
     return absl::OkStatus();
   }
-  if (flags.check_world > 0) return LayoutOfRun(config, flags.check_world).status();
   if (flags.output.empty()) return InvalidArgument("--output: a folder is needed");
   if (flags.resume != "auto" && flags.resume != "never") {
     return InvalidArgument("--resume {}: allowed are auto and never", flags.resume);
@@ -90,11 +96,7 @@ absl::Status RunTrain(const TrainFlags& flags) {
   return trace == nullptr ? absl::OkStatus() : trace->Finish(*log);
 }
 
-}  // namespace
-
-void AddTrainCommand(CLI::App& root, absl::Status* status) {
-  auto flags = std::make_shared<TrainFlags>();
-  CLI::App* command = root.add_subcommand("train", "Train a model");
+void AddOptions(CLI::App* command, const std::shared_ptr<TrainFlags>& flags) {
   command
       ->add_option("-c,--config", flags->config, "The run's YAML file (proto/train_config.proto)")
       ->required();
@@ -114,11 +116,30 @@ void AddTrainCommand(CLI::App& root, absl::Status* status) {
   command->add_option("--threads", flags->threads, "CPU threads; 0: all cores that it may run on");
   command->add_option("--log-level", flags->log_level, "trace, debug, info, warn, error or off")
       ->capture_default_str();
-  // For launchers: whether the run can be laid over so many ranks.
-  command->add_option("--check-world", flags->check_world)->group("");
   command->add_flag("--check", flags->check, "Print the resolved configuration and stop");
   command->add_flag("--quiet", flags->quiet, "No progress");
+}
+
+}  // namespace
+
+void AddTrainCommand(CLI::App& root, absl::Status* status) {
+  auto flags = std::make_shared<TrainFlags>();
+  CLI::App* command = root.add_subcommand("train", "Train a model");
+  AddOptions(command, flags);
   command->callback([flags, status] { *status = RunTrain(*flags); });
+}
+
+absl::StatusOr<config::TrainConfig> TrainConfigOf(std::vector<std::string> arguments) {
+  auto flags = std::make_shared<TrainFlags>();
+  CLI::App app;
+  AddOptions(&app, flags);
+  std::reverse(arguments.begin(), arguments.end());  // as parse takes them
+  try {
+    app.parse(std::move(arguments));
+  } catch (const CLI::ParseError& error) {
+    return InvalidArgument("{}; --help says more", error.what());
+  }
+  return ConfigOf(*flags);
 }
 
 }  // namespace cadre::cli

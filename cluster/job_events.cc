@@ -1,6 +1,7 @@
 #include "cluster/job_events.h"
 
 #include <algorithm>
+#include <csignal>
 #include <utility>
 
 namespace cadre {
@@ -8,11 +9,6 @@ namespace {
 
 using rendezvous::Event;
 using rendezvous::Failure;
-
-void MoveTo(JobEvents::Due* all, JobEvents::Due more) {
-  all->insert(all->end(), std::make_move_iterator(more.begin()),
-              std::make_move_iterator(more.end()));
-}
 
 // Others show it on their terminals.
 void Clean(std::string* text) {
@@ -32,9 +28,14 @@ const Event* JobEvents::outcome() const {
 JobEvents::Due JobEvents::Report(int node, const Event& event, Clock::time_point now) {
   if (outcome() != nullptr) return {};
   switch (event.kind()) {
-    case Event::DONE:
+    case Event::DONE: {
       done_.insert(node);
-      return static_cast<int>(done_.size()) == nodes_ ? Append(event) : Due();
+      if (static_cast<int>(done_.size()) < nodes_) return {};
+      Event done;
+      done.set_kind(Event::DONE);
+      done.set_restart(resizing_ && !stopping_);
+      return Append(done);
+    }
     case Event::STOP: {
       if (std::exchange(stopping_, true)) return {};
       return Append(event);
@@ -60,6 +61,14 @@ JobEvents::Due JobEvents::Report(int node, const Event& event, Clock::time_point
 }
 
 JobEvents::Due JobEvents::Fail(const Failure& failure, Clock::time_point now) {
+  // Ranks that were asked to end before they could take the signal.
+  const bool asked = failure.kind() == Failure::KILLED && failure.code() == SIGTERM;
+  if (resizing_ && !stopping_ && (asked || failure.peer_lost())) {
+    Event done;
+    done.set_kind(Event::DONE);
+    done.set_restart(true);
+    return Append(done);
+  }
   if (!failure.peer_lost()) return Judge(failure);
   if (!suspect_) {
     suspect_ = failure;
@@ -74,9 +83,7 @@ JobEvents::Due JobEvents::Judge(const Failure& failure) {
   event.set_kind(Event::FAILED);
   *event.mutable_failure() = failure;
   const bool usage = failure.kind() == Failure::EXITED && failure.code() == kUsageExitCode;
-  // A launcher that is gone cannot start its ranks again.
-  event.set_restart(may_restart_ && !stopping_ && !usage &&
-                    failure.kind() != Failure::LAUNCHER_GONE);
+  event.set_restart(may_restart_ && !stopping_ && !usage);
   return Append(event);
 }
 
@@ -114,18 +121,30 @@ JobEvents::Due JobEvents::Watch(int node, int number, uint64_t ticket, Answer an
   return due;
 }
 
-JobEvents::Due JobEvents::Leave(int node, uint64_t ticket, Clock::time_point now) {
+JobEvents::Due JobEvents::Leave(int node, uint64_t ticket) {
   const auto watcher = watchers_.find(node);
   if (watcher == watchers_.end() || watcher->second.ticket != ticket) return {};
   Due due = {[answer = std::move(watcher->second.answer)] { answer(absl::CancelledError("")); }};
   watchers_.erase(watcher);
-  if (outcome() != nullptr || done_.contains(node)) return due;
+  return due;
+}
+
+JobEvents::Due JobEvents::Lose(int node, Clock::time_point now) {
+  if (outcome() != nullptr || done_.contains(node)) return {};
   Failure failure;
   failure.set_node(node);
   failure.set_rank(-1);
   failure.set_kind(Failure::LAUNCHER_GONE);
-  MoveTo(&due, Fail(failure, now));
-  return due;
+  return Fail(failure, now);
+}
+
+JobEvents::Due JobEvents::Resize(const std::vector<int>& joining) {
+  if (outcome() != nullptr || stopping_ || verdict_at_ || !done_.empty()) return {};
+  if (std::exchange(resizing_, true)) return {};
+  Event event;
+  event.set_kind(Event::RESIZE);
+  for (const int node : joining) event.add_joining(node);
+  return Append(event);
 }
 
 JobEvents::Due JobEvents::Expire(Clock::time_point now) {

@@ -30,15 +30,20 @@ class JobEvents {
   static constexpr size_t kMaxErrorBytes = 4096;
   static constexpr size_t kMaxEvents = 256;  // beyond them only the outcome counts
 
-  JobEvents(int64_t generation, int nodes, int64_t max_restarts)
-      : generation_(generation), nodes_(nodes), may_restart_(generation < max_restarts) {}
+  // `nodes`: how many have ranks.
+  JobEvents(int64_t generation, int nodes, bool may_restart)
+      : generation_(generation), nodes_(nodes), may_restart_(may_restart) {}
 
   Due Report(int node, const rendezvous::Event& event, Clock::time_point now);
   // Answers when event `number` (from 0) is there. One call a node; a second one replaces the
   // first, which is refused.
   Due Watch(int node, int number, uint64_t ticket, Answer answer);
   // The watching call with this ticket broke.
-  Due Leave(int node, uint64_t ticket, Clock::time_point now);
+  Due Leave(int node, uint64_t ticket);
+  // The launcher of a node that has ranks is gone.
+  Due Lose(int node, Clock::time_point now);
+  // All ranks are to save, end and start again, with more nodes. Not where they end anyway.
+  Due Resize(const std::vector<int>& joining);
   Due Expire(Clock::time_point now);
   Due Close(const absl::Status& status);
   std::optional<Clock::time_point> NextDeadline() const { return verdict_at_; }
@@ -61,6 +66,7 @@ class JobEvents {
   int nodes_;
   bool may_restart_;
   bool stopping_ = false;
+  bool resizing_ = false;
   std::vector<rendezvous::Event> events_;
   std::set<int> done_;
   std::map<int, Watcher> watchers_;

@@ -3,6 +3,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <csignal>
+
 namespace cadre {
 namespace {
 
@@ -38,7 +40,7 @@ class JobEventsTest : public testing::Test {
   }
   void Report(int node, const Event& event) { Run(events_.Report(node, event, now_)); }
 
-  JobEvents events_{1, 2, 2};
+  JobEvents events_{1, 2, true};
   JobEvents::Clock::time_point now_{};
   uint64_t next_ticket_ = 0;
 };
@@ -126,13 +128,13 @@ TEST_F(JobEventsTest, AStallIsToldToAllAndIsNotTheEnd) {
 }
 
 TEST_F(JobEventsTest, WhatCannotHelpIsNotRestarted) {
-  JobEvents last(2, 1, 2);
+  JobEvents last(2, 1, false);
   Run(last.Report(0, Failed(0), now_));
   EXPECT_FALSE(last.outcome()->restart());
-  JobEvents usage(0, 1, 2);
+  JobEvents usage(0, 1, true);
   Run(usage.Report(0, Failed(0, false, Failure::EXITED, JobEvents::kUsageExitCode), now_));
   EXPECT_FALSE(usage.outcome()->restart());
-  JobEvents signal(0, 1, 2);
+  JobEvents signal(0, 1, true);
   Run(signal.Report(0, Failed(0, false, Failure::KILLED, 2), now_));
   EXPECT_TRUE(signal.outcome()->restart());
 }
@@ -141,14 +143,73 @@ TEST_F(JobEventsTest, ALauncherThatIsGoneFailsTheJob) {
   Outcome gone, other;
   Watch(1, 0, &gone);
   Watch(0, 0, &other);
-  Run(events_.Leave(1, 77, now_));  // not the call that waits
-  EXPECT_FALSE(other);
-  Run(events_.Leave(1, 0, now_));
+  Run(events_.Leave(1, 77));  // not the call that waits
+  EXPECT_FALSE(gone);
+  Run(events_.Leave(1, 0));
   EXPECT_TRUE(gone);
+  EXPECT_FALSE(other);
+  Run(events_.Lose(1, now_));
   ASSERT_TRUE(other);
   EXPECT_EQ((*other)->failure().kind(), Failure::LAUNCHER_GONE);
   EXPECT_EQ((*other)->failure().node(), 1);
-  EXPECT_FALSE((*other)->restart());
+  EXPECT_TRUE((*other)->restart());
+}
+
+TEST_F(JobEventsTest, OneThatIsDoneMayGo) {
+  Report(1, Plain(Event::DONE));
+  Run(events_.Lose(1, now_));
+  EXPECT_EQ(events_.outcome(), nullptr);
+  Report(0, Plain(Event::DONE));
+  EXPECT_EQ(events_.outcome()->kind(), Event::DONE);
+}
+
+TEST_F(JobEventsTest, AfterAResizeAllStartAgain) {
+  Outcome resize, second, done;
+  Watch(0, 0, &resize);
+  Run(events_.Resize({2, 5}));
+  Run(events_.Resize({6}));
+  ASSERT_TRUE(resize);
+  EXPECT_EQ((*resize)->kind(), Event::RESIZE);
+  EXPECT_THAT((*resize)->joining(), testing::ElementsAre(2, 5));
+  Watch(0, 1, &done);
+  Report(0, Plain(Event::DONE));
+  EXPECT_FALSE(done);
+  Report(1, Plain(Event::DONE));
+  ASSERT_TRUE(done);
+  EXPECT_EQ((*done)->kind(), Event::DONE);
+  EXPECT_TRUE((*done)->restart());
+}
+
+TEST_F(JobEventsTest, ARankThatAResizeEndsTooEarlyIsNoFailure) {
+  for (const Event& ended : {Failed(0, false, Failure::KILLED, SIGTERM), Failed(0, true)}) {
+    JobEvents events(0, 2, false);
+    Run(events.Resize({2}));
+    Run(events.Report(0, ended, now_));
+    EXPECT_EQ(events.outcome()->kind(), Event::DONE);
+    EXPECT_TRUE(events.outcome()->restart());
+  }
+  JobEvents crash(0, 2, false);
+  Run(crash.Resize({2}));
+  Run(crash.Report(0, Failed(0), now_));
+  EXPECT_EQ(crash.outcome()->kind(), Event::FAILED);
+  EXPECT_FALSE(crash.outcome()->restart());
+}
+
+TEST_F(JobEventsTest, AJobThatEndsAnywayIsNotResized) {
+  JobEvents stopping(0, 1, true);
+  Run(stopping.Report(0, Plain(Event::STOP), now_));
+  Run(stopping.Resize({2}));
+  Run(stopping.Report(0, Plain(Event::DONE), now_));
+  EXPECT_FALSE(stopping.outcome()->restart());
+  JobEvents stopped(0, 1, true);
+  Run(stopped.Resize({2}));
+  Run(stopped.Report(0, Plain(Event::STOP), now_));
+  Run(stopped.Report(0, Plain(Event::DONE), now_));
+  EXPECT_FALSE(stopped.outcome()->restart());
+  Report(0, Plain(Event::DONE));
+  Run(events_.Resize({2}));
+  Report(1, Plain(Event::DONE));
+  EXPECT_FALSE(events_.outcome()->restart());
 }
 
 TEST_F(JobEventsTest, ANewWatchReplacesTheOldOne) {

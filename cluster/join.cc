@@ -18,14 +18,14 @@ absl::StatusOr<Membership> JoinJob(const RankEnvironment& environment,
         RendezvousServer::Start({.host = local ? environment.master_address : "0.0.0.0",
                                  .port = environment.master_port,
                                  .token = environment.token,
-                                 .generation = environment.restart_count,
+                                 .generation = environment.generation,
                                  .ranks = environment.world_size}));
   }
   CADRE_ASSIGN_OR_RETURN(membership.bootstrap,
                          RendezvousBootstrap::Connect({.host = environment.master_address,
                                                        .port = environment.master_port,
                                                        .token = environment.token,
-                                                       .generation = environment.restart_count,
+                                                       .generation = environment.generation,
                                                        .rank = environment.rank,
                                                        .size = environment.world_size,
                                                        .timeout = timeout}));

@@ -14,6 +14,7 @@
 
 #include "cluster/core_shares.h"
 #include "cluster/rank_environment.h"
+#include "cluster/rank_list.h"
 #include "core/file.h"
 
 namespace cadre {
@@ -66,7 +67,8 @@ std::string Describe(const Failure& failure, int nodes) {
     case Failure::HUNG:
       return fmt::format("{} hung for longer than --hang-timeout", who);
     case Failure::LAUNCHER_GONE:
-      return fmt::format("the launcher of node {} is gone", failure.node());
+      return fmt::format("the launcher of node {}{} is gone", failure.node(),
+                         failure.node() == 0 ? ", which hosts the rendezvous," : "");
     default:
       return fmt::format("{} exited with code {}", who, failure.code());
   }
@@ -107,14 +109,15 @@ std::vector<std::string> LaunchRun::Variables(int local_rank, int threads) const
       fmt::format("RANK={}", rank),
       fmt::format("WORLD_SIZE={}", place_.world_size),
       fmt::format("LOCAL_RANK={}", local_rank),
-      fmt::format("LOCAL_WORLD_SIZE={}", options_.processes),
-      fmt::format("GROUP_RANK={}", options_.node_rank),
+      fmt::format("LOCAL_WORLD_SIZE={}", place_.processes),
+      fmt::format("GROUP_RANK={}", place_.node),
       fmt::format("MASTER_ADDR={}", place_.rendezvous.host),
       fmt::format("MASTER_PORT={}", place_.rendezvous.port),
-      fmt::format("TORCHELASTIC_RESTART_COUNT={}", place_.generation),
+      fmt::format("TORCHELASTIC_RESTART_COUNT={}", place_.restarts),
       fmt::format("TORCHELASTIC_MAX_RESTARTS={}", options_.max_restarts),
       fmt::format("{}={}", kRendezvousVariable,
                   Endpoint(place_.rendezvous.host, place_.rendezvous.port)),
+      fmt::format("{}={}", kGenerationVariable, place_.generation),
       fmt::format("{}={}", kTokenVariable, place_.token),
       fmt::format("{}={}", kLauncherVariable, getpid()),
       fmt::format("{}={}", kFlightRecordVariable, RecordPath(rank))};
@@ -125,7 +128,7 @@ std::vector<std::string> LaunchRun::Variables(int local_rank, int threads) const
 absl::StatusOr<LaunchRun::Rank> LaunchRun::StartRank(int local_rank) {
   const int rank = place_.first_rank + local_rank;
   CoreShare share;
-  if (options_.pin_cores) share = ShareCores(AllowedCores(), local_rank, options_.processes);
+  if (options_.pin_cores) share = ShareCores(AllowedCores(), local_rank, place_.processes);
   CADRE_ASSIGN_OR_RETURN(const int log, OpenLog(options_, rank, place_.generation));
   auto output = std::make_unique<RankOutput>(rank, rank == 0, log, terminal_);
   CADRE_ASSIGN_OR_RETURN(
@@ -151,6 +154,7 @@ void LaunchRun::Post(Mail mail) {
 }
 
 void LaunchRun::StartWatchdog() {
+  if (ranks_.empty()) return;
   HangWatchdogOptions options{.hang = {.world_size = place_.world_size},
                               .expires_after = options_.hang_timeout};
   for (size_t i = 0; i < ranks_.size(); ++i) {
@@ -165,7 +169,7 @@ void LaunchRun::StartWatchdog() {
 }
 
 absl::StatusOr<Event> LaunchRun::Run() {
-  for (int local_rank = 0; local_rank < options_.processes; ++local_rank) {
+  for (int local_rank = 0; local_rank < place_.processes; ++local_rank) {
     CADRE_ASSIGN_OR_RETURN(Rank rank, StartRank(local_rank));
     ranks_.push_back(std::move(rank));
     ++running_;
@@ -256,7 +260,7 @@ void LaunchRun::TakeEnded() {
     return a.kind() == Failure::KILLED && b.kind() != Failure::KILLED;
   });
   for (const Failure& failure : failures) Report(failure);
-  if (done_ == options_.processes && !outcome_) {
+  if (done_ == place_.processes && done_ > 0 && !outcome_) {
     Event event;
     event.set_kind(Event::DONE);
     link_->Report(place_.generation, event);
@@ -280,10 +284,9 @@ void LaunchRun::TakeSignals() {
     const int signal = static_cast<int>(info.ssi_signo);
     Event stop;
     stop.set_kind(Event::STOP);
-    if (stop_signal_ == 0) {
-      stop_signal_ = signal;
+    if (!std::exchange(asked_to_stop_, true)) {
       link_->Report(place_.generation, stop);
-      SignalAll(signal);
+      StopRanks(signal);
       continue;
     }
     Failure failure;
@@ -330,19 +333,27 @@ void LaunchRun::TellOthers(const HangReport& hang) {
 void LaunchRun::TakeEvent(const Event& event) {
   if (outcome_) return;
   if (event.kind() == Event::STALLED) {
-    if (event.node() != options_.node_rank) watchdog_->OthersWait(event.stalled());
+    const bool others = event.node() != options_.node_rank;
+    if (others && watchdog_ != nullptr) watchdog_->OthersWait(event.stalled());
     return;
   }
-  if (event.kind() != Event::STOP) return EndAll(event);
-  if (stop_signal_ != 0) return;  // it came from here
-  stop_signal_ = SIGTERM;
-  SignalAll(SIGTERM);
+  if (event.kind() == Event::DONE || event.kind() == Event::FAILED) return EndAll(event);
+  if (event.kind() == Event::STOP) asked_to_stop_ = true;
+  if (event.kind() == Event::RESIZE) {
+    const std::vector<int> nodes(event.joining().begin(), event.joining().end());
+    terminal_->Line(RankList("node", nodes) + " joined: all ranks save and start again");
+  }
+  StopRanks(SIGTERM);
+}
+
+void LaunchRun::StopRanks(int signal) {
+  if (!std::exchange(ranks_stopping_, true)) SignalAll(signal);
 }
 
 void LaunchRun::EndAll(const Event& outcome) {
   outcome_ = outcome;
   own_verdict_at_.reset();
-  if (outcome.kind() != Event::FAILED) return;
+  if (outcome.kind() != Event::FAILED && !outcome.restart()) return;
   const Failure& failure = outcome.failure();
   if (!failure.last_error().empty()) {
     terminal_->Line(failure.rank() < 0

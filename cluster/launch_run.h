@@ -20,7 +20,10 @@
 namespace cadre {
 
 struct LaunchPlace {
-  int64_t generation = 0;
+  int64_t generation = -1;
+  int64_t restarts = 0;
+  int node = 0;       // among those that take part
+  int processes = 0;  // ranks on this node; 0: it waits for the next start
   int first_rank = 0;
   int world_size = 0;
   HostPort rendezvous;
@@ -69,6 +72,8 @@ class LaunchRun {
   std::optional<Clock::time_point> NextTime() const;
 
   void SignalAll(int signal);
+  // So that they end their step, save and stop: a second signal would kill them.
+  void StopRanks(int signal);
   void Report(const rendezvous::Failure& failure);
   // The outcome is known: the ranks that still run are to end.
   void EndAll(const rendezvous::Event& outcome);
@@ -85,7 +90,8 @@ class LaunchRun {
   std::vector<Rank> ranks_;
   int running_ = 0;
   int done_ = 0;
-  int stop_signal_ = 0;  // the first that was passed on
+  bool asked_to_stop_ = false;  // somebody asked for the whole job's end
+  bool ranks_stopping_ = false;
   std::optional<rendezvous::Event> outcome_;
   std::optional<rendezvous::Failure> first_failure_;  // of this node
   std::optional<Clock::time_point> own_verdict_at_;   // where the rendezvous gives none

@@ -5,6 +5,7 @@
 #include <sys/signalfd.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <csignal>
 #include <filesystem>
@@ -16,6 +17,7 @@
 #include "cluster/gathering.h"
 #include "cluster/launch_folder.h"
 #include "cluster/launch_run.h"
+#include "cluster/rank_list.h"
 #include "core/file.h"
 
 namespace cadre {
@@ -100,7 +102,8 @@ class Launcher {
 
  private:
   absl::Status Meet();
-  absl::StatusOr<Event> RunOnce(int64_t generation);
+  absl::Status Join();
+  absl::StatusOr<Event> RunOnce();
   LaunchOutcome Outcome(const Event& event) const;
 
   const LauncherOptions& options_;
@@ -114,7 +117,7 @@ class Launcher {
 // Node 0 listens on all addresses: its name may be another one's from outside. The token keeps
 // strangers out.
 absl::Status Launcher::Meet() {
-  const bool alone = options_.nodes == 1;
+  const bool alone = options_.nodes.max == 1;
   place_.rendezvous = alone ? HostPort{"127.0.0.1", 0} : options_.rendezvous;
   place_.token = alone && options_.token.empty() ? DrawToken() : options_.token;
   if (options_.node_rank == 0) {
@@ -123,7 +126,10 @@ absl::Status Launcher::Meet() {
                            RendezvousServer::Start({.host = IsLoopback(host) ? host : "0.0.0.0",
                                                     .port = place_.rendezvous.port,
                                                     .token = place_.token,
-                                                    .nodes = options_.nodes,
+                                                    .nodes = {.min_nodes = options_.nodes.min,
+                                                              .max_nodes = options_.nodes.max,
+                                                              .last_call = options_.last_call,
+                                                              .check_world = options_.check_world},
                                                     .max_restarts = options_.max_restarts}));
     place_.rendezvous.port = server_->port();
   }
@@ -131,20 +137,36 @@ absl::Status Launcher::Meet() {
                                                        .port = place_.rendezvous.port,
                                                        .token = place_.token,
                                                        .number = options_.node_rank,
-                                                       .size = options_.nodes,
+                                                       .size = options_.nodes.max,
                                                        .timeout = options_.rendezvous_timeout}));
   return absl::OkStatus();
 }
 
-absl::StatusOr<Event> Launcher::RunOnce(int64_t generation) {
-  {
-    const DiesOnSignals interruptible(signals_);
-    CADRE_ASSIGN_OR_RETURN(const rendezvous::JoinReply joined,
-                           link_->Join(generation, options_.processes));
-    place_.first_rank = joined.first_rank();
-    place_.world_size = joined.world_size();
+absl::Status Launcher::Join() {
+  const DiesOnSignals interruptible(signals_);
+  const int64_t next = place_.generation < 0 ? -1 : place_.generation + 1;
+  CADRE_ASSIGN_OR_RETURN(const rendezvous::JoinReply joined, link_->Join(next, options_.processes));
+  const std::vector<int> nodes(joined.nodes().begin(), joined.nodes().end());
+  const auto mine = std::find(nodes.begin(), nodes.end(), options_.node_rank);
+  place_.generation = joined.generation();
+  place_.restarts = joined.restarts();
+  place_.first_rank = joined.first_rank();
+  place_.world_size = joined.world_size();
+  place_.node = static_cast<int>(mine - nodes.begin());
+  place_.processes = mine == nodes.end() ? 0 : options_.processes;
+  if (!options_.nodes.elastic()) return absl::OkStatus();
+  std::string text = fmt::format("start {}: {} ranks on {}", place_.generation, place_.world_size,
+                                 RankList("node", nodes));
+  if (!joined.smaller().empty()) text += fmt::format(", no more because {}", joined.smaller());
+  if (mine == nodes.end()) {
+    text += fmt::format("; node {} waits for the next one", options_.node_rank);
   }
-  place_.generation = generation;
+  terminal_.Line(text);
+  return absl::OkStatus();
+}
+
+absl::StatusOr<Event> Launcher::RunOnce() {
+  CADRE_RETURN_IF_ERROR(Join());
   CADRE_ASSIGN_OR_RETURN(const auto folder,
                          LaunchFolder::Create({"/dev/shm", options_.temporary_folder, "/tmp"}));
   place_.records = folder->path();
@@ -155,7 +177,8 @@ absl::StatusOr<Event> Launcher::RunOnce(int64_t generation) {
 LaunchOutcome Launcher::Outcome(const Event& event) const {
   if (event.kind() != Event::FAILED) return {};
   const Failure& failure = event.failure();
-  LaunchOutcome outcome{.exit_code = ExitCode(failure), .error = Describe(failure, options_.nodes)};
+  LaunchOutcome outcome{.exit_code = ExitCode(failure),
+                        .error = Describe(failure, options_.nodes.max)};
   if (!options_.log_folder.empty() && failure.rank() >= 0 && failure.node() == options_.node_rank) {
     outcome.error +=
         fmt::format("; all it wrote: {}/rank-{:04}.log", options_.log_folder, failure.rank());
@@ -173,11 +196,12 @@ absl::StatusOr<LaunchOutcome> Launcher::Run() {
     std::filesystem::create_directories(options_.log_folder, error);
     if (error) return ErrnoError(options_.log_folder, "cannot create", error.value());
   }
-  for (int64_t generation = 0;; ++generation) {
-    CADRE_ASSIGN_OR_RETURN(const Event event, RunOnce(generation));
+  for (;;) {
+    CADRE_ASSIGN_OR_RETURN(const Event event, RunOnce());
     if (!event.restart()) return Outcome(event);
+    if (event.kind() != Event::FAILED) continue;
     terminal_.Line(fmt::format("warning: {}; all ranks start again (restart {})",
-                               Outcome(event).error, generation + 1));
+                               Outcome(event).error, place_.restarts + 1));
   }
 }
 
@@ -188,23 +212,28 @@ absl::Status CheckLauncherOptions(const LauncherOptions& options) {
   if (options.processes < 1 || options.processes > kMax) {
     return InvalidArgument("--nproc-per-node {}: 1 to {} are allowed", options.processes, kMax);
   }
-  if (options.nodes < 1 || options.nodes > kMax) {
-    return InvalidArgument("--nnodes {}: 1 to {} are allowed", options.nodes, kMax);
+  if (options.nodes.min < 1 || options.nodes.max > kMax || options.nodes.min > options.nodes.max) {
+    return InvalidArgument("--nnodes {}:{}: MIN:MAX, 1 to {}", options.nodes.min, options.nodes.max,
+                           kMax);
   }
-  if (options.node_rank < 0 || options.node_rank >= options.nodes) {
+  if (options.nodes.min > kMax / options.processes) {
+    return InvalidArgument("--nnodes {}, --nproc-per-node {}: a job has at most {} ranks",
+                           options.nodes.min, options.processes, kMax);
+  }
+  if (options.node_rank < 0 || options.node_rank >= options.nodes.max) {
     return InvalidArgument("--node-rank {}: 0 to {} are allowed", options.node_rank,
-                           options.nodes - 1);
+                           options.nodes.max - 1);
   }
   if (options.max_restarts < 0) {
     return InvalidArgument("--max-restarts {}: 0 and more are allowed", options.max_restarts);
   }
-  if (options.nodes > 1 && options.rendezvous.host.empty()) {
-    return InvalidArgument("--nnodes {}: --rdzv-endpoint HOST:PORT is needed", options.nodes);
+  if (options.nodes.max > 1 && options.rendezvous.host.empty()) {
+    return InvalidArgument("--nnodes above 1: --rdzv-endpoint HOST:PORT is needed");
   }
-  if (options.nodes > 1 && options.token.empty()) {
+  if (options.nodes.max > 1 && options.token.empty()) {
     return InvalidArgument(
-        "--nnodes {}: set CADRE_JOB_TOKEN to one secret on all nodes, so that no stranger joins",
-        options.nodes);
+        "--nnodes above 1: set CADRE_JOB_TOKEN to one secret on all nodes, so that no stranger "
+        "joins");
   }
   return absl::OkStatus();
 }

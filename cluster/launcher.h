@@ -13,6 +13,7 @@
 #include <string>
 #include <vector>
 
+#include "cluster/node_range.h"
 #include "cluster/rendezvous_server.h"
 #include "core/status.h"
 
@@ -23,11 +24,15 @@ struct LauncherOptions {
   std::vector<std::string> arguments;    // of each rank, the program's name first
   std::vector<std::string> environment;  // NAME=value, to which the ranks' own are added
   int processes = 1;                     // on this node
-  int nodes = 1;
+  NodeRange nodes;
   int node_rank = 0;
   HostPort rendezvous;  // node 0 listens there; with one node it is chosen here
   std::string token;    // of the job, needed with several nodes; with one it is drawn here
   std::chrono::milliseconds rendezvous_timeout{60'000};
+  std::chrono::milliseconds last_call{30'000};  // for nodes beyond the fewest; node 0's counts
+  // Whether the job can be laid over so many ranks: on node 0, which chooses how many nodes a start
+  // takes. From any thread; quick. Null: any world will do.
+  NodeRounds::CheckWorld check_world;
   std::string log_folder;                    // empty: no logs
   std::string temporary_folder;              // where /dev/shm cannot be written
   int64_t max_restarts = 0;                  // node 0's counts

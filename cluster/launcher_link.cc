@@ -2,6 +2,8 @@
 
 #include <utility>
 
+#include "cluster/grpc_status.h"
+
 namespace cadre {
 
 using rendezvous::Event;
@@ -10,6 +12,7 @@ absl::StatusOr<std::unique_ptr<LauncherLink>> LauncherLink::Connect(const Rendez
   std::unique_ptr<LauncherLink> link(new LauncherLink(peer));
   CADRE_ASSIGN_OR_RETURN(auto channel, ConnectRendezvous(peer));
   link->stub_ = rendezvous::Rendezvous::NewStub(channel);
+  link->Attend();
   return link;
 }
 
@@ -43,6 +46,23 @@ rendezvous::Caller LauncherLink::CallerOf(int64_t generation) const {
   return caller;
 }
 
+void LauncherLink::Attend() {
+  struct Call {
+    grpc::ClientContext context;
+    rendezvous::AttendRequest request;
+    rendezvous::AttendReply reply;
+  };
+  auto call = std::make_shared<Call>();
+  const std::shared_ptr<grpc::ClientContext> context(call, &call->context);
+  if (!Begin(context)) return;
+  *call->request.mutable_caller() = caller_;
+  // Where it is refused, Join is, too.
+  stub_->async()->Attend(&call->context, &call->request, &call->reply,
+                         [this, call](const grpc::Status&) {
+                           End(std::shared_ptr<grpc::ClientContext>(call, &call->context));
+                         });
+}
+
 absl::StatusOr<rendezvous::JoinReply> LauncherLink::Join(int64_t generation, int processes) {
   rendezvous::JoinRequest request;
   *request.mutable_caller() = CallerOf(generation);
@@ -74,6 +94,8 @@ void LauncherLink::WatchFrom(int64_t generation, int number, OnEvent on_event) {
           call->event.set_kind(Event::FAILED);
           call->event.mutable_failure()->set_kind(rendezvous::Failure::LAUNCHER_GONE);
           call->event.mutable_failure()->set_rank(-1);
+          const bool refused = status.error_details() == kServiceSays;
+          if (refused) call->event.mutable_failure()->set_last_error(status.error_message());
         }
         on_event(call->event);
         const bool over = call->event.kind() == Event::DONE || call->event.kind() == Event::FAILED;

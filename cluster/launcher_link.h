@@ -26,7 +26,9 @@ class LauncherLink {
   // Gives up what is under way; no event comes after it.
   ~LauncherLink();
 
-  // Blocks until the launchers of all nodes came for this generation.
+  // For the next start; `generation` is the one that it must be, -1 before this launcher's first.
+  // Blocks until it begins. Where the reply's nodes have not this one among them, that start runs
+  // without it, and the one after it may have room.
   absl::StatusOr<rendezvous::JoinReply> Join(int64_t generation, int processes);
   // The events of a generation, in order, up to its outcome. Where the rendezvous is gone, that is
   // the last one: node 0's launcher is.
@@ -37,6 +39,8 @@ class LauncherLink {
 
  private:
   explicit LauncherLink(const RendezvousPeer& peer) : peer_(peer), caller_(MakeCaller(peer)) {}
+  // Holds the call by which the rendezvous notices when this launcher is gone.
+  void Attend();
   void WatchFrom(int64_t generation, int number, OnEvent on_event);
   rendezvous::Caller CallerOf(int64_t generation) const;
   // Keeps a call's context while it is under way. False: this link ends.

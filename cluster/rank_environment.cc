@@ -111,6 +111,7 @@ void Torchrun(Variables& variables, RankEnvironment* environment) {
   environment->master_address = endpoint->host;
   environment->master_port = endpoint->port;
   environment->rendezvous_hosted = true;
+  environment->generation = variables.NumberOr(kGenerationVariable, 0, kMaxCount, 0);
 }
 
 void OpenMpi(Variables& variables, RankEnvironment* environment) {
@@ -232,6 +233,7 @@ absl::StatusOr<std::optional<RankEnvironment>> FindRankEnvironment(const Variabl
   }
   CADRE_RETURN_IF_ERROR(variables.status());
   if (environment.world_size == 1 && !environment.rendezvous_hosted) return std::nullopt;
+  if (!environment.rendezvous_hosted) environment.generation = environment.restart_count;
   environment.token = variables.TextOr(kTokenVariable, "");
   environment.flight_record = variables.TextOr(kFlightRecordVariable, "");
   return environment;
@@ -245,7 +247,9 @@ absl::StatusOr<NodeEnvironment> FindNodeEnvironment(const VariableLookup& lookup
   std::string port = "MASTER_PORT";
   if (variables.Has("PET_NNODES") || variables.Has("PET_NODE_RANK")) {
     node.source = "Kubeflow";
-    node.nodes = variables.Number("PET_NNODES", 1, kMaxRanks);
+    if (const auto nodes = variables.Text("PET_NNODES")) {
+      CADRE_ASSIGN_OR_RETURN(node.nodes, ParseNodeRange("PET_NNODES", *nodes));
+    }
     node.node_rank = variables.Number("PET_NODE_RANK", 0, kMaxRanks - 1);
     if (variables.TextOr("PET_NPROC_PER_NODE", "auto") != "auto") {
       node.processes = variables.Number("PET_NPROC_PER_NODE", 1, kMaxRanks);
@@ -259,8 +263,10 @@ absl::StatusOr<NodeEnvironment> FindNodeEnvironment(const VariableLookup& lookup
   } else if (variables.Has("SLURM_STEP_ID") && variables.Has("SLURM_PROCID")) {
     // One launcher a node: the step's tasks are nodes.
     node.source = "Slurm";
-    node.nodes = variables.Number(SlurmName(variables, "SLURM_STEP_NUM_TASKS", "SLURM_NTASKS"), 1,
-                                  kMaxRanks);
+    const std::string name = SlurmName(variables, "SLURM_STEP_NUM_TASKS", "SLURM_NTASKS");
+    if (const auto nodes = variables.Text(name)) {
+      CADRE_ASSIGN_OR_RETURN(node.nodes, ParseNodeRange(name, *nodes));
+    }
     node.node_rank = variables.Number("SLURM_PROCID", 0, kMaxRanks - 1);
     address = variables.TextOr("MASTER_ADDR", SlurmMaster(variables));
   }

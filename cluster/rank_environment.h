@@ -14,6 +14,7 @@
 #include <optional>
 #include <string>
 
+#include "cluster/node_range.h"
 #include "cluster/rendezvous_server.h"
 #include "core/status.h"
 
@@ -24,6 +25,7 @@ using VariableLookup = std::function<std::optional<std::string>(const std::strin
 
 // What `cadre launch` tells its ranks beside torchrun's variables.
 constexpr char kRendezvousVariable[] = "CADRE_RENDEZVOUS";       // HOST:PORT, already listening
+constexpr char kGenerationVariable[] = "CADRE_GENERATION";       // starts of the job before this
 constexpr char kTokenVariable[] = "CADRE_JOB_TOKEN";             // never on a command line
 constexpr char kLauncherVariable[] = "CADRE_LAUNCHER_PID";       // ends its ranks with itself
 constexpr char kFlightRecordVariable[] = "CADRE_FLIGHT_RECORD";  // file to record into
@@ -40,6 +42,7 @@ struct RankEnvironment {
   int local_world_size = 1;
   int node_rank = 0;
   int64_t restart_count = 0;
+  int64_t generation = 0;  // starts before this one; not all are restarts after a failure
   // Of the rendezvous. Where it is not hosted by a launcher, rank 0 hosts it.
   std::string master_address;
   int master_port = kDefaultRendezvousPort;
@@ -55,7 +58,7 @@ absl::StatusOr<std::optional<RankEnvironment>> FindRankEnvironment(const Variabl
 // What is said of the node that a launcher runs on; its flags come first.
 struct NodeEnvironment {
   std::string source;
-  std::optional<int> nodes;
+  std::optional<NodeRange> nodes;
   std::optional<int> node_rank;
   std::optional<int> processes;  // on this node
   std::optional<HostPort> rendezvous;

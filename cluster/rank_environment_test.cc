@@ -67,11 +67,13 @@ TEST(RankEnvironment, OurLauncherHostsTheRendezvous) {
                            {"LOCAL_RANK", "0"},
                            {"LOCAL_WORLD_SIZE", "1"},
                            {kRendezvousVariable, "127.0.0.1:4000"},
+                           {kGenerationVariable, "7"},
                            {kTokenVariable, "t"},
                            {kFlightRecordVariable, "/dev/shm/x"}});
   ASSERT_TRUE(found.ok() && *found) << found.status();
   EXPECT_TRUE((*found)->rendezvous_hosted);
   EXPECT_EQ((*found)->master_port, 4000);
+  EXPECT_EQ((*found)->generation, 7);
   EXPECT_EQ((*found)->token, "t");
   EXPECT_EQ((*found)->flight_record, "/dev/shm/x");
 }
@@ -158,14 +160,17 @@ TEST(RankEnvironment, Kubeflow) {
   EXPECT_EQ(Found(pet), "one process");
   const auto node = FindNodeEnvironment(In(pet), "here");
   ASSERT_TRUE(node.ok());
-  EXPECT_EQ(node->nodes, 4);
+  EXPECT_EQ(node->nodes->max, 4);
+  EXPECT_FALSE(node->nodes->elastic());
   EXPECT_EQ(node->node_rank, 2);
   EXPECT_EQ(node->processes, 8);
   EXPECT_EQ(node->rendezvous->host, "trainer-node-0-0.trainer");
   EXPECT_EQ(node->rendezvous->port, 29400);
   pet["PET_NNODES"] = "1:4";
+  EXPECT_EQ(FindNodeEnvironment(In(pet), "here")->nodes->min, 1);
+  pet["PET_NNODES"] = "4:1";
   EXPECT_EQ(Message(FindNodeEnvironment(In(pet), "here").status()),
-            "PET_NNODES=1:4: 1 to 65536 are allowed");
+            "PET_NNODES 4:1: MIN is more than MAX");
 }
 
 TEST(NodeEnvironment, SlurmAndIndexedJobs) {
@@ -175,12 +180,12 @@ TEST(NodeEnvironment, SlurmAndIndexedJobs) {
                                              {"SLURM_JOB_NODELIST", "a[1-2]"}}),
                                          "a2");
   ASSERT_TRUE(slurm.ok());
-  EXPECT_EQ(slurm->nodes, 2);
+  EXPECT_EQ(slurm->nodes->min, 2);
   EXPECT_EQ(slurm->node_rank, 1);
   EXPECT_EQ(slurm->rendezvous->host, "a1");
   const auto job = FindNodeEnvironment(In({{"JOB_COMPLETION_INDEX", "3"}}), "j-3.s");
   ASSERT_TRUE(job.ok());
-  EXPECT_EQ(job->nodes, std::nullopt);
+  EXPECT_FALSE(job->nodes);
   EXPECT_EQ(job->node_rank, 3);
   EXPECT_EQ(job->rendezvous->host, "j-0.s");
   const auto none = FindNodeEnvironment(In({{"SLURM_PROCID", "0"}, {"SLURM_NTASKS", "8"}}), "a");

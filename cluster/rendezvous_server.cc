@@ -62,8 +62,9 @@ absl::StatusOr<std::unique_ptr<RendezvousServer>> RendezvousServer::Start(
   if (options.ranks < 0 || options.ranks > Gathering::kMaxMembers) {
     return InvalidArgument("{} ranks: 1 to {} are allowed", options.ranks, Gathering::kMaxMembers);
   }
-  if (options.nodes < 0 || options.nodes > Gathering::kMaxMembers) {
-    return InvalidArgument("{} nodes: 1 to {} are allowed", options.nodes, Gathering::kMaxMembers);
+  if (options.nodes.max_nodes < 0 || options.nodes.max_nodes > Gathering::kMaxMembers) {
+    return InvalidArgument("{} nodes: 1 to {} are allowed", options.nodes.max_nodes,
+                           Gathering::kMaxMembers);
   }
   CADRE_RETURN_IF_ERROR(CheckListens(options));
   std::unique_ptr<RendezvousServer> server(new RendezvousServer);

@@ -12,6 +12,7 @@
 #include <memory>
 #include <string>
 
+#include "cluster/node_rounds.h"
 #include "core/status.h"
 
 namespace cadre {
@@ -23,9 +24,9 @@ struct RendezvousServerOptions {
   int port = 0;                    // 0: one that is free
   std::string token;               // what every caller has to know; empty: nothing
   int64_t generation = 0;
-  int ranks = 0;             // how many; 0: the launchers agree on it
-  int nodes = 0;             // launchers; 0: none of ours
-  int64_t max_restarts = 0;  // by launchers
+  int ranks = 0;                 // how many; 0: the launchers agree on it
+  NodeRounds::Options nodes{0};  // launchers; 0: none of ours
+  int64_t max_restarts = 0;      // by launchers
 };
 
 class RendezvousServer {

@@ -1,7 +1,6 @@
 #include "cluster/rendezvous_service.h"
 
 #include <algorithm>
-#include <charconv>
 #include <utility>
 
 #include "cluster/grpc_status.h"
@@ -47,13 +46,36 @@ std::chrono::milliseconds Bounded(int64_t timeout_ms) {
 
 absl::Status Closed() { return Unavailable("the rendezvous is closed"); }
 
-constexpr char kNodesKey[] = "launchers";
+absl::Status NoLaunchers() {
+  return absl::FailedPreconditionError("this rendezvous has no launchers");
+}
+
+NodeRounds::Member ToNode(const Caller& caller) {
+  return {.number = caller.number(), .size = caller.size(), .claim = caller.claim()};
+}
+
+void Tell(const NodeRounds::Start& start, int node, int64_t restarts,
+          rendezvous::JoinReply* reply) {
+  reply->set_generation(start.generation);
+  reply->set_world_size(start.world_size);
+  reply->set_restarts(restarts);
+  reply->set_smaller(start.smaller);
+  for (size_t i = 0; i < start.nodes.size(); ++i) {
+    reply->add_nodes(start.nodes[i]);
+    if (start.nodes[i] == node) reply->set_first_rank(start.first_rank[i]);
+  }
+}
+
+void MoveTo(Gathering::Due* all, Gathering::Due more) {
+  all->insert(all->end(), std::make_move_iterator(more.begin()),
+              std::make_move_iterator(more.end()));
+}
 
 }  // namespace
 
 RendezvousService::RendezvousService(const RendezvousServerOptions& options) : options_(options) {
   if (options_.ranks > 0) ranks_.emplace("rank", options_.generation, options_.ranks);
-  if (options_.nodes > 0) nodes_.emplace("node", options_.generation, options_.nodes);
+  if (options_.nodes.max_nodes > 0) nodes_.emplace(options_.nodes);
   timer_ = std::jthread([this](std::stop_token stop) { KeepTime(std::move(stop)); });
 }
 
@@ -64,7 +86,7 @@ void RendezvousService::Apply(const Change& change) {
     const std::lock_guard lock(mutex_);
     due = change();
     dirty_ = true;
-    EndRanks(&due);
+    Settle(&due);
   }
   changed_.notify_all();
   for (const auto& answer : due) answer();
@@ -115,29 +137,39 @@ grpc::ServerUnaryReactor* RendezvousService::AllGather(grpc::CallbackServerConte
   return call;
 }
 
-absl::StatusOr<RendezvousService::Start> RendezvousService::Begin(
-    int64_t generation, const std::vector<std::string>& processes) {
-  Start start;
-  for (size_t node = 0; node < processes.size(); ++node) {
-    int count = 0;
-    const char* end = processes[node].data() + processes[node].size();
-    if (std::from_chars(processes[node].data(), end, count).ptr != end || count < 1 ||
-        count > Gathering::kMaxMembers - start.world_size) {
-      return InvalidArgument("node {}: {} ranks there; all nodes together may have 1 to {}", node,
-                             processes[node], Gathering::kMaxMembers);
-    }
-    start.first_rank.push_back(start.world_size);
-    start.world_size += count;
-  }
-  const std::lock_guard lock(mutex_);
-  if (!events_ || events_->generation() != generation) {
-    const int nodes = static_cast<int>(processes.size());
-    started_ = std::move(nodes_);
-    nodes_.emplace("node", generation + 1, nodes);
-    ranks_.emplace("rank", generation, start.world_size);
-    events_.emplace(generation, nodes, options_.max_restarts);
-  }
-  return start;
+grpc::ServerUnaryReactor* RendezvousService::Attend(grpc::CallbackServerContext*,
+                                                    const rendezvous::AttendRequest* request,
+                                                    rendezvous::AttendReply*) {
+  absl::Status status = CheckToken(request->caller());
+  if (!status.ok()) return Refuse(status);
+  auto* call = new Pending;
+  const uint64_t ticket = next_ticket_++;
+  const NodeRounds::Member member = ToNode(request->caller());
+  call->set_on_cancel([this, member, ticket] {
+    Apply([&] {
+      Due due;
+      const auto attending = attending_.find(ticket);
+      if (attending == attending_.end()) return due;
+      due.push_back([end = std::move(attending->second)] { end(absl::CancelledError("")); });
+      attending_.erase(attending);
+      Lose(member, &due);
+      return due;
+    });
+  });
+  Apply([&]() -> Due {
+    status = closed_ ? Closed() : !nodes_ ? NoLaunchers() : nodes_->Attend(member);
+    if (!status.ok()) return {[call, status] { call->Answer(status); }};
+    attending_.emplace(ticket, [call](const absl::Status& end) { call->Answer(end); });
+    return {};
+  });
+  return call;
+}
+
+void RendezvousService::Lose(const NodeRounds::Member& member, Due* due) {
+  const NodeRounds::Start* start = nodes_->running();
+  const bool had_ranks = start != nullptr && start->Has(member.number);
+  MoveTo(due, nodes_->Leave(member, Clock::now()));
+  if (had_ranks) MoveTo(due, events_->Lose(member.number, Clock::now()));
 }
 
 grpc::ServerUnaryReactor* RendezvousService::Join(grpc::CallbackServerContext*,
@@ -147,43 +179,33 @@ grpc::ServerUnaryReactor* RendezvousService::Join(grpc::CallbackServerContext*,
   if (!token.ok()) return Refuse(token);
   auto* call = new Pending;
   const uint64_t ticket = next_ticket_++;
-  const Gathering::Member member = ToMember(request->caller());
-  call->set_on_cancel([this, number = member.number, ticket] {
-    Apply([&] { return nodes_ ? nodes_->Leave(kNodesKey, number, ticket) : Due(); });
+  const NodeRounds::Member member = ToNode(request->caller());
+  call->set_on_cancel([this, member, ticket] {
+    Apply([&] { return nodes_ ? nodes_->Cancel(member, ticket, Clock::now()) : Due(); });
   });
-  const auto answer = [this, call, reply,
-                       member](const absl::StatusOr<Gathering::Values>& processes) {
-    if (!processes.ok()) return call->Answer(processes.status());
-    const absl::StatusOr<Start> start = Begin(member.generation, **processes);
-    if (start.ok()) {
-      reply->set_first_rank(start->first_rank[static_cast<size_t>(member.number)]);
-      reply->set_world_size(start->world_size);
-    }
+  const auto answer = [this, call, reply, member](
+                          const absl::StatusOr<std::shared_ptr<const NodeRounds::Start>>& start) {
+    if (start.ok()) Tell(**start, member.number, restarts_, reply);
     call->Answer(start.status());
   };
   Apply([&]() -> Due {
     if (closed_) return {[answer] { answer(Closed()); }};
-    if (!nodes_) {
-      return {
-          [answer] { answer(absl::FailedPreconditionError("this rendezvous has no launchers")); }};
-    }
-    return nodes_->Add({.member = member,
-                        .key = kNodesKey,
-                        .value = std::to_string(request->processes()),
-                        .timeout = Bounded(request->timeout_ms()),
-                        .ticket = ticket,
-                        .answer = answer},
-                       Clock::now());
+    if (!nodes_) return {[answer] { answer(NoLaunchers()); }};
+    return nodes_->Join({.member = member,
+                         .generation = request->caller().generation(),
+                         .processes = request->processes(),
+                         .timeout = Bounded(request->timeout_ms()),
+                         .ticket = ticket,
+                         .answer = answer},
+                        Clock::now());
   });
   return call;
 }
 
-absl::Status RendezvousService::AdmitNode(const Caller& caller) {
+absl::Status RendezvousService::AdmitNode(const Caller& caller) const {
   if (closed_) return Closed();
-  if (!started_) {
-    return absl::FailedPreconditionError("no start of the job runs now");
-  }
-  return started_->Admit(ToMember(caller));
+  if (!nodes_) return NoLaunchers();
+  return nodes_->Admit(ToNode(caller), caller.generation());
 }
 
 grpc::ServerUnaryReactor* RendezvousService::Report(grpc::CallbackServerContext*,
@@ -209,7 +231,7 @@ grpc::ServerUnaryReactor* RendezvousService::Watch(grpc::CallbackServerContext*,
   auto* call = new Pending;
   const uint64_t ticket = next_ticket_++;
   call->set_on_cancel([this, node = request->caller().number(), ticket] {
-    Apply([&] { return events_ ? events_->Leave(node, ticket, Clock::now()) : Due(); });
+    Apply([&] { return events_ ? events_->Leave(node, ticket) : Due(); });
   });
   Apply([&]() -> Due {
     const absl::Status status = AdmitNode(request->caller());
@@ -223,12 +245,30 @@ grpc::ServerUnaryReactor* RendezvousService::Watch(grpc::CallbackServerContext*,
   return call;
 }
 
-void RendezvousService::EndRanks(Due* due) {
-  const Event* outcome = events_ ? events_->outcome() : nullptr;
-  if (outcome == nullptr || !ranks_ || ranks_->generation() != events_->generation()) return;
-  Due closed = ranks_->Close(Unavailable("start {} of the job is over", events_->generation()));
-  due->insert(due->end(), closed.begin(), closed.end());
+void RendezvousService::EndStart(Due* due) {
+  const Event& outcome = *events_->outcome();
+  if (outcome.kind() == Event::FAILED && outcome.restart()) ++restarts_;
+  nodes_->End(outcome.restart());
+  // Ranks that wait need not wait on.
+  if (ranks_) {
+    MoveTo(due, ranks_->Close(Unavailable("start {} of the job is over", events_->generation())));
+  }
   ranks_.reset();
+}
+
+void RendezvousService::Settle(Due* due) {
+  const NodeRounds::Start* start = nodes_ ? nodes_->running() : nullptr;
+  if (start == nullptr || closed_) return;
+  if (!events_ || events_->generation() != start->generation) {
+    if (events_) MoveTo(due, events_->Close(Unavailable("that start of the job is over")));
+    ranks_.emplace("rank", start->generation, start->world_size);
+    events_.emplace(start->generation, static_cast<int>(start->nodes.size()),
+                    restarts_ < options_.max_restarts);
+  }
+  if (const std::vector<int> joining = nodes_->TakeJoining(); !joining.empty()) {
+    MoveTo(due, events_->Resize(joining));
+  }
+  if (events_->outcome() != nullptr) EndStart(due);
 }
 
 void RendezvousService::KeepTime(std::stop_token stop) {
@@ -238,15 +278,14 @@ void RendezvousService::KeepTime(std::stop_token stop) {
     std::optional<Clock::time_point> next;
     const auto look = [&](auto& part) {
       if (!part) return;
-      auto ended = part->Expire(Clock::now());
-      due.insert(due.end(), ended.begin(), ended.end());
+      MoveTo(&due, part->Expire(Clock::now()));
       const auto deadline = part->NextDeadline();
       if (deadline && (!next || *deadline < *next)) next = deadline;
     };
     look(ranks_);
     look(nodes_);
     look(events_);
-    EndRanks(&due);
+    Settle(&due);
     if (!due.empty()) {
       lock.unlock();
       for (const auto& answer : due) answer();
@@ -269,12 +308,15 @@ void RendezvousService::Close() {
     Due due;
     const auto close = [&](auto& part) {
       if (!part) return;
-      auto ended = part->Close(Closed());
-      due.insert(due.end(), ended.begin(), ended.end());
+      MoveTo(&due, part->Close(Closed()));
     };
     close(ranks_);
     close(nodes_);
     close(events_);
+    for (auto& [ticket, end] : attending_) {
+      due.push_back([end = std::move(end)] { end(Closed()); });
+    }
+    attending_.clear();
     return due;
   });
 }

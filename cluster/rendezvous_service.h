@@ -1,5 +1,5 @@
-// The calls of proto/rendezvous.proto, answered from a Gathering of ranks, one of nodes, and the
-// events of the job. Private to this folder: others use RendezvousServer.
+// The calls of proto/rendezvous.proto, answered from a Gathering of ranks, the rounds of nodes and
+// the events of a start. Private to this folder: others use RendezvousServer.
 //
 // Any number of callers may wait; none holds a thread. Every call is refused before anything is
 // kept of it where its token is wrong.
@@ -7,6 +7,8 @@
 
 #include <atomic>
 #include <condition_variable>
+#include <functional>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -15,6 +17,7 @@
 
 #include "cluster/gathering.h"
 #include "cluster/job_events.h"
+#include "cluster/node_rounds.h"
 #include "cluster/rendezvous_server.h"
 #include "proto/rendezvous.grpc.pb.h"
 
@@ -29,6 +32,9 @@ class RendezvousService final : public rendezvous::Rendezvous::CallbackService {
   grpc::ServerUnaryReactor* AllGather(grpc::CallbackServerContext* context,
                                       const rendezvous::AllGatherRequest* request,
                                       rendezvous::AllGatherReply* reply) override;
+  grpc::ServerUnaryReactor* Attend(grpc::CallbackServerContext* context,
+                                   const rendezvous::AttendRequest* request,
+                                   rendezvous::AttendReply* reply) override;
   grpc::ServerUnaryReactor* Join(grpc::CallbackServerContext* context,
                                  const rendezvous::JoinRequest* request,
                                  rendezvous::JoinReply* reply) override;
@@ -41,31 +47,28 @@ class RendezvousService final : public rendezvous::Rendezvous::CallbackService {
 
  private:
   using Due = Gathering::Due;
-  struct Start {
-    std::vector<int> first_rank;  // by node
-    int world_size = 0;
-  };
   // Runs `change` under the lock, then what it made due.
   template <typename Change>
   void Apply(const Change& change);
   absl::Status CheckToken(const rendezvous::Caller& caller) const;
-  absl::Status AdmitNode(const rendezvous::Caller& caller);
-  // All nodes came: the ranks of this generation may.
-  absl::StatusOr<Start> Begin(int64_t generation, const std::vector<std::string>& processes);
-  // Ranks that wait when the job's outcome is known need not wait on.
-  void EndRanks(Due* due);
+  absl::Status AdmitNode(const rendezvous::Caller& caller) const;
+  // What one part tells the others, after any change.
+  void Settle(Due* due);
+  void EndStart(Due* due);
+  void Lose(const NodeRounds::Member& member, Due* due);
   void KeepTime(std::stop_token stop);
 
   const RendezvousServerOptions options_;
   std::atomic<uint64_t> next_ticket_ = 1;
+  std::atomic<int64_t> restarts_ = 0;
   std::mutex mutex_;
   std::condition_variable_any changed_;
   bool closed_ = false;
   bool dirty_ = false;  // deadlines may have changed
   std::optional<Gathering> ranks_;
-  std::optional<Gathering> nodes_;    // that come for the next start
-  std::optional<Gathering> started_;  // that came for the one that runs
-  std::optional<JobEvents> events_;
+  std::optional<NodeRounds> nodes_;
+  std::optional<JobEvents> events_;                                         // of the latest start
+  std::map<uint64_t, std::function<void(const absl::Status&)>> attending_;  // by ticket
   std::jthread timer_;  // last: it uses the others
 };
 

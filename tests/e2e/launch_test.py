@@ -314,8 +314,9 @@ class Nodes(Case):
                 nodes[gone].send_signal(signal.SIGKILL)
                 left = nodes[1 - gone]
                 self.assertEqual(left.wait(e2e.TIMEOUT), 1, left.output())
+                host = ", which hosts the rendezvous," if gone == 0 else ""
                 self.assertEqual(left.output().splitlines()[-1],
-                                 f"error: the launcher of node {gone} is gone")
+                                 f"error: the launcher of node {gone}{host} is gone")
 
     def test_a_rank_that_those_of_another_node_wait_for_is_named(self):
         with self.nodes("*:step=15", "*:step=16", "*:step=17", "*:gather=begun", "2:activity=backward,3",
@@ -324,6 +325,15 @@ class Nodes(Case):
             self.wait_for(nodes[0], "warning: ranks 0, 1 wait in all_reduce 'bucket 1' of group dp")
             self.wait_for(nodes[1], "warning: rank 2 hangs in backward of layer 3 at step 17; ranks 0, "
                                     "1 wait in all_reduce 'bucket 1' of group dp since ")
+
+    def test_a_node_that_comes_back_restarts_with_the_others(self):
+        with self.nodes(*self.files(), "*:gather=a", "*@0:wait", flags=["--max-restarts", 1]) as nodes:
+            self.pids(nodes[0], range(4))
+            nodes[1].send_signal(signal.SIGKILL)
+            self.wait_for(nodes[0], "the launcher of node 1 is gone; all ranks start again (restart 1)")
+            with e2e.running(*nodes[1].args[1:]) as back:
+                for process in (nodes[0], back):
+                    self.assertEqual(process.wait(e2e.TIMEOUT), 0, process.output())
 
     def test_a_time_out_names_who_is_missing(self):
         with self.nodes("*:hold", ranks=(2, 0, 0), timeout=0.5) as (process,):
@@ -346,7 +356,7 @@ class Nodes(Case):
             try:
                 endpoint = f"127.0.0.1:{taken.getsockname()[1]}"
                 line = e2e.refused("launch", "--nproc-per-node", 1, "--nnodes", 2, "--rdzv-endpoint",
-                                   endpoint, "train", code=1)
+                                   endpoint, "--program", program(), "0:exit=0", code=1)
             finally:
                 del os.environ["CADRE_JOB_TOKEN"]
             self.assertEqual(line, f"rendezvous {endpoint}: the port is in use; choose another one")
@@ -357,6 +367,13 @@ class Nodes(Case):
                 (("--nproc-per-node", "two"), "--nproc-per-node two: a number"),
                 (("--nproc-per-node", 0), "--nproc-per-node 0: 1 to 65536"),
                 (("--nproc-per-node", 2, "--nnodes", 2), "--rdzv-endpoint HOST:PORT is needed"),
+                (("--nproc-per-node", 2, "--nnodes", "1:2"), "--rdzv-endpoint HOST:PORT is needed"),
+                (("--nproc-per-node", 2, "--nnodes", "2:1"), "--nnodes 2:1: MIN is more than MAX"),
+                (("--nproc-per-node", 2, "--nnodes", 0), "--nnodes 0: N or MIN:MAX, each 1 to 65536"),
+                (("--nproc-per-node", 2, "--nnodes", "1:"), "--nnodes 1:: N or MIN:MAX"),
+                (("--nproc-per-node", 2, "--nnodes", 2**31), "--nnodes 2147483648: N or MIN:MAX"),
+                (("--nproc-per-node", 2, "--nnodes", 65536), "a job has at most 65536 ranks"),
+                (("--nproc-per-node", 2, "--rdzv-last-call", -1), "--rdzv-last-call -1: 0 to 86400"),
                 (("--nproc-per-node", 2, "--nnodes", 2, "--rdzv-endpoint", "a:1"), "CADRE_JOB_TOKEN"),
                 (("--nproc-per-node", 2, "--node-rank", 1), "--node-rank 1: 0 to 0"),
                 (("--nproc-per-node", 2, "--max-restarts", -1), "--max-restarts -1"),
@@ -367,6 +384,84 @@ class Nodes(Case):
                 self.assertIn(text, e2e.refused("launch", *flags, "train", code=2))
         self.assertIn("a verb is needed", e2e.refused("launch", "--nproc-per-node", 2, code=2))
         self.assertIn("Train a model", e2e.cadre("launch", "--nproc-per-node", 2, "train", "--help").stdout)
+
+
+class Elastic(Case):
+    """--nnodes MIN:MAX."""
+
+    def setUp(self):
+        super().setUp()
+        os.environ["CADRE_JOB_TOKEN"] = "secret"
+        self.addCleanup(os.environ.pop, "CADRE_JOB_TOKEN")
+        self.port = self.enterContext(free_port())
+
+    def node(self, number, *actions, nodes="1:3", flags=()):
+        return self.enterContext(launching(*actions, ranks=1, flags=[
+            "--nnodes", nodes, "--node-rank", number, "--rdzv-endpoint", f"127.0.0.1:{self.port}",
+            "--rdzv-last-call", 0.5, *flags]))
+
+    HERE = ("*:gather=a", "0:out=all here")
+
+    def wait_for_nodes(self, host, numbers):
+        """Until all ranks of these run; how many starts it takes depends on who is slow."""
+        def there():
+            latest = host.output().split("\nstart ")[-1]
+            return f" ranks on {numbers}\n" in latest and "all here" in latest
+        e2e.wait_until(there, host, numbers)
+
+    def assert_done(self, *nodes):
+        for process in nodes:
+            self.assertEqual(process.wait(e2e.TIMEOUT), 0, process.output())
+
+    def test_the_others_go_on_and_take_in_the_one_that_comes_back(self):
+        actions = ("0:environ=WORLD_SIZE", "0:environ=TORCHELASTIC_RESTART_COUNT", *self.HERE, "*:wait")
+        nodes = [self.node(number, *actions, flags=["--max-restarts", 1]) for number in range(3)]
+        self.wait_for_nodes(nodes[0], "nodes 0-2")
+        nodes[1].send_signal(signal.SIGKILL)
+        self.wait_for_nodes(nodes[0], "nodes 0, 2")
+        self.assertIn("warning: the launcher of node 1 is gone; all ranks start again (restart 1)",
+                      nodes[0].output())
+        back = self.node(1, *actions)
+        self.wait_for_nodes(nodes[0], "nodes 0-2")
+        self.assertRegex(back.output().splitlines()[0],
+                         "start [0-9]+: 2 ranks on nodes 0, 2; node 1 waits for the next one")
+        self.assertIn("node 1 joined: all ranks save and start again", nodes[0].output())
+        self.wait_for(nodes[0], "WORLD_SIZE=2\nTORCHELASTIC_RESTART_COUNT=1")
+        nodes[2].send_signal(signal.SIGINT)
+        self.assert_done(nodes[0], nodes[2], back)
+
+    def test_the_loss_of_the_rendezvous_host_ends_the_job(self):
+        nodes = [self.node(number, *self.HERE, "*:wait", flags=["--max-restarts", 9]) for number in range(3)]
+        self.wait_for_nodes(nodes[0], "nodes 0-2")
+        nodes[0].send_signal(signal.SIGKILL)
+        for process in nodes[1:]:
+            self.assertEqual(process.wait(e2e.TIMEOUT), 1, process.output())
+            self.assertEqual(process.output().splitlines()[-1],
+                             "error: the launcher of node 0, which hosts the rendezvous, is gone")
+
+    def test_fewer_than_the_fewest_are_waited_for_until_the_time_out(self):
+        flags = ["--max-restarts", 9, "--rdzv-timeout", 3]
+        nodes = [self.node(number, *self.HERE, "*:wait", nodes="2:3", flags=flags) for number in range(3)]
+        self.wait_for_nodes(nodes[0], "nodes 0-2")
+        nodes[1].send_signal(signal.SIGKILL)
+        nodes[2].send_signal(signal.SIGKILL)
+        self.assertEqual(nodes[0].wait(e2e.TIMEOUT), 1, nodes[0].output())
+        self.assertEqual(nodes[0].output().splitlines()[-1],
+                         f"error: rendezvous 127.0.0.1:{self.port}: launchers: after 3 s nodes 1, 2 "
+                         "of 3 did not come; at least 2 are needed")
+
+    def test_two_with_one_number(self):
+        first, _ = (self.node(number, *self.HERE, "*:wait") for number in range(2))
+        self.wait_for_nodes(first, "nodes 0, 1")
+        second = self.node(1, "*:wait")
+        self.assertEqual(second.wait(e2e.TIMEOUT), 1, second.output())
+        self.assertIn("node 1: two launchers say that they are node 1", second.output())
+
+    def test_ctrl_c_ends_all(self):
+        nodes = [self.node(number, *self.HERE, "*:wait", nodes="1:2") for number in range(2)]
+        self.wait_for_nodes(nodes[0], "nodes 0, 1")
+        nodes[1].send_signal(signal.SIGINT)
+        self.assert_done(*nodes)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 // A rank for the launcher's tests: joins its job as a real one does, then acts as its arguments
-// say, RANK:ACTION each, in order; `*` is every rank, and RANK@N only at the Nth restart.
+// say, RANK:ACTION each, in order; `*` is every rank, and RANK@N only in the Nth start.
 //
 //   say=TEXT      a line on standard error         out=TEXT   one on standard output
 //   exit=CODE                                      crash      ends by SIGABRT
@@ -56,7 +56,7 @@ class Rank {
 
   bool Mine(const std::string& who) const {
     const size_t at = who.find('@');
-    if (at != who.npos && std::stoi(who.substr(at + 1)) != environment_.restart_count) return false;
+    if (at != who.npos && std::stoi(who.substr(at + 1)) != environment_.generation) return false;
     return who.starts_with('*') || std::stoi(who) == environment_.rank;
   }
 

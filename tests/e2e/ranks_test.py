@@ -215,6 +215,72 @@ class Faults(Case):
         self.assertEqual(len(e2e.metrics(run)), done + 3)
 
 
+class Elastic(Case):
+    """Nodes come and go; the data-parallel size follows, and so do the bits."""
+
+    SETTINGS = ("dtype=f32", "global_batch_size=12", "micro_batch_size=1", "lr_schedule.decay_steps=100")
+
+    def setUp(self):
+        os.environ["CADRE_JOB_TOKEN"] = "secret"
+        self.addCleanup(os.environ.pop, "CADRE_JOB_TOKEN")
+
+    def node(self, name, number, port):
+        flags = ["--nnodes", "1:3", "--node-rank", number, "--rdzv-endpoint", f"127.0.0.1:{port}",
+                 "--rdzv-last-call", 1, "--max-restarts", 1]
+        return self.enterContext(e2e.running(*self.arguments(
+            name, 1, *self.SETTINGS, "train_steps=100000", "checkpoint.interval=5", flags=flags)))
+
+    def starts(self, output):
+        """(ranks, step) of each start that came to train, from what node 0 says."""
+        found, ranks, step = [], 0, 0
+        for line in output.splitlines():
+            if match := re.search(r"start \d+: (\d+) ranks on", line):
+                ranks, step = int(match.group(1)), 0
+            elif match := re.search(r"resumed from .* at step (\d+)", line):
+                step = int(match.group(1))
+            elif "tokens an epoch" in line:
+                found.append((ranks, step))
+        return found
+
+    def wait_for(self, run, job, ranks, steps):
+        """Until so many ranks have trained so many steps more than any start resumed from."""
+        def there():
+            starts = self.starts(job.output())
+            last = starts and starts[-1]
+            return last and last[0] == ranks and len(e2e.metrics(run)) >= last[1] + steps
+        e2e.wait_until(there, job, f"{ranks} ranks train")
+
+    def shrink_and_grow(self, name, rng):
+        run, lost, step = self.workshop.folder / name, rng.randrange(1, 3), rng.randrange(6, 20)
+        with free_port() as port:
+            nodes = [self.node(name, number, port) for number in range(3)]
+            self.wait_for(run, nodes[0], 3, step)
+            e2e.wait_until((run / "checkpoints/latest").exists, nodes[0], "a checkpoint")
+            for pid in (nodes[lost].pid, *children(nodes[lost].pid)):
+                os.kill(pid, signal.SIGKILL)
+            self.wait_for(run, nodes[0], 2, rng.randrange(1, 6))
+            nodes[lost] = self.node(name, lost, port)
+            self.wait_for(run, nodes[0], 3, 3)
+            nodes[0].send_signal(signal.SIGINT)
+            for node in nodes:
+                self.assertEqual(node.wait(e2e.TIMEOUT), 0, node.output())
+        return run, self.starts(nodes[0].output())
+
+    def test_a_lost_node_and_its_return_change_the_size_alone(self):
+        seed = int.from_bytes(os.urandom(4), "little")
+        rng = random.Random(seed)
+        for number in range(5 if e2e.Options.long else 1):
+            run, starts = self.shrink_and_grow(f"elastic-{number}", rng)
+            losses = self.losses(run)
+            ends = [step for _, step in starts[1:]] + [len(losses)]
+            with self.subTest(seed=seed, starts=starts, ends=ends):
+                self.assertEqual([ranks for ranks, _ in starts][-3:], [3, 2, 3])
+                for (ranks, begin), end in zip(starts, ends):
+                    if end > begin:
+                        made = self.launch(f"made-{number}", ranks, *self.SETTINGS, f"train_steps={end}")
+                self.assertEqual(losses, self.losses(made))
+
+
 class Refusals(Case):
     """One clear line, before any rank starts."""
 
