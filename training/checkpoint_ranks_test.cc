@@ -13,6 +13,7 @@
 #include "training/checkpoint.h"
 #include "training/checkpoint_grid_test_util.h"
 #include "training/checkpoint_test_util.h"
+#include "training/shared_folder.h"
 
 namespace cadre {
 namespace {
@@ -118,6 +119,25 @@ TEST(CheckpointRanks, OptimizersOfShardsSaveAndLoadWhatOneWould) {
     for (const auto& [name, bytes] : expected) EXPECT_TRUE(files.at(name) == bytes) << name;
     std::filesystem::remove_all(root);
   }
+}
+
+TEST(CheckpointRanks, AFolderThatARankHasForItselfIsNamed) {
+  const std::string root = FreshFolder("ranks_shared");
+  for (int r = 0; r < 3; ++r) std::filesystem::create_directories(fmt::format("{}/{}", root, r));
+  RunRanks(3, [&](World& world) {
+    auto group = Everyone(world);
+    EXPECT_TRUE(CheckSharedFolder(group.get(), root + "/0").ok());
+    const absl::Status apart =
+        CheckSharedFolder(group.get(), world.rank() == 1 ? root + "/1" : root + "/0");
+    EXPECT_EQ(apart.code(), absl::StatusCode::kInvalidArgument);
+    EXPECT_THAT(Message(apart), HasSubstr(fmt::format("rank 1: {}/1: what rank 0 wrote", root)));
+    const absl::Status none =
+        CheckSharedFolder(group.get(), root + (world.rank() == 0 ? "/none" : "/0"));
+    EXPECT_THAT(Message(none), HasSubstr("rank 0: "));
+    ASSERT_TRUE(Agree(*group, absl::OkStatus(), {"looked"}).ok());
+    EXPECT_THAT(NamesIn(root + "/0"), testing::IsEmpty());
+  });
+  std::filesystem::remove_all(root);
 }
 
 TEST(CheckpointRanks, AFailureOnOneRankFailsAllAndHarmsNothing) {

@@ -20,6 +20,7 @@
 #include "training/gemm_peak.h"
 #include "training/gradient_norm.h"
 #include "training/layout_needs.h"
+#include "training/shared_folder.h"
 #include "training/training_data.h"
 
 namespace cadre {
@@ -77,6 +78,7 @@ absl::Status Trainer::Open() {
   std::error_code error;
   std::filesystem::create_directories(options_.output, error);
   if (error) return Unavailable("{}: cannot create: {}", options_.output, error.message());
+  CADRE_RETURN_IF_ERROR(CheckSharedFolder(ranks_.checkpoint_group(), options_.output));
   CADRE_RETURN_IF_ERROR(OpenModel());
   const int64_t without_data = ReadResidentMemory().now;
   CADRE_RETURN_IF_ERROR(OpenData());
