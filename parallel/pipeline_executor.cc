@@ -17,6 +17,10 @@ bool HasBackward(const std::vector<Action>& actions) {
   });
 }
 
+bool Receives(ActionKind kind) {
+  return kind == ActionKind::kReceiveActivation || kind == ActionKind::kReceiveGradient;
+}
+
 OpLabel LabelOf(const Action& action) {
   const bool activation =
       action.kind == ActionKind::kSendActivation || action.kind == ActionKind::kReceiveActivation;
@@ -115,11 +119,26 @@ void PipelineExecutor::Send(const Tensor& tensor, const Action& action) {
   sends_.push_back(options_.group->Send(tensor, action.peer, LabelOf(action)));
 }
 
-absl::StatusOr<Tensor> PipelineExecutor::Receive(Context& ctx, const Action& action, int from) {
+void PipelineExecutor::Post(Context& ctx, const Action& action) {
+  // The stage whose activation it is, or the gradient of whose.
+  const int from = action.stage - (action.kind == ActionKind::kReceiveActivation ? 1 : 0);
   const Tensor tensor = ctx.Empty(options_.shapes[static_cast<size_t>(from)], options_.dtype);
-  const WorkPtr work = options_.group->Receive(tensor, action.peer, LabelOf(action));
-  if (!Landed(ctx, *work, LabelOf(action))) return ctx.groups->failure;
-  return tensor;
+  incoming_.push_back({tensor, options_.group->Receive(tensor, action.peer, LabelOf(action))});
+}
+
+void PipelineExecutor::PostNext(Context& ctx, std::span<const Action> actions) {
+  for (const Action& action : actions) {
+    if (Computes(action.kind)) break;
+    if (Receives(action.kind)) Post(ctx, action);
+  }
+}
+
+absl::StatusOr<Tensor> PipelineExecutor::Receive(Context& ctx, const Action& action) {
+  if (incoming_.empty()) Post(ctx, action);
+  const Incoming incoming = std::move(incoming_.front());
+  incoming_.pop_front();
+  if (!Landed(ctx, *incoming.work, LabelOf(action))) return ctx.groups->failure;
+  return incoming.tensor;
 }
 
 absl::Status PipelineExecutor::Execute(Context& ctx, const Action& action) {
@@ -152,11 +171,11 @@ absl::Status PipelineExecutor::Execute(Context& ctx, const Action& action) {
       break;
     }
     case ActionKind::kReceiveActivation: {
-      CADRE_ASSIGN_OR_RETURN(passes_[key].activation, Receive(ctx, action, action.stage - 1));
+      CADRE_ASSIGN_OR_RETURN(passes_[key].activation, Receive(ctx, action));
       break;
     }
     case ActionKind::kReceiveGradient: {
-      CADRE_ASSIGN_OR_RETURN(passes_.at(key).gradient, Receive(ctx, action, action.stage));
+      CADRE_ASSIGN_OR_RETURN(passes_.at(key).gradient, Receive(ctx, action));
       break;
     }
     // Weights are gathered and gradients reduced where they are leased and complete; the caller
@@ -180,9 +199,12 @@ absl::Status PipelineExecutor::Run(Context& ctx, const Schedule& schedule, const
   forward_ = &forward;
   passes_.clear();
   sends_.clear();
+  incoming_.clear();
+  const std::span<const Action> actions = schedule.ranks[rank];
   trains_ = HasBackward(schedule.ranks[rank]);
-  for (const Action& action : schedule.ranks[rank]) {
-    CADRE_RETURN_IF_ERROR(Execute(ctx, action));
+  for (size_t i = 0; i < actions.size(); ++i) {
+    if (Computes(actions[i].kind)) PostNext(ctx, actions.subspan(i + 1));
+    CADRE_RETURN_IF_ERROR(Execute(ctx, actions[i]));
     while (!sends_.empty() && sends_.front()->done()) {
       CADRE_RETURN_IF_ERROR(sends_.front()->Wait());
       sends_.pop_front();

@@ -1,6 +1,7 @@
 // PipelineExecutor: walks one rank's actions of a schedule (schedule.h). Computations run on the
 // calling thread, each microbatch of a stage on a tape of its own; activations and their gradients
-// go to the neighbour stages, over the pipeline's group or within the rank.
+// go to the neighbour stages, over the pipeline's group or within the rank. What the next
+// computation takes from a neighbour is asked for before this one begins, so it travels meanwhile.
 //
 //   PipelineExecutor executor({.group = groups.pp, .shapes = {{T, D}}, .dtype = DType::kBF16});
 //   CADRE_RETURN_IF_ERROR(executor.Run(ctx, schedule, [&](const StageInput& in) -> Var {
@@ -14,6 +15,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <span>
 #include <utility>
 #include <vector>
 
@@ -58,6 +60,10 @@ class PipelineExecutor {
     Tensor gradient;    // before the backward the output's, then the input's
   };
   using Key = std::pair<int, int>;  // stage, microbatch
+  struct Incoming {
+    Tensor tensor;
+    WorkPtr work;
+  };
 
   absl::Status Execute(Context& ctx, const Action& action);
   void RunForward(Context& ctx, int stage, int microbatch);
@@ -67,8 +73,11 @@ class PipelineExecutor {
   void TakeInputGradient(Context& ctx, int stage, int microbatch);
   bool Holds(int stage) const;
   void Send(const Tensor& tensor, const Action& action);
-  // from: the stage whose activation it is, or the gradient of whose.
-  absl::StatusOr<Tensor> Receive(Context& ctx, const Action& action, int from);
+  // What `action`, a receive, asks for.
+  void Post(Context& ctx, const Action& action);
+  // The receives among `actions` up to the next computation.
+  void PostNext(Context& ctx, std::span<const Action> actions);
+  absl::StatusOr<Tensor> Receive(Context& ctx, const Action& action);
 
   const Options options_;
   const Schedule* schedule_ = nullptr;
@@ -76,6 +85,7 @@ class PipelineExecutor {
   bool trains_ = false;
   std::map<Key, Pass> passes_;
   std::deque<WorkPtr> sends_;
+  std::deque<Incoming> incoming_;  // in the schedule's order
 };
 
 }  // namespace cadre

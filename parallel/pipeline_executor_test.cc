@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include "core/ops/matmul.h"
+#include "parallel/test_group.h"
 #include "parallel/test_rig.h"
 #include "proto/parallel_config.pb.h"
 
@@ -138,6 +139,38 @@ TEST(PipelineExecutor, ForwardsAloneRunAnyNumberOfMicrobatches) {
       }
     });
   }
+}
+
+class CountReceives : public ForwardingGroup {
+ public:
+  CountReceives(std::unique_ptr<Communicator> group, int* count)
+      : ForwardingGroup(std::move(group)), count_(count) {}
+  WorkPtr Receive(const Tensor& tensor, int from, const OpLabel& label) override {
+    ++*count_;
+    return ForwardingGroup::Receive(tensor, from, label);
+  }
+
+ private:
+  int* count_;
+};
+
+TEST(PipelineExecutor, WhatComesNextTravelsDuringAComputation) {
+  const ScheduleSpec spec = SpecOf(config::PIPELINE_SCHEDULE_GPIPE, 2);
+  RunRigs(2, [&](RankRig& rig) {
+    Chain chain(rig, spec.stages());
+    chain.Expect(spec.microbatches);
+    int asked = 0;
+    PipelineExecutor::Options options = OptionsOf(rig);
+    CountReceives group(std::move(rig.communicator), &asked);
+    options.group = &group;
+    const absl::Status status = PipelineExecutor(options).Run(
+        rig.ctx, MakeForwardSchedule(spec), [&](const StageInput& in) {
+          // All that came so far, this one and the next.
+          EXPECT_EQ(asked, group.rank() == 0 ? 0 : std::min(in.microbatch + 2, spec.microbatches));
+          return chain.Forward(in);
+        });
+    ASSERT_TRUE(status.ok()) << Message(status);
+  });
 }
 
 TEST(PipelineExecutor, ALostRankIsAStatus) {
