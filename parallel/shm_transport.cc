@@ -251,6 +251,8 @@ std::optional<PeerLoss> ShmTransport::Announced() const {
   return std::nullopt;
 }
 
+void ShmTransport::Watch(int peer, int change) { LinkTo(peer).watches += change; }
+
 bool ShmTransport::Busy(const Link& link) const {
   return !link.queue.empty() || !link.streams.empty() || !link.uncleared.empty() ||
          !link.posted.empty();
@@ -266,7 +268,7 @@ std::optional<PeerLoss> ShmTransport::CheckPeers() {
     if (!link.gone && !left) continue;
     // What it wrote before it went is still good.
     if (auto loss = Drain(link)) return loss;
-    if (!Busy(link)) continue;
+    if (!Busy(link) && (left || link.watches == 0)) continue;
     return PeerLoss{link.rank, link.gone && !left ? "its process is gone" : "it has left"};
   }
   return std::nullopt;

@@ -34,6 +34,7 @@ class ShmTransport : public Transport {
   std::optional<PeerLoss> Progress() override;
   std::optional<PeerLoss> CheckPeers() override;
   bool Arm() override { return true; }
+  void Watch(int peer, int change) override;
   void GiveUp(const PeerLoss& loss) override;
   size_t one_ring_bytes() const override { return kEagerBytes; }
 
@@ -56,6 +57,7 @@ class ShmTransport : public Transport {
     int rank = -1, local = -1;
     int pidfd = -1;  // -1: a thread of this process, or gone
     bool gone = false;
+    int watches = 0;
     bool wrong_size = false;       // a message that came early was not of the size awaited
     std::deque<Outgoing> queue;    // small messages and clearances that wait for space
     std::deque<Outgoing> streams;  // large messages that the receiver has cleared

@@ -8,6 +8,8 @@
 #include <thread>
 
 #include <gtest/gtest.h>
+#include <signal.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "core/host_allocator.h"
@@ -94,6 +96,28 @@ TEST(ShmTransport, EnginesOnOneSegment) {
     const absl::Status status = group.Barrier({"last"})->Wait();
     EXPECT_EQ(Message(status), "rank 1 is lost in barrier 'last' of group all: it has left");
   });
+}
+
+// A rank that waits for a peer's GPU has no message of it under way.
+TEST(ShmTransport, TheEndOfAWatchedPeersProcessIsALoss) {
+  auto segment = ShmSegment::Create(2);
+  ASSERT_TRUE(segment.ok()) << Message(segment.status());
+  const pid_t peer = fork();
+  if (peer == 0) {
+    pause();
+    _exit(0);
+  }
+  ShmTransport transport(std::move(*segment), 0, {{4, getpid()}, {7, peer}});
+  transport.Watch(7, 1);
+  EXPECT_FALSE(transport.CheckPeers().has_value());
+  kill(peer, SIGKILL);
+  waitpid(peer, nullptr, 0);
+  const auto loss = transport.CheckPeers();
+  ASSERT_TRUE(loss.has_value());
+  EXPECT_EQ(loss->peer, 7);
+  EXPECT_EQ(loss->reason, "its process is gone");
+  transport.Watch(7, -1);
+  EXPECT_FALSE(transport.CheckPeers().has_value());
 }
 
 }  // namespace

@@ -49,6 +49,10 @@ class Transport {
   // Looks whether the peers still live; costs system calls, so it is called a few times a second.
   virtual std::optional<PeerLoss> CheckPeers() = 0;
 
+  // While peers are watched (calls add up: 1 begins, -1 ends) the end of their process is a loss even
+  // where no message is under way. Transports that notice it anyway need not do anything.
+  virtual void Watch(int peer, int change) {}
+
   // Tells all peers that this rank's world has failed and why; they report it as their own loss.
   virtual void GiveUp(const PeerLoss& loss) = 0;
 
