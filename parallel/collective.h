@@ -17,6 +17,7 @@
 #include <cstdint>
 #include <deque>
 #include <exception>
+#include <functional>
 #include <memory>
 #include <span>
 #include <utility>
@@ -78,11 +79,14 @@ class TransferBatch {
   // `peer` is another rank of the group. Bytes must stay until the batch is done.
   void Send(int peer, uint32_t piece, std::span<const std::byte> data);
   void Receive(int peer, uint32_t piece, std::span<std::byte> buffer);
+  // What ends on this rank, with one ring of the doorbell: `start` gets the Transfer that the
+  // transport behind it marks.
+  void Local(const std::function<void(Transfer*)>& start);
 
   bool done();
   // How many rings of the doorbell it needs at least before it can be done.
   uint32_t rings_needed() const;
-  // A rank of the world that it still waits for; -1: none.
+  // A rank of the world that it still waits for, maybe this one; -1: none.
   int waits_for() const;
 
  private:

@@ -8,7 +8,7 @@
 // All ranks of a group call the same operations in the same order with the same shapes; different
 // groups are independent. Every element of a reduction is summed in rank order, in f32 (f64 for
 // f64, the type itself for integers), and rounded once, so the result depends on neither transport
-// nor size nor timing, and is the same on every rank.
+// nor size nor timing, and is the same on every rank. (Not NCCL's, which promises no order.)
 //
 // A communicator is used by one thread; Work::Wait and done may be called from any thread of the
 // rank. A dead peer or a time-out ends all operations of all groups of the world with one error
@@ -41,10 +41,11 @@ class Work {
  public:
   virtual ~Work() = default;
 
-  // Blocks until it is done; the same answer at every call. kUnavailable: a peer is lost;
-  // kDeadlineExceeded: the group's time-out passed.
+  // Blocks until it is done; the same answer at every call. On a GPU it makes the compute stream
+  // wait instead (nccl_communicator.h). kUnavailable: a peer is lost; kDeadlineExceeded: the group's
+  // time-out passed.
   virtual absl::Status Wait() = 0;
-  // Whether Wait would return at once.
+  // Whether it has ended, well or not.
   virtual bool done() const = 0;
 };
 using WorkPtr = std::shared_ptr<Work>;

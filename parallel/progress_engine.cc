@@ -281,8 +281,11 @@ void ProgressEngine::CheckDeadlines(Clock::time_point now) {
     const TransferBatch* awaited = operation->collective.awaited();
     const int peer = awaited == nullptr ? -1 : awaited->waits_for();
     const auto seconds = std::chrono::duration<double>(operation->timeout).count();
-    const std::string text = fmt::format("{} '{}' of group {}: rank {} did not come within {:g} s",
-                                         info.operation, info.label, info.group, peer, seconds);
+    const Messages& messages = operation->plan.messages;
+    const bool own = peer == messages.peers[static_cast<size_t>(messages.rank)].rank;
+    const std::string text =
+        fmt::format("{} '{}' of group {}: rank {} {} within {:g} s", info.operation, info.label,
+                    info.group, peer, own ? "was not done with it" : "did not come", seconds);
     for (const auto& transport : transports_) transport->GiveUp({peer, text});
     failure_ = absl::DeadlineExceededError(text);
     return;

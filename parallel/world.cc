@@ -9,7 +9,9 @@
 #include <nlohmann/json.hpp>
 
 #include "core/file.h"
+#include "core/host_allocator.h"
 #include "parallel/cpu_communicator.h"
+#include "parallel/nccl_communicator.h"
 #include "parallel/shm_transport.h"
 
 namespace cadre {
@@ -196,26 +198,75 @@ void World::StartEngine(const std::vector<Member>& members, const WorldOptions& 
     engine.transports.push_back(std::move(shm));
   }
   if (ucx_ != nullptr) engine.transports.push_back(std::move(ucx_));
+  if (options.nccl != nullptr) {
+    nccl_ = std::make_shared<NcclQueue>(options.nccl, rank_,
+                                        [bell = Doorbell(doorbell())]() mutable { bell.Ring(); });
+    engine.transports.push_back(std::make_unique<NcclTransport>(nccl_));
+  }
   engine_ = std::make_unique<ProgressEngine>(std::move(engine));
 }
 
 World::~World() = default;
 
-std::unique_ptr<Communicator> World::NewGroup(const std::string& name,
-                                              const std::vector<int>& ranks,
-                                              std::chrono::milliseconds timeout) {
+// What the next group is to this rank.
+struct World::GroupPlace {
+  uint32_t number = 0;
+  int rank = -1;
+  std::vector<Messages::Peer> peers;
+};
+
+World::GroupPlace World::NewPlace(const std::string& name, const std::vector<int>& ranks) {
   constexpr uint32_t kMostGroups = 2048;  // that message tags tell apart
   CADRE_CHECK(groups_ < kMostGroups, "more than {} groups", kMostGroups);
-  CpuCommunicator::Options options{
-      .name = name, .number = 2 * groups_++, .rank = -1, .timeout = timeout};
+  GroupPlace place{.number = 2 * groups_++};
   for (const int rank : ranks) {
     CADRE_CHECK(rank >= 0 && rank < size_, "rank {} of group {} in a world of {}", rank, name,
                 size_);
-    if (rank == rank_) options.rank = static_cast<int>(options.peers.size());
-    options.peers.push_back({rank, transport_of_[static_cast<size_t>(rank)]});
+    if (rank == rank_) place.rank = static_cast<int>(place.peers.size());
+    place.peers.push_back({rank, transport_of_[static_cast<size_t>(rank)]});
   }
-  CADRE_CHECK(options.rank >= 0, "rank {} is not in its own group {}", rank_, name);
-  return std::make_unique<CpuCommunicator>(*engine_, std::move(options));
+  CADRE_CHECK(place.rank >= 0, "rank {} is not in its own group {}", rank_, name);
+  return place;
+}
+
+std::unique_ptr<Communicator> World::NewGroup(const std::string& name,
+                                              const std::vector<int>& ranks,
+                                              std::chrono::milliseconds timeout) {
+  GroupPlace place = NewPlace(name, ranks);
+  return std::make_unique<CpuCommunicator>(*engine_,
+                                           CpuCommunicator::Options{.name = name,
+                                                                    .number = place.number,
+                                                                    .rank = place.rank,
+                                                                    .peers = std::move(place.peers),
+                                                                    .timeout = timeout});
+}
+
+absl::StatusOr<std::unique_ptr<Communicator>> World::NewDeviceGroup(
+    const std::string& name, const std::vector<int>& ranks, std::chrono::milliseconds timeout) {
+  if (nccl_ == nullptr) {
+    return absl::FailedPreconditionError(
+        fmt::format("group {}: rank {} has no GPU, NCCL needs one for each rank", name, rank_));
+  }
+  const std::unique_ptr<Communicator> control = NewGroup(name, ranks, timeout);
+  GroupPlace place = NewPlace(name, ranks);
+  std::string message(kNcclIdMessageBytes, 0);
+  if (control->rank() == 0) message = WrapNcclId(nccl_->device().MakeId());
+  HostAllocator memory;
+  const Tensor bytes = Tensor::Empty(memory, {kNcclIdMessageBytes}, DType::kU8);
+  std::ranges::copy(message, bytes.data<uint8_t>());
+  CADRE_RETURN_IF_ERROR(control->Broadcast(bytes, 0, {"NCCL id"})->Wait());
+  std::ranges::copy(bytes.span<uint8_t>(), message.begin());
+  CADRE_ASSIGN_OR_RETURN(const NcclId id, UnwrapNcclId(message));
+  auto group =
+      std::make_unique<NcclCommunicator>(*engine_, nccl_,
+                                         NcclCommunicator::Options{.name = name,
+                                                                   .number = place.number,
+                                                                   .rank = place.rank,
+                                                                   .peers = std::move(place.peers),
+                                                                   .timeout = timeout,
+                                                                   .id = id});
+  CADRE_RETURN_IF_ERROR(group->Barrier({"NCCL start"})->Wait());
+  return group;
 }
 
 }  // namespace cadre

@@ -5,7 +5,7 @@
 //   std::unique_ptr<Communicator> tp = world->NewGroup("tp", ranks);
 //
 // Shared memory connects ranks of one host (same kernel, process namespace and user), UCX the
-// others; `transport` forces one.
+// others; `transport` forces one. Groups of tensors on GPUs are NewDeviceGroup's, by NCCL.
 #pragma once
 
 #include <chrono>
@@ -18,6 +18,7 @@
 #include "parallel/bootstrap.h"
 #include "parallel/communicator.h"
 #include "parallel/flight_recorder.h"
+#include "parallel/nccl_queue.h"
 #include "parallel/progress_engine.h"
 #include "parallel/shm_segment.h"
 #include "parallel/ucx_transport.h"
@@ -32,6 +33,7 @@ struct WorldOptions {
   // What all ranks must have the same of: {"configuration", hash}.
   std::vector<std::pair<std::string, std::string>> must_agree;
   FlightRecorder* recorder = nullptr;  // outlives the world; null: kept in this process alone
+  std::shared_ptr<NcclDevice> nccl;    // this rank's GPU, no other rank's; null: no device groups
 };
 
 class World {
@@ -54,6 +56,13 @@ class World {
   std::unique_ptr<Communicator> NewGroup(const std::string& name, const std::vector<int>& ranks,
                                          std::chrono::milliseconds timeout = {});
 
+  // The same for tensors on the ranks' GPUs (nccl_communicator.h); counts as two groups. Blocks
+  // until all its ranks have opened it. kFailedPrecondition: this world has no GPU; kInternal: what
+  // the rank that makes NCCL's id says; else the world's failure.
+  absl::StatusOr<std::unique_ptr<Communicator>> NewDeviceGroup(
+      const std::string& name, const std::vector<int>& ranks,
+      std::chrono::milliseconds timeout = {});
+
   // What is recorded of all operations; see ProgressEngine.
   void set_trace(Trace* trace) { engine_->set_trace(trace); }
 
@@ -62,12 +71,14 @@ class World {
 
  private:
   struct Member;  // what a rank tells the others
+  struct GroupPlace;
   World() = default;
   static absl::Status CheckAgreement(const std::vector<Member>& members);
   void StartEngine(const std::vector<Member>& members, const WorldOptions& options);
   absl::Status ChooseTransports(const std::vector<Member>& members, TransportKind forced);
   absl::Status OpenShm(Bootstrap& bootstrap, const std::vector<Member>& members);
   absl::Status OpenUcx(Bootstrap& bootstrap);
+  GroupPlace NewPlace(const std::string& name, const std::vector<int>& ranks);
   Doorbell::State* doorbell();
   int LocalIndex() const;
 
@@ -78,6 +89,7 @@ class World {
   std::unique_ptr<FlightRecorder> own_recorder_;
   std::unique_ptr<UcxTransport> ucx_;     // until the engine has it
   std::vector<Transport*> transport_of_;  // by rank; null for this one; owned by the engine
+  std::shared_ptr<NcclQueue> nccl_;       // null without a GPU; ended by the engine
   std::unique_ptr<ProgressEngine> engine_;
   uint32_t groups_ = 0;
 };
