@@ -47,17 +47,19 @@ absl::StatusOr<TransportKind> KindOf(config::Transport transport) {
     case config::TRANSPORT_NCCL:
       break;
   }
-  return Unimplemented("comm.transport: nccl; ranks on the CPU take auto, shm or ucx");
+  return Unimplemented(
+      "comm.transport: nccl moves tensors between GPUs, and ranks compute on the CPU so far; "
+      "allowed are auto, shm and ucx");
 }
 
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Ranks>> JoinRanks(const config::CommConfig& comm,
                                                  const std::string& configuration, bool trace) {
+  CADRE_ASSIGN_OR_RETURN(const TransportKind transport, KindOf(comm.transport()));
   const std::string host = Variable("JOB_COMPLETION_INDEX") ? HostName() : "";
   CADRE_ASSIGN_OR_RETURN(const auto environment, FindRankEnvironment(Variable, host));
   if (!environment.has_value() || environment->world_size == 1) return nullptr;
-  CADRE_ASSIGN_OR_RETURN(const TransportKind transport, KindOf(comm.transport()));
   CADRE_ASSIGN_OR_RETURN(const std::string program, HashOfProgram());
   auto ranks = std::make_unique<Ranks>();
   CADRE_ASSIGN_OR_RETURN(ranks->membership, JoinJob(*environment, kJoinTimeout));

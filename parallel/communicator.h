@@ -42,8 +42,8 @@ class Work {
   virtual ~Work() = default;
 
   // Blocks until it is done; the same answer at every call. On a GPU it makes the compute stream
-  // wait instead (nccl_communicator.h). kUnavailable: a peer is lost; kDeadlineExceeded: the group's
-  // time-out passed.
+  // wait instead (nccl_communicator.h). kUnavailable: a peer is lost; kDeadlineExceeded: the
+  // group's time-out passed.
   virtual absl::Status Wait() = 0;
   // Whether it has ended, well or not.
   virtual bool done() const = 0;
