@@ -138,12 +138,13 @@ JobEvents::Due JobEvents::Lose(int node, Clock::time_point now) {
   return Fail(failure, now);
 }
 
-JobEvents::Due JobEvents::Resize(const std::vector<int>& joining) {
+JobEvents::Due JobEvents::Resize(const std::vector<int>& joining, const std::vector<int>& leaving) {
   if (outcome() != nullptr || stopping_ || verdict_at_ || !done_.empty()) return {};
   if (std::exchange(resizing_, true)) return {};
   Event event;
   event.set_kind(Event::RESIZE);
-  for (const int node : joining) event.add_joining(node);
+  event.mutable_joining()->Add(joining.begin(), joining.end());
+  event.mutable_leaving()->Add(leaving.begin(), leaving.end());
   return Append(event);
 }
 

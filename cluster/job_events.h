@@ -42,8 +42,8 @@ class JobEvents {
   Due Leave(int node, uint64_t ticket);
   // The launcher of a node that has ranks is gone.
   Due Lose(int node, Clock::time_point now);
-  // All ranks are to save, end and start again, with more nodes. Not where they end anyway.
-  Due Resize(const std::vector<int>& joining);
+  // All ranks are to save, end and start again, on other nodes. Not where they end anyway.
+  Due Resize(const std::vector<int>& joining, const std::vector<int>& leaving);
   Due Expire(Clock::time_point now);
   Due Close(const absl::Status& status);
   std::optional<Clock::time_point> NextDeadline() const { return verdict_at_; }

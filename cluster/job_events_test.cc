@@ -166,11 +166,12 @@ TEST_F(JobEventsTest, OneThatIsDoneMayGo) {
 TEST_F(JobEventsTest, AfterAResizeAllStartAgain) {
   Outcome resize, second, done;
   Watch(0, 0, &resize);
-  Run(events_.Resize({2, 5}));
-  Run(events_.Resize({6}));
+  Run(events_.Resize({2, 5}, {1}));
+  Run(events_.Resize({6}, {}));
   ASSERT_TRUE(resize);
   EXPECT_EQ((*resize)->kind(), Event::RESIZE);
   EXPECT_THAT((*resize)->joining(), testing::ElementsAre(2, 5));
+  EXPECT_THAT((*resize)->leaving(), testing::ElementsAre(1));
   Watch(0, 1, &done);
   Report(0, Plain(Event::DONE));
   EXPECT_FALSE(done);
@@ -183,13 +184,13 @@ TEST_F(JobEventsTest, AfterAResizeAllStartAgain) {
 TEST_F(JobEventsTest, ARankThatAResizeEndsTooEarlyIsNoFailure) {
   for (const Event& ended : {Failed(0, false, Failure::KILLED, SIGTERM), Failed(0, true)}) {
     JobEvents events(0, 2, false);
-    Run(events.Resize({2}));
+    Run(events.Resize({2}, {}));
     Run(events.Report(0, ended, now_));
     EXPECT_EQ(events.outcome()->kind(), Event::DONE);
     EXPECT_TRUE(events.outcome()->restart());
   }
   JobEvents crash(0, 2, false);
-  Run(crash.Resize({2}));
+  Run(crash.Resize({2}, {}));
   Run(crash.Report(0, Failed(0), now_));
   EXPECT_EQ(crash.outcome()->kind(), Event::FAILED);
   EXPECT_FALSE(crash.outcome()->restart());
@@ -198,16 +199,16 @@ TEST_F(JobEventsTest, ARankThatAResizeEndsTooEarlyIsNoFailure) {
 TEST_F(JobEventsTest, AJobThatEndsAnywayIsNotResized) {
   JobEvents stopping(0, 1, true);
   Run(stopping.Report(0, Plain(Event::STOP), now_));
-  Run(stopping.Resize({2}));
+  Run(stopping.Resize({2}, {}));
   Run(stopping.Report(0, Plain(Event::DONE), now_));
   EXPECT_FALSE(stopping.outcome()->restart());
   JobEvents stopped(0, 1, true);
-  Run(stopped.Resize({2}));
+  Run(stopped.Resize({2}, {}));
   Run(stopped.Report(0, Plain(Event::STOP), now_));
   Run(stopped.Report(0, Plain(Event::DONE), now_));
   EXPECT_FALSE(stopped.outcome()->restart());
   Report(0, Plain(Event::DONE));
-  Run(events_.Resize({2}));
+  Run(events_.Resize({2}, {}));
   Report(1, Plain(Event::DONE));
   EXPECT_FALSE(events_.outcome()->restart());
 }

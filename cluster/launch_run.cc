@@ -52,6 +52,13 @@ absl::StatusOr<int> OpenLog(const LauncherOptions& options, int rank, int64_t ge
   return file;
 }
 
+std::string WhyResized(const Event& event) {
+  const std::vector<int> joining(event.joining().begin(), event.joining().end());
+  const std::vector<int> leaving(event.leaving().begin(), event.leaving().end());
+  if (leaving.empty()) return RankList("node", joining) + " joined";
+  return fmt::format("{} {}", RankList("node", leaving), leaving.size() == 1 ? "leaves" : "leave");
+}
+
 }  // namespace
 
 std::string Describe(const Failure& failure, int nodes) {
@@ -69,6 +76,9 @@ std::string Describe(const Failure& failure, int nodes) {
     case Failure::LAUNCHER_GONE:
       return fmt::format("the launcher of node {}{} is gone", failure.node(),
                          failure.node() == 0 ? ", which hosts the rendezvous," : "");
+    case Failure::LEFT_OUT:
+      return fmt::format("the job goes on without node {}, which was taken for lost",
+                         failure.node());
     default:
       return fmt::format("{} exited with code {}", who, failure.code());
   }
@@ -282,11 +292,8 @@ void LaunchRun::TakeSignals() {
   signalfd_siginfo info;
   while (read(signals_, &info, sizeof info) == sizeof info) {
     const int signal = static_cast<int>(info.ssi_signo);
-    Event stop;
-    stop.set_kind(Event::STOP);
     if (!std::exchange(asked_to_stop_, true)) {
-      link_->Report(place_.generation, stop);
-      StopRanks(signal);
+      AskToStop(signal);
       continue;
     }
     Failure failure;
@@ -296,6 +303,20 @@ void LaunchRun::TakeSignals() {
     Report(failure);
     SignalAll(SIGKILL);
   }
+}
+
+// SIGTERM is what a machine that is taken away gets; the rendezvous says whether the others can do
+// without it.
+void LaunchRun::AskToStop(int signal) {
+  left_ = signal == SIGTERM && options_.nodes.elastic() && options_.node_rank != 0;
+  if (left_ && place_.processes == 0) {
+    outcome_.emplace().set_kind(Event::DONE);
+    return;
+  }
+  Event event;
+  event.set_kind(left_ ? Event::LEAVE : Event::STOP);
+  link_->Report(place_.generation, event);
+  if (!left_) StopRanks(signal);
 }
 
 void LaunchRun::TakeMail() {
@@ -340,8 +361,7 @@ void LaunchRun::TakeEvent(const Event& event) {
   if (event.kind() == Event::DONE || event.kind() == Event::FAILED) return EndAll(event);
   if (event.kind() == Event::STOP) asked_to_stop_ = true;
   if (event.kind() == Event::RESIZE) {
-    const std::vector<int> nodes(event.joining().begin(), event.joining().end());
-    terminal_->Line(RankList("node", nodes) + " joined: all ranks save and start again");
+    terminal_->Line(WhyResized(event) + ": all ranks save and start again");
   }
   StopRanks(SIGTERM);
 }

@@ -41,6 +41,8 @@ class LaunchRun {
   ~LaunchRun();
   // The job's outcome. Errors: a rank that could not be started.
   absl::StatusOr<rendezvous::Event> Run();
+  // This node was asked to leave a job that goes on.
+  bool left() const { return left_; }
 
  private:
   using Clock = std::chrono::steady_clock;
@@ -64,6 +66,7 @@ class LaunchRun {
   void Wait();
   void Read(Rank& rank, bool errors);
   void TakeSignals();
+  void AskToStop(int signal);
   void TakeMail();
   void TellOthers(const HangReport& hang);
   void TakeEvent(const rendezvous::Event& event);
@@ -90,7 +93,8 @@ class LaunchRun {
   std::vector<Rank> ranks_;
   int running_ = 0;
   int done_ = 0;
-  bool asked_to_stop_ = false;  // somebody asked for the whole job's end
+  bool asked_to_stop_ = false;  // somebody asked for the whole job's end, or this node's
+  bool left_ = false;
   bool ranks_stopping_ = false;
   std::optional<rendezvous::Event> outcome_;
   std::optional<rendezvous::Failure> first_failure_;  // of this node

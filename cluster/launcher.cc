@@ -171,7 +171,12 @@ absl::StatusOr<Event> Launcher::RunOnce() {
                          LaunchFolder::Create({"/dev/shm", options_.temporary_folder, "/tmp"}));
   place_.records = folder->path();
   LaunchRun run(options_, place_, link_.get(), &terminal_, signals_.file());
-  return run.Run();
+  CADRE_ASSIGN_OR_RETURN(Event event, run.Run());
+  if (run.left() && event.restart()) {
+    terminal_.Line(fmt::format("node {} left the job, which goes on", options_.node_rank));
+    event.Clear();
+  }
+  return event;
 }
 
 LaunchOutcome Launcher::Outcome(const Event& event) const {

@@ -2,8 +2,6 @@
 
 #include <utility>
 
-#include "cluster/grpc_status.h"
-
 namespace cadre {
 
 using rendezvous::Event;
@@ -92,10 +90,12 @@ void LauncherLink::WatchFrom(int64_t generation, int number, OnEvent on_event) {
       [this, call, generation, number, on_event = std::move(on_event)](const grpc::Status& status) {
         if (!status.ok()) {
           call->event.set_kind(Event::FAILED);
-          call->event.mutable_failure()->set_kind(rendezvous::Failure::LAUNCHER_GONE);
-          call->event.mutable_failure()->set_rank(-1);
-          const bool refused = status.error_details() == kServiceSays;
-          if (refused) call->event.mutable_failure()->set_last_error(status.error_message());
+          const bool out = status.error_code() == grpc::StatusCode::FAILED_PRECONDITION;
+          rendezvous::Failure& failure = *call->event.mutable_failure();
+          failure.set_kind(out ? rendezvous::Failure::LEFT_OUT
+                               : rendezvous::Failure::LAUNCHER_GONE);
+          failure.set_rank(-1);
+          if (out) failure.set_node(peer_.number);
         }
         on_event(call->event);
         const bool over = call->event.kind() == Event::DONE || call->event.kind() == Event::FAILED;

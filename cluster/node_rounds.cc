@@ -114,6 +114,14 @@ std::vector<int> NodeRounds::Waiting() const {
   return numbers;
 }
 
+std::vector<int> NodeRounds::Staying() const {
+  std::vector<int> numbers;
+  for (const auto& [number, node] : nodes_) {
+    if (node.joined && !node.leaving) numbers.push_back(number);
+  }
+  return numbers;
+}
+
 absl::StatusOr<NodeRounds::Start> NodeRounds::Choose(const std::vector<int>& numbers) const {
   if (static_cast<int>(numbers.size()) < options_.min_nodes) return Unavailable("too few nodes");
   Start start;
@@ -153,7 +161,9 @@ NodeRounds::Due NodeRounds::Try(Clock::time_point now) {
     return {};
   }
   const int count = static_cast<int>(waiting.size());
-  const bool late = now >= *deadline_, all = waiting.size() == nodes_.size();
+  const bool late = now >= *deadline_;
+  const bool all = std::ranges::all_of(
+      nodes_, [](const auto& node) { return node.second.answer || node.second.leaving; });
   if (count < options_.min_nodes || !all) {
     last_call_at_.reset();
     last_call_over_ = false;
@@ -171,7 +181,7 @@ NodeRounds::Due NodeRounds::Try(Clock::time_point now) {
   absl::StatusOr<Start> start = Choose(waiting);
   if (!start.ok() && full) return Fail(start.status());
   if (!start.ok()) return late ? Fail(TimedOut(Message(start.status()))) : Due();
-  if (!now_or_never && start->world_size < start_->world_size) return {};
+  if (!now_or_never && start->world_size < wanted_ranks_) return {};
   return Begin(*std::move(start));
 }
 
@@ -179,6 +189,7 @@ NodeRounds::Due NodeRounds::Begin(Start start) {
   start.generation = start_ == nullptr ? 0 : start_->generation + 1;
   start_ = std::make_shared<const Start>(std::move(start));
   running_ = true;
+  wanted_ranks_ = start_->world_size;
   deadline_.reset();
   last_call_at_.reset();
   last_call_over_ = false;
@@ -224,7 +235,7 @@ absl::Status NodeRounds::Admit(const Member& member, int64_t generation) const {
   const auto node = nodes_.find(member.number);
   if (node == nodes_.end() || node->second.claim != member.claim) {
     return absl::FailedPreconditionError(
-        fmt::format("node {}: its launcher has not joined the job", member.number));
+        fmt::format("node {}: this launcher is not in the job", member.number));
   }
   if (start_ != nullptr && generation == start_->generation) return absl::OkStatus();
   return absl::FailedPreconditionError(fmt::format(
@@ -241,15 +252,24 @@ void NodeRounds::End(bool again) {
 
 void NodeRounds::Grow() {
   grow_at_.reset();
-  std::vector<int> numbers;
-  for (const auto& [number, node] : nodes_) {
-    if (node.joined) numbers.push_back(number);
-  }
-  const absl::StatusOr<Start> larger = Choose(numbers);
+  const absl::StatusOr<Start> larger = Choose(Staying());
   if (!larger.ok() || larger->world_size <= start_->world_size) return;
   for (const int number : larger->nodes) {
     if (!start_->Has(number)) joining_.push_back(number);
   }
+}
+
+bool NodeRounds::Release(int number) {
+  const auto node = nodes_.find(number);
+  if (!running_ || node == nodes_.end()) return false;
+  node->second.leaving = true;
+  const absl::StatusOr<Start> rest = Choose(Staying());
+  if (!rest.ok()) {
+    node->second.leaving = false;
+    return false;
+  }
+  wanted_ranks_ = rest->world_size;
+  return true;
 }
 
 NodeRounds::Due NodeRounds::Expire(Clock::time_point now) {

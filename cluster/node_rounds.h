@@ -2,7 +2,8 @@
 // logic without its transport, as Gathering is: time is handed in and answers are functions.
 //
 // As torchrun's, a start takes MIN to MAX nodes. It begins when MAX have come; when all that are
-// connected have come and make as many ranks as the last start had; or a last call after MIN came.
+// connected have come and nobody was lost since the last start, or they make as many ranks without
+// those; or a last call after MIN came.
 // It takes as many nodes, from the lowest number, as make a world that the job can be laid over. A
 // launcher that comes while a start runs has no part in that; once no more came for the time of a
 // last call, and the world would be larger with it, the start is to make room.
@@ -82,6 +83,9 @@ class NodeRounds {
   Due Close(const absl::Status& status);
   std::optional<Clock::time_point> NextDeadline() const;
 
+  // A node of the start that runs is to go at its end: false where too few would be left, and then
+  // nothing changes.
+  bool Release(int number);
   // The start that runs; null between two.
   const Start* running() const { return running_ ? start_.get() : nullptr; }
   // Nodes for which the start that runs is to make room; asked for once.
@@ -91,7 +95,8 @@ class NodeRounds {
   struct Node {
     uint64_t claim = 0;
     bool attends = false;
-    bool joined = false;  // has been answered with a start
+    bool joined = false;   // has been answered with a start
+    bool leaving = false;  // comes to no other
     int processes = 0;
     uint64_t ticket = 0;
     Answer answer;  // while it waits
@@ -103,6 +108,8 @@ class NodeRounds {
   // The largest start that nodes of `numbers` make.
   absl::StatusOr<Start> Choose(const std::vector<int>& numbers) const;
   std::vector<int> Waiting() const;
+  // That come to the next start, as far as one knows.
+  std::vector<int> Staying() const;
   // Begins or fails the next start where it is time to.
   Due Try(Clock::time_point now);
   Due Begin(Start start);
@@ -115,6 +122,7 @@ class NodeRounds {
   std::shared_ptr<const Start> start_;
   bool running_ = false;
   bool over_ = false;
+  int wanted_ranks_ = 0;  // of the next start, for which no last call is needed
   std::vector<int> joining_;
   std::chrono::milliseconds timeout_{};
   std::optional<Clock::time_point> deadline_;      // of the next start

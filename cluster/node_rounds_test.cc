@@ -213,6 +213,24 @@ TEST_F(NodeRoundsTest, ANewcomerThatLeavesAgainChangesNothing) {
   EXPECT_THAT(rounds_->TakeJoining(), IsEmpty());
 }
 
+TEST_F(NodeRoundsTest, AfterOneThatWasReleasedThereIsNoLastCall) {
+  Use(2, 3);
+  Join(0);
+  Join(1);
+  Join(2);
+  EXPECT_TRUE(rounds_->Release(1));
+  EXPECT_FALSE(rounds_->Release(2));  // one is too few
+  rounds_->End(true);
+  const size_t two = Join(2, 1);
+  EXPECT_EQ(Told(two), "waits");
+  Join(0, 1);  // though node 1 is still connected
+  EXPECT_EQ(Told(two), "1: 0@0 2@1 / 2");
+  Leave(1);
+  Join(1);
+  Pass(seconds(0));
+  EXPECT_THAT(rounds_->TakeJoining(), ElementsAre(1));
+}
+
 absl::Status Even(int world) {
   return world % 2 == 0 ? absl::OkStatus() : InvalidArgument("{} is odd", world);
 }
@@ -310,7 +328,7 @@ TEST_F(NodeRoundsTest, WhatAnEarlierStartsLauncherSaysDoesNotCount) {
   EXPECT_TRUE(rounds_->Admit(old, 0).ok());
   EXPECT_EQ(Message(rounds_->Admit(old, 1)), "node 1: it is of start 1 of the job; start 0 runs");
   Leave(1);
-  EXPECT_EQ(Message(rounds_->Admit(old, 0)), "node 1: its launcher has not joined the job");
+  EXPECT_EQ(Message(rounds_->Admit(old, 0)), "node 1: this launcher is not in the job");
   rounds_->End(true);
   Join(0, 1);
   Join(1);

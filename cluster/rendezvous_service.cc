@@ -208,6 +208,14 @@ absl::Status RendezvousService::AdmitNode(const Caller& caller) const {
   return nodes_->Admit(ToNode(caller), caller.generation());
 }
 
+RendezvousService::Due RendezvousService::TakeReport(int node, const Event& event) {
+  if (event.kind() != Event::LEAVE) return events_->Report(node, event, Clock::now());
+  if (nodes_->Release(node)) return events_->Resize({}, {node});
+  Event stop;
+  stop.set_kind(Event::STOP);
+  return events_->Report(node, stop, Clock::now());
+}
+
 grpc::ServerUnaryReactor* RendezvousService::Report(grpc::CallbackServerContext*,
                                                     const rendezvous::ReportRequest* request,
                                                     rendezvous::ReportReply*) {
@@ -218,7 +226,7 @@ grpc::ServerUnaryReactor* RendezvousService::Report(grpc::CallbackServerContext*
     if (events_ && request->caller().generation() < events_->generation()) return {};
     status = AdmitNode(request->caller());
     if (!status.ok()) return {};
-    return events_->Report(request->caller().number(), request->event(), Clock::now());
+    return TakeReport(request->caller().number(), request->event());
   });
   return Refuse(status);
 }
@@ -266,7 +274,7 @@ void RendezvousService::Settle(Due* due) {
                     restarts_ < options_.max_restarts);
   }
   if (const std::vector<int> joining = nodes_->TakeJoining(); !joining.empty()) {
-    MoveTo(due, events_->Resize(joining));
+    MoveTo(due, events_->Resize(joining, {}));
   }
   if (events_->outcome() != nullptr) EndStart(due);
 }

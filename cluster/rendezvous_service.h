@@ -52,6 +52,7 @@ class RendezvousService final : public rendezvous::Rendezvous::CallbackService {
   void Apply(const Change& change);
   absl::Status CheckToken(const rendezvous::Caller& caller) const;
   absl::Status AdmitNode(const rendezvous::Caller& caller) const;
+  Due TakeReport(int node, const rendezvous::Event& event);
   // What one part tells the others, after any change.
   void Settle(Due* due);
   void EndStart(Due* due);

@@ -395,10 +395,10 @@ class Elastic(Case):
         self.addCleanup(os.environ.pop, "CADRE_JOB_TOKEN")
         self.port = self.enterContext(free_port())
 
-    def node(self, number, *actions, nodes="1:3", flags=()):
+    def node(self, number, *actions, nodes="1:3", last_call=0.5, flags=()):
         return self.enterContext(launching(*actions, ranks=1, flags=[
             "--nnodes", nodes, "--node-rank", number, "--rdzv-endpoint", f"127.0.0.1:{self.port}",
-            "--rdzv-last-call", 0.5, *flags]))
+            "--rdzv-last-call", last_call, *flags]))
 
     HERE = ("*:gather=a", "0:out=all here")
 
@@ -429,6 +429,20 @@ class Elastic(Case):
         self.wait_for(nodes[0], "WORLD_SIZE=2\nTORCHELASTIC_RESTART_COUNT=1")
         nodes[2].send_signal(signal.SIGINT)
         self.assert_done(nodes[0], nodes[2], back)
+
+    def test_one_that_gets_sigterm_leaves_and_the_others_go_on(self):
+        actions = (*self.HERE, "0:environ=TORCHELASTIC_RESTART_COUNT", "*:wait")
+        # No last call: it would not end before the test does.
+        nodes = [self.node(number, *actions, nodes="2:3", last_call=1000) for number in range(3)]
+        self.wait_for_nodes(nodes[0], "nodes 0-2")
+        nodes[1].send_signal(signal.SIGTERM)
+        self.assert_done(nodes[1])
+        self.assertEqual(nodes[1].output().splitlines()[-1], "node 1 left the job, which goes on")
+        self.wait_for_nodes(nodes[0], "nodes 0, 2")
+        self.assertIn("node 1 leaves: all ranks save and start again", nodes[0].output())
+        self.wait_for(nodes[0], "nodes 0, 2\nall here\nTORCHELASTIC_RESTART_COUNT=0")
+        nodes[2].send_signal(signal.SIGTERM)  # one would be too few: the job's end
+        self.assert_done(nodes[0], nodes[2])
 
     def test_the_loss_of_the_rendezvous_host_ends_the_job(self):
         nodes = [self.node(number, *self.HERE, "*:wait", flags=["--max-restarts", 9]) for number in range(3)]

@@ -250,14 +250,22 @@ class Elastic(Case):
             return last and last[0] == ranks and len(e2e.metrics(run)) >= last[1] + steps
         e2e.wait_until(there, job, f"{ranks} ranks train")
 
-    def shrink_and_grow(self, name, rng):
+    def lose(self, node, told):
+        """Its machine is taken away: told to go first, or just gone."""
+        if told:
+            node.send_signal(signal.SIGTERM)
+            self.assertEqual(node.wait(e2e.TIMEOUT), 0, node.output())
+            return
+        for pid in (node.pid, *children(node.pid)):
+            os.kill(pid, signal.SIGKILL)
+
+    def shrink_and_grow(self, name, rng, told):
         run, lost, step = self.workshop.folder / name, rng.randrange(1, 3), rng.randrange(6, 20)
         with free_port() as port:
             nodes = [self.node(name, number, port) for number in range(3)]
             self.wait_for(run, nodes[0], 3, step)
             e2e.wait_until((run / "checkpoints/latest").exists, nodes[0], "a checkpoint")
-            for pid in (nodes[lost].pid, *children(nodes[lost].pid)):
-                os.kill(pid, signal.SIGKILL)
+            self.lose(nodes[lost], told)
             self.wait_for(run, nodes[0], 2, rng.randrange(1, 6))
             nodes[lost] = self.node(name, lost, port)
             self.wait_for(run, nodes[0], 3, 3)
@@ -269,8 +277,8 @@ class Elastic(Case):
     def test_a_lost_node_and_its_return_change_the_size_alone(self):
         seed = int.from_bytes(os.urandom(4), "little")
         rng = random.Random(seed)
-        for number in range(5 if e2e.Options.long else 1):
-            run, starts = self.shrink_and_grow(f"elastic-{number}", rng)
+        for number in range(6 if e2e.Options.long else 1):
+            run, starts = self.shrink_and_grow(f"elastic-{number}", rng, told=number % 2 == 1)
             losses = self.losses(run)
             ends = [step for _, step in starts[1:]] + [len(losses)]
             with self.subTest(seed=seed, starts=starts, ends=ends):
