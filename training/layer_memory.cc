@@ -5,6 +5,9 @@
 namespace cadre {
 namespace {
 
+// Context-parallel ranks gather keys and values, but for the ring.
+int64_t GatheredParts(const Layout& layout) { return layout.ring ? 1 : layout.cp; }
+
 // The stream (own tokens) and its norm, which the projection reads of all tokens; the fused
 // projection, whose parts are rotated in place of it; queries and keys once more where they are
 // normed; the output.
@@ -15,18 +18,20 @@ int64_t PlainAttention(const DecoderSpec& spec, const AttentionSpec& a, const La
   const int64_t queries = heads * a.head_dim, keys = kv_heads * a.head_dim;
   int64_t each = spec.hidden + queries + heads * a.value_dim;
   if (a.qk_norm != QkNorm::kNone) each += queries + keys;
-  // Context-parallel ranks gather keys and values.
   const int64_t gathered = keys + kv_heads * a.value_dim;
-  return tokens.own * spec.hidden + tokens.all * (each + gathered * layout.cp);
+  return tokens.own * spec.hidden + tokens.all * (each + gathered * GatheredParts(layout));
 }
 
-// Latents are made and normed of own tokens, then gathered.
+// Latents are made and normed of own tokens, then gathered, those of keys and values before they
+// are made into heads.
 int64_t LatentAttention(const DecoderSpec& spec, const AttentionSpec& a, const Layout& layout,
                         const RankTokens& tokens) {
   const int64_t heads = a.heads / layout.tp, latents = a.latent.q_rank + a.latent.kv_rank;
   const int64_t values = heads * a.value_dim, queries = heads * a.head_dim;
-  const int64_t of_latents = latents + 2 * queries + heads * a.latent.nope_dim + 3 * values;
-  return tokens.own * (2 * spec.hidden + latents) + tokens.all * of_latents;
+  const int64_t each = a.latent.q_rank + queries + values;
+  const int64_t gathered = a.latent.kv_rank + queries + values;
+  return tokens.own * (2 * spec.hidden + latents) +
+         tokens.all * (each + gathered * GatheredParts(layout));
 }
 
 // The stream, its norm, gate and up side by side, their product.

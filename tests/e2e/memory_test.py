@@ -19,6 +19,13 @@ DENSE = {"model_type": "llama", "vocab_size": e2e.VOCABULARY, "hidden_size": 512
 MIXTURE = {"model_type": "qwen3_moe", "vocab_size": e2e.VOCABULARY, "hidden_size": 384, "intermediate_size": 768,
            "num_hidden_layers": 4, "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 64,
            "num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 384, "norm_topk_prob": True}
+# Whose keys and values, made of latents that all ranks have gathered, are most of what a step keeps.
+LATENT = {"model_type": "deepseek_v3", "vocab_size": e2e.VOCABULARY, "hidden_size": 256, "intermediate_size": 256,
+          "num_hidden_layers": 4, "num_attention_heads": 16, "num_key_value_heads": 16, "q_lora_rank": 64,
+          "kv_lora_rank": 64, "qk_nope_head_dim": 64, "qk_rope_head_dim": 32, "v_head_dim": 64, "n_group": 1,
+          "topk_group": 1, "n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2,
+          "moe_intermediate_size": 32, "first_k_dense_replace": 4, "routed_scaling_factor": 1.0,
+          "norm_topk_prob": True}  # fmt: skip
 # Checkpoints are written beside the steps that follow them.
 RUN = {"global_batch_size": 4, "micro_batch_size": 4, "train_steps": 2, "lr_schedule": {"warmup_steps": 1},
        "checkpoint": {"interval": 1, "keep_last": 1}, "eval": {"interval": 1, "batches": 1}}
@@ -128,6 +135,10 @@ class Ranks(unittest.TestCase):
 
     def test_pipeline(self):
         self.check("pp", 2, {"model": DENSE, "parallel": {"pipeline_parallel_size": 2}}, "--dtype", "bf16")
+
+    def test_context_parallel_latents(self):
+        self.check("cp", 4, {"model": LATENT, "global_batch_size": 16, "micro_batch_size": 16,
+                             "parallel": {"context_parallel_size": 4}}, "--dtype", "bf16")  # fmt: skip
 
     def test_experts(self):
         self.check("ep", 2, {"model": MIXTURE, "parallel": {"expert_parallel_size": 2}}, "--dtype", "bf16")
