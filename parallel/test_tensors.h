@@ -3,7 +3,6 @@
 
 #include <cstring>
 #include <numeric>
-#include <random>
 #include <vector>
 
 #include <gtest/gtest.h>
@@ -21,10 +20,10 @@ inline std::vector<int> All(int size) {
 // What `rank` brings: a pure function, so that every rank can work out what the others brought.
 inline Tensor Brought(Allocator& allocator, int rank, int64_t numel, DType dtype, int salt = 0) {
   Tensor tensor = Tensor::Empty(allocator, {numel}, dtype);
-  std::mt19937 random(static_cast<uint32_t>(1000 * salt + rank));
-  std::normal_distribution<float> normal;
+  uint64_t state = static_cast<uint64_t>(1000 * salt + rank);
   for (int64_t i = 0; i < numel; ++i) {
-    const float value = normal(random);
+    state = state * 6364136223846793005 + 1442695040888963407;
+    const float value = static_cast<float>(static_cast<int32_t>(state >> 32)) * 0x1p-31F;
     switch (dtype) {
       case DType::kF64:
         tensor.data<double>()[i] = value;
