@@ -6,7 +6,8 @@
 namespace cadre {
 
 // FLOP/s of a packed product of 1,024 cubed in `compute` on ctx.threads: the best of a few, some
-// ten milliseconds in all (f64, the reference path, is timed at 128 cubed).
+// ten milliseconds in all. What would take seconds, and f64, the reference path, is timed at 128
+// cubed.
 double MeasureGemmPeak(Context& ctx, DType compute);
 
 }  // namespace cadre
