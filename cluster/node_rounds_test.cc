@@ -150,6 +150,22 @@ TEST_F(NodeRoundsTest, AfterALossThereIsALastCall) {
   EXPECT_EQ(Told(zero), "1: 0@0 2@1 / 2");
 }
 
+TEST_F(NodeRoundsTest, AfterALossTooFewAreWaitedForUntilTheTimeOut) {
+  Use(2, 3);
+  Join(0);
+  Join(1);
+  Join(2);
+  Leave(1);
+  Leave(2);
+  rounds_->End(true);
+  const size_t zero = Join(0, 1);
+  Pass(seconds(59));
+  EXPECT_EQ(Told(zero), "waits");
+  Pass(seconds(1));
+  EXPECT_EQ(Told(zero),
+            "launchers: after 60 s nodes 1, 2 of 3 did not come; at least 2 are needed");
+}
+
 TEST_F(NodeRoundsTest, OneThatComesBackInTimeIsInAgain) {
   Use(1, 2);
   Join(0);
