@@ -223,12 +223,14 @@ class Elastic(Case):
     def setUp(self):
         os.environ["CADRE_JOB_TOKEN"] = "secret"
         self.addCleanup(os.environ.pop, "CADRE_JOB_TOKEN")
+        self.ranks = 1  # a node
+        self.settings = self.SETTINGS
 
     def node(self, name, number, port):
         flags = ["--nnodes", "1:3", "--node-rank", number, "--rdzv-endpoint", f"127.0.0.1:{port}",
                  "--rdzv-last-call", 1, "--max-restarts", 1]
         return self.enterContext(e2e.running(*self.arguments(
-            name, 1, *self.SETTINGS, "train_steps=100000", "checkpoint.interval=5", flags=flags)))
+            name, self.ranks, *self.settings, "train_steps=100000", "checkpoint.interval=5", flags=flags)))
 
     def starts(self, output):
         """(ranks, step) of each start that came to train, from what node 0 says."""
@@ -242,13 +244,13 @@ class Elastic(Case):
                 found.append((ranks, step))
         return found
 
-    def wait_for(self, run, job, ranks, steps):
-        """Until so many ranks have trained so many steps more than any start resumed from."""
+    def wait_for(self, run, job, nodes, steps):
+        """Until so many nodes have trained so many steps in one start."""
         def there():
             starts = self.starts(job.output())
             last = starts and starts[-1]
-            return last and last[0] == ranks and len(e2e.metrics(run)) >= last[1] + steps
-        e2e.wait_until(there, job, f"{ranks} ranks train")
+            return last and last[0] == nodes * self.ranks and len(e2e.metrics(run)) >= last[1] + steps
+        e2e.wait_until(there, job, f"{nodes} nodes train")
 
     def lose(self, node, told):
         """Its machine is taken away: told to go first, or just gone."""
@@ -274,19 +276,30 @@ class Elastic(Case):
                 self.assertEqual(node.wait(e2e.TIMEOUT), 0, node.output())
         return run, self.starts(nodes[0].output())
 
+    def check(self, name, rng, told):
+        run, starts = self.shrink_and_grow(name, rng, told)
+        losses = self.losses(run)
+        ends = [step for _, step in starts[1:]] + [len(losses)]
+        with self.subTest(name, starts=starts, ends=ends):
+            self.assertEqual([ranks for ranks, _ in starts][-3:], [n * self.ranks for n in (3, 2, 3)])
+            for (ranks, begin), end in zip(starts, ends):
+                if end > begin:
+                    made = self.launch(f"made-{name}", ranks, *self.settings, f"train_steps={end}")
+            self.assertEqual(losses, self.losses(made))
+
     def test_a_lost_node_and_its_return_change_the_size_alone(self):
         seed = int.from_bytes(os.urandom(4), "little")
         rng = random.Random(seed)
-        for number in range(6 if e2e.Options.long else 1):
-            run, starts = self.shrink_and_grow(f"elastic-{number}", rng, told=number % 2 == 1)
-            losses = self.losses(run)
-            ends = [step for _, step in starts[1:]] + [len(losses)]
-            with self.subTest(seed=seed, starts=starts, ends=ends):
-                self.assertEqual([ranks for ranks, _ in starts][-3:], [3, 2, 3])
-                for (ranks, begin), end in zip(starts, ends):
-                    if end > begin:
-                        made = self.launch(f"made-{number}", ranks, *self.SETTINGS, f"train_steps={end}")
-                self.assertEqual(losses, self.losses(made))
+        self.check(f"gone-{seed}", rng, told=False)
+        if not e2e.Options.long:
+            return
+        for number in range(3):
+            self.check(f"told-{number}-{seed}", rng, told=True)
+            self.check(f"gone-{number}-{seed}", rng, told=False)
+        self.ranks = 2
+        self.settings = (*self.SETTINGS, "parallel.tensor_parallel_size=2", "parallel.zero_stage=3")
+        for told in (False, True):
+            self.check(f"tensor-{told}-{seed}", rng, told)
 
 
 class Refusals(Case):
