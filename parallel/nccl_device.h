@@ -34,7 +34,7 @@ class DeviceEvent {
 // This rank's end of an NCCL communicator, with a stream of its own.
 class NcclLink {
  public:
-  // Gives peers up to some seconds to end the link as well, unless it was aborted.
+  // Aborts it, unless it has ended or was aborted.
   virtual ~NcclLink() = default;
 
   // Whether NCCL is through with the last call; false: ask again. An error is final, and may be one
@@ -46,6 +46,9 @@ class NcclLink {
   virtual absl::Status Mark(DeviceEvent& event) = 0;
   // Calls `notify` on a thread of the device once the event is reached, which this link has marked.
   virtual absl::Status NotifyAt(const DeviceEvent& event, std::function<void()> notify) = 0;
+  // Once settled and with nothing under way: ends the link together with the peers, who call it
+  // too. It has ended when it has settled; only Abort and the destructor may follow. False: ask.
+  virtual absl::StatusOr<bool> End() = 0;
   // Stops what is under way, of this rank alone; its buffers are free when this returns. Blocks for
   // as long as the GPU takes, at most some seconds. Only the destructor may follow.
   virtual void Abort() = 0;

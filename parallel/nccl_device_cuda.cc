@@ -9,8 +9,9 @@
 namespace cadre {
 namespace {
 
-constexpr std::chrono::seconds kEndWithin(5);
-constexpr std::chrono::milliseconds kEndInterval(1);
+// For the GPU to stop.
+constexpr std::chrono::seconds kStopWithin(5);
+constexpr std::chrono::milliseconds kStopInterval(1);
 
 static_assert(sizeof(NcclId) == sizeof(ncclUniqueId));
 static_assert(NcclTypeOf(DType::kF64) == ncclFloat64 && NcclTypeOf(DType::kF32) == ncclFloat32 &&
@@ -72,13 +73,13 @@ class CudaLink : public NcclLink {
     return CudaStatus("cudaEventRecord", cudaEventRecord(EventOf(event), stream_));
   }
   absl::Status NotifyAt(const DeviceEvent& event, std::function<void()> notify) override;
+  absl::StatusOr<bool> End() override;
   void Abort() override;
 
  private:
   absl::Status Status(const char* call, ncclResult_t result) const;
   absl::Status LaunchCall(const NcclCall& call);
-  template <typename Done>
-  static bool Await(const Done& done);
+  bool AwaitStop() const;
 
   const NcclFunctions& nccl_;
   const int index_;
@@ -86,7 +87,8 @@ class CudaLink : public NcclLink {
   cudaStream_t stream_ = nullptr;
   cudaStream_t notices_ = nullptr;  // a callback in stream_ would hold up what comes behind it
   void* meeting_ = nullptr;         // what kMeet sums
-  bool stuck_ = false;              // the GPU did not stop
+  bool ending_ = false;
+  bool stuck_ = false;  // the GPU did not stop
 };
 
 absl::Status CudaLink::Open(const NcclId& id, NcclPlace place) {
@@ -183,13 +185,18 @@ absl::Status CudaLink::NotifyAt(const DeviceEvent& event, std::function<void()> 
   return CudaStatus("cudaLaunchHostFunc", error);
 }
 
-// False: not within the time that the end of a link may take.
-template <typename Done>
-bool CudaLink::Await(const Done& done) {
-  const auto end = std::chrono::steady_clock::now() + kEndWithin;
-  while (!done()) {
+absl::StatusOr<bool> CudaLink::End() {
+  cudaSetDevice(index_);
+  ending_ = true;
+  CADRE_RETURN_IF_ERROR(Status("ncclCommFinalize", nccl_.comm_finalize(comm_)));
+  return false;
+}
+
+bool CudaLink::AwaitStop() const {
+  const auto end = std::chrono::steady_clock::now() + kStopWithin;
+  while (cudaStreamQuery(stream_) == cudaErrorNotReady) {
     if (std::chrono::steady_clock::now() > end) return false;
-    std::this_thread::sleep_for(kEndInterval);
+    std::this_thread::sleep_for(kStopInterval);
   }
   return true;
 }
@@ -197,24 +204,15 @@ bool CudaLink::Await(const Done& done) {
 void CudaLink::Abort() {
   cudaSetDevice(index_);
   if (comm_ != nullptr) nccl_.comm_abort(std::exchange(comm_, nullptr));
-  stuck_ = stream_ != nullptr &&
-           !Await([this] { return cudaStreamQuery(stream_) != cudaErrorNotReady; });
+  stuck_ = stream_ != nullptr && !AwaitStop();
 }
 
 CudaLink::~CudaLink() {
   cudaSetDevice(index_);
-  if (comm_ != nullptr) {
-    bool failed = !Status("ncclCommFinalize", nccl_.comm_finalize(comm_)).ok();
-    const bool ended = !failed && Await([&] {
-      const absl::StatusOr<bool> settled = Settled();
-      failed = !settled.ok();
-      return failed || *settled;
-    });
-    if (ended && !failed) {
-      nccl_.comm_destroy(comm_);
-    } else {
-      Abort();
-    }
+  if (comm_ != nullptr && ending_) {
+    nccl_.comm_destroy(comm_);
+  } else if (comm_ != nullptr) {
+    Abort();
   }
   for (cudaStream_t stream : {stream_, notices_}) {
     if (stream != nullptr) cudaStreamDestroy(stream);

@@ -2,7 +2,7 @@
 #include <unistd.h>
 
 #include <atomic>
-#include <future>
+#include <latch>
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -76,20 +76,19 @@ TEST(DeviceWork, WaitOrdersTheComputeStream) {
 
 TEST(DeviceFailure, WhoDoesNotComeIsNamed) {
   FakeNccl nccl;
-  std::promise<void> timed_out;
-  std::shared_future<void> others_end = timed_out.get_future().share();
+  std::latch timed_out(2);
   RunDeviceRanks(
       3, Fakes(nccl),
       [&](DeviceRank& rank) {
         auto group = rank.NewGroup("dp", All(3));
-        if (rank.world.rank() == 1) return others_end.wait();
+        if (rank.world.rank() == 1) return timed_out.wait();
         const Tensor buffer = rank.Upload(Brought(rank.memory, 0, 10, DType::kF32));
         const absl::Status status = group->AllReduce(buffer, ReduceOp::kSum, {"mlp", 3})->Wait();
         EXPECT_THAT(
             Message(status),
             HasSubstr("all_reduce 'layer 3 mlp' of group dp: rank 1 did not come within 0.5 s"));
         EXPECT_EQ(group->Barrier({"after"})->Wait(), rank.world.status());
-        if (rank.world.rank() == 0) timed_out.set_value();
+        timed_out.count_down();
       },
       std::chrono::milliseconds(500));
   EXPECT_EQ(nccl.links, 0);
@@ -153,6 +152,19 @@ TEST(DeviceFailure, WhatNcclReportsReachesAllRanks) {
     });
     EXPECT_EQ(nccl.links, 0);
   }
+}
+
+// One that is dropped waits for its peers, the others do not wait for it.
+TEST(DeviceGroupsEnd, AGroupThatPeersStillHaveHoldsUpNoOther) {
+  FakeNccl nccl;
+  RunDeviceRanks(2, Fakes(nccl), [](DeviceRank& rank) {
+    auto first = rank.NewGroup("first", All(2));
+    auto second = rank.NewGroup("second", All(2));
+    if (rank.world.rank() == 0) first = nullptr;
+    for (int i = 0; i < 20; ++i) ASSERT_TRUE(second->Barrier({"test"})->Wait().ok());
+  });
+  EXPECT_EQ(nccl.aborted, 0);
+  EXPECT_EQ(nccl.links, 0);
 }
 
 TEST(DeviceGroupsRecord, OperationsAreInTheFlightRecorder) {

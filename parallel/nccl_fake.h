@@ -42,6 +42,7 @@ class FakeNccl {
     explicit Clique(int size) : calls(static_cast<size_t>(size)), ends(calls.size()) {}
     std::vector<std::deque<NcclCalls>> calls;  // by rank, not yet run
     std::vector<std::deque<std::shared_ptr<Launched>>> ends;
+    int ending = 0;
     bool aborted = false;
   };
 
@@ -69,6 +70,11 @@ class FakeLink : public NcclLink {
 
   absl::StatusOr<bool> Settled() override {
     if (nccl_.reports_error == world_rank_) return Internal("NCCL: remote process exited");
+    if (ending_) {
+      std::lock_guard lock(nccl_.mutex_);
+      if (clique_->aborted) return Internal("NCCL: remote error");
+      return clique_->ending == static_cast<int>(clique_->calls.size());
+    }
     return settles_in_ == 0 || --settles_in_ == 0;
   }
 
@@ -107,6 +113,15 @@ class FakeLink : public NcclLink {
     return absl::OkStatus();
   }
 
+  // All ranks of the link have to.
+  absl::StatusOr<bool> End() override {
+    CADRE_CHECK(settles_in_ == 0, "ended before the last call had settled");
+    std::lock_guard lock(nccl_.mutex_);
+    ending_ = true;
+    ++clique_->ending;
+    return false;
+  }
+
   void Abort() override {
     std::lock_guard lock(nccl_.mutex_);
     clique_->aborted = true;
@@ -122,6 +137,7 @@ class FakeLink : public NcclLink {
   const std::shared_ptr<FakeNccl::Clique> clique_;
   const int rank_, world_rank_;
   int settles_in_ = 2;
+  bool ending_ = false;
   std::shared_ptr<FakeNccl::Launched> last_;
 };
 

@@ -10,6 +10,8 @@ namespace {
 constexpr std::chrono::milliseconds kCheckInterval(100);
 // Between questions whether a call is through: NCCL tells of it in no other way.
 constexpr std::chrono::microseconds kAskInterval(20);
+// How long peers may take to end a link as well.
+constexpr std::chrono::seconds kEndWithin(1);
 
 }  // namespace
 
@@ -39,7 +41,9 @@ struct NcclQueue::Link {
   };
   std::optional<Opening> opening;
   bool opened = false;
-  uint32_t next = 0;  // to be launched
+  bool ending = false;
+  std::optional<std::chrono::steady_clock::time_point> end_by;  // once nobody has it any more
+  uint32_t next = 0;                                            // to be launched
   std::map<uint32_t, NcclOperationPtr> waiting;
   NcclOperationPtr launching;
   std::deque<NcclOperationPtr> running;  // as launched, which is as they end
@@ -153,10 +157,12 @@ void NcclQueue::Run() {
       work_.wait(lock, woken);
     }
   }
+  EndAll(lock);
 }
 
 // Whether it is worth asking again soon.
 bool NcclQueue::Step(Link& link, Lock& lock) {
+  if (link.end_by) return false;
   if (link.nccl == nullptr) return link.opening && OpenLink(link, lock);
   lock.unlock();
   const absl::StatusOr<bool> settled = link.nccl->Settled();
@@ -217,19 +223,55 @@ bool NcclQueue::FinishLaunch(Link& link, Lock& lock) {
   return status.ok();
 }
 
-// Whether there were any.
+// Whether one of them has not ended yet.
 bool NcclQueue::EndDropped(Lock& lock) {
-  std::list<LinkPtr> dropped;
+  bool busy = false;
   for (auto it = links_.begin(); it != links_.end();) {
     const auto here = it++;
     // Nobody else can come to have it.
-    if (here->use_count() == 1 && Idle(**here)) dropped.splice(dropped.end(), links_, here);
+    if (here->use_count() > 1 || !Idle(**here)) continue;
+    if (EndLink(**here, lock)) {
+      links_.erase(here);
+    } else {
+      busy = true;
+    }
   }
-  if (dropped.empty()) return false;
+  return busy;
+}
+
+// Whether it has ended. Others go on meanwhile: peers may be late.
+bool NcclQueue::EndLink(Link& link, Lock& lock) {
+  if (link.nccl == nullptr) return true;
+  const auto now = std::chrono::steady_clock::now();
+  if (!link.end_by) link.end_by = now + kEndWithin;
   lock.unlock();
-  dropped.clear();
+  absl::StatusOr<bool> settled = link.nccl->Settled();
+  bool ended = false;
+  if (settled.ok() && *settled) {
+    ended = std::exchange(link.ending, true);
+    if (!ended) settled = link.nccl->End();
+  }
+  if (!ended && (!settled.ok() || now > *link.end_by)) {
+    link.nccl->Abort();
+    ended = true;
+  }
+  if (ended) link.nccl = nullptr;
   lock.lock();
-  return true;
+  return ended;
+}
+
+void NcclQueue::EndAll(Lock& lock) {
+  for (const LinkPtr& link : links_) {
+    if (link->nccl == nullptr || (!gave_up_ && Done(*link))) continue;
+    link->nccl->Abort();
+    link->nccl = nullptr;
+  }
+  // In each round all of them: peers may end theirs in another order.
+  for (bool busy = true; busy;) {
+    busy = false;
+    for (const LinkPtr& link : links_) busy |= !EndLink(*link, lock);
+    if (busy) std::this_thread::sleep_for(kAskInterval);
+  }
 }
 
 // Progress may not have seen it yet.
@@ -253,10 +295,6 @@ void NcclQueue::Shutdown() {
     work_.notify_one();
   }
   thread_.join();
-  for (const LinkPtr& link : links_) {
-    if (link->nccl != nullptr && (gave_up_ || !Done(*link))) link->nccl->Abort();
-    link->nccl = nullptr;
-  }
   bell_->Silence();
   Lock lock(mutex_);
   ended_ = true;

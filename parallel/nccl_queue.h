@@ -82,6 +82,8 @@ class NcclQueue {
   bool FinishLaunch(Link& link, Lock& lock);
   bool BeginLaunch(Link& link, Lock& lock);
   bool EndDropped(Lock& lock);
+  bool EndLink(Link& link, Lock& lock);
+  void EndAll(Lock& lock);
   static bool Idle(const Link& link);
   bool Done(const Link& link);
   bool AnyRunning() const;
