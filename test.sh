@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Builds everything and tests it; about 15 minutes on two cores, most of it the first build.
+# Builds everything and tests it; about 20 minutes on two cores, most of it the first build.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 source tools/common.sh
@@ -8,15 +8,17 @@ usage() {
   cat <<'END'
 Usage: ./test.sh [--all] [--help]
 
-Installs what is missing, builds the presets release, asan and fuzz, and runs:
+Installs what is missing, builds the presets release, asan, tsan and fuzz, and runs:
   release  every unit test, golden test and end-to-end test
   asan     core, model and training (the parsers of files and text), serving (what strangers send)
            and parallel (what peers send) under ASan and UBSan
+  tsan     parallel (ranks as threads) under ThreadSanitizer, with one OpenMP thread
+           (tests/tsan.supp says why)
   fuzz     each libFuzzer target for a few seconds from a fixed seed; skipped where clang is
            absent (tools/install_deps.sh --fuzz installs it)
 
-  --all    all tests in every preset, longer fuzz runs, the end-to-end tests that take minutes, and
-           tsan: the tests that start threads, with one OpenMP thread (tests/tsan.supp says why)
+  --all    all tests in release and asan, in tsan the folders with threads and the layouts, longer
+           fuzz runs, and the end-to-end tests that take minutes
 END
 }
 
@@ -76,15 +78,19 @@ asan() {
   fi
 }
 
-tsan() {
+# In a shell of its own, which keeps its environment from the other stages.
+tsan() (
   # The code asks for its threads by number, which only the limit overrides.
   export OMP_THREAD_LIMIT=1 TSAN_OPTIONS="suppressions=$PWD/tests/tsan.supp halt_on_error=1"
   # UCX hooks madvise, which a thread calls as it ends: too late for what ThreadSanitizer keeps of it.
   export UCX_MEM_EVENTS=n
   # gRPC and abseil are not instrumented, but half of them is inlined: what they do looks like races.
-  export GTEST_FILTER=-RendezvousTest.*:RendezvousServer.*:RendezvousBootstrap.*:JoinJob.*
-  build_preset tsan && run_ctest test_tsan tsan -LE e2e
-}
+  export GTEST_FILTER="-RendezvousTest.*:RendezvousServer.*:RendezvousBootstrap.*:JoinJob.*"
+  local tests=(parallel) targets
+  if ((all)); then tests=(core parallel memory moe model training serving cluster layouts); fi
+  mapfile -t targets < <(printf 'cadre_%s_test\n' "${tests[@]}")
+  build_preset tsan "${targets[@]}" && run_ctest test_tsan tsan -R "^($(IFS='|'; echo "${tests[*]}"))\$"
+)
 
 fuzz() {
   local seconds=5 target code=0
@@ -105,12 +111,12 @@ say "==> installing what is missing"
 tools/install_deps.sh
 stage "release: build, unit, golden and end-to-end tests" release
 stage "asan: parsers and the server under ASan and UBSan" asan
+stage "tsan: threads under ThreadSanitizer" tsan
 if command -v clang++ >/dev/null; then
   stage "fuzz: short runs from a fixed seed" fuzz
 else
   skipped+=("fuzz (no clang++; tools/install_deps.sh --fuzz installs it)")
 fi
-if ((all)); then stage "tsan: threads" tsan; fi
 
 for name in "${skipped[@]}"; do say "skipped: $name"; done
 for name in "${failed[@]}"; do say "failed:  $name (logs in $log_dir)"; done
