@@ -49,11 +49,11 @@ class Usage(Case):
 
 
 class Configs(Case):
-    def train(self, *overrides, config=None):
+    def train(self, *overrides, config=None, code=2):
         arguments = shop.train_arguments(self.folder / "out", *overrides)
         if config:
             arguments[2] = config
-        return refused(*arguments, code=2)
+        return refused(*arguments, code=code)
 
     def test_a_typing_error_names_file_line_and_field(self):
         config = self.folder / "typo.yaml"
@@ -69,6 +69,10 @@ class Configs(Case):
     def test_impossible_shapes_are_named(self):
         self.assert_says(self.train("model.num_key_value_heads=3"), "num_key_value_heads", "3")
         self.assert_says(self.train("model.num_experts_per_tok=9"), "num_experts_per_tok", "9")
+
+    def test_what_needs_a_gpu_says_so(self):
+        self.assert_says(self.train("comm.transport=nccl", code=1), "comm.transport: nccl", "GPUs",
+                         "auto, shm and ucx")
 
     def test_a_missing_config_is_named(self):
         self.assert_says(refused("train", "-c", self.folder / "no.yaml", "--output", self.folder / "o"),
