@@ -263,14 +263,16 @@ bool NcclQueue::EndLink(Link& link, Lock& lock) {
 void NcclQueue::EndAll(Lock& lock) {
   for (const LinkPtr& link : links_) {
     if (link->nccl == nullptr || (!gave_up_ && Done(*link))) continue;
+    lock.unlock();
     link->nccl->Abort();
     link->nccl = nullptr;
+    lock.lock();
   }
   // In each round all of them: peers may end theirs in another order.
   for (bool busy = true; busy;) {
     busy = false;
     for (const LinkPtr& link : links_) busy |= !EndLink(*link, lock);
-    if (busy) std::this_thread::sleep_for(kAskInterval);
+    if (busy) work_.wait_for(lock, kAskInterval);
   }
 }
 
