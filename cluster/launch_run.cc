@@ -2,7 +2,6 @@
 
 #include <fcntl.h>
 #include <poll.h>
-#include <sys/eventfd.h>
 #include <sys/signalfd.h>
 #include <unistd.h>
 
@@ -97,17 +96,7 @@ int ExitCode(const Failure& failure) {
 
 LaunchRun::LaunchRun(const LauncherOptions& options, const LaunchPlace& place, LauncherLink* link,
                      RankTerminal* terminal, int signals)
-    : options_(options),
-      place_(place),
-      link_(link),
-      terminal_(terminal),
-      signals_(signals),
-      mail_bell_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {}
-
-LaunchRun::~LaunchRun() {
-  watchdog_.reset();
-  close(mail_bell_);
-}
+    : options_(options), place_(place), link_(link), terminal_(terminal), signals_(signals) {}
 
 std::string LaunchRun::RecordPath(int rank) const {
   return fmt::format("{}/rank-{:04}", place_.records, rank);
@@ -153,16 +142,6 @@ absl::StatusOr<LaunchRun::Rank> LaunchRun::StartRank(int local_rank) {
   return Rank{std::move(process), std::move(output)};
 }
 
-void LaunchRun::Post(Mail mail) {
-  {
-    const std::lock_guard lock(mutex_);
-    mail_.push_back(std::move(mail));
-  }
-  const uint64_t one = 1;
-  // Full only when it already wakes.
-  [[maybe_unused]] const ssize_t n = write(mail_bell_, &one, sizeof one);
-}
-
 void LaunchRun::StartWatchdog() {
   if (ranks_.empty()) return;
   HangWatchdogOptions options{.hang = {.world_size = place_.world_size},
@@ -173,8 +152,8 @@ void LaunchRun::StartWatchdog() {
         {.rank = rank, .pid = ranks_[i].process.pid(), .record = RecordPath(rank)});
   }
   watchdog_ = std::make_unique<HangWatchdog>(
-      std::move(options), [this](const HangReport& hang, bool expired) {
-        Post({.event = std::nullopt, .hang = hang, .expired = expired});
+      std::move(options), [mail = mail_](const HangReport& hang, bool expired) {
+        mail->Post({.event = std::nullopt, .hang = hang, .expired = expired});
       });
 }
 
@@ -185,8 +164,9 @@ absl::StatusOr<Event> LaunchRun::Run() {
     ++running_;
   }
   StartWatchdog();
-  link_->Watch(place_.generation,
-               [this](const Event& event) { Post({.event = event, .hang = std::nullopt}); });
+  link_->Watch(place_.generation, [mail = mail_](const Event& event) {
+    mail->Post({.event = event, .hang = std::nullopt});
+  });
   while (running_ > 0 || !outcome_) Wait();
   watchdog_.reset();
   terminal_->Release();
@@ -202,7 +182,7 @@ std::optional<LaunchRun::Clock::time_point> LaunchRun::NextTime() const {
 }
 
 void LaunchRun::Wait() {
-  std::vector<pollfd> files = {{signals_, POLLIN, 0}, {mail_bell_, POLLIN, 0}};
+  std::vector<pollfd> files = {{signals_, POLLIN, 0}, {mail_->bell(), POLLIN, 0}};
   for (const Rank& rank : ranks_) {  // negative ones are passed over
     files.push_back({rank.process.ended(), POLLIN, 0});
     files.push_back({rank.process.output(), POLLIN, 0});
@@ -320,14 +300,7 @@ void LaunchRun::AskToStop(int signal) {
 }
 
 void LaunchRun::TakeMail() {
-  uint64_t rings;
-  [[maybe_unused]] const ssize_t n = read(mail_bell_, &rings, sizeof rings);
-  std::deque<Mail> mail;
-  {
-    const std::lock_guard lock(mutex_);
-    mail.swap(mail_);
-  }
-  for (const Mail& one : mail) {
+  for (const LaunchMailbox::Mail& one : mail_->Take()) {
     if (one.event) {
       TakeEvent(*one.event);
     } else if (!outcome_ && !one.expired) {

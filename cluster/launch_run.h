@@ -2,14 +2,13 @@
 #pragma once
 
 #include <chrono>
-#include <deque>
 #include <memory>
-#include <mutex>
 #include <optional>
 #include <string>
 #include <vector>
 
 #include "cluster/hang_watchdog.h"
+#include "cluster/launch_mailbox.h"
 #include "cluster/launcher.h"
 #include "cluster/launcher_link.h"
 #include "cluster/rank_output.h"
@@ -38,7 +37,6 @@ class LaunchRun {
   // `signals`: a descriptor of signalfd. All are borrowed.
   LaunchRun(const LauncherOptions& options, const LaunchPlace& place, LauncherLink* link,
             RankTerminal* terminal, int signals);
-  ~LaunchRun();
   // The job's outcome. Errors: a rank that could not be started.
   absl::StatusOr<rendezvous::Event> Run();
   // This node was asked to leave a job that goes on.
@@ -50,18 +48,11 @@ class LaunchRun {
     RankProcess process;
     std::unique_ptr<RankOutput> output;
   };
-  // What other threads tell this one.
-  struct Mail {
-    std::optional<rendezvous::Event> event;
-    std::optional<HangReport> hang;
-    bool expired = false;
-  };
 
   absl::StatusOr<Rank> StartRank(int local_rank);
   std::vector<std::string> Variables(int local_rank, int threads) const;
   std::string RecordPath(int rank) const;
   void StartWatchdog();
-  void Post(Mail mail);
 
   void Wait();
   void Read(Rank& rank, bool errors);
@@ -86,9 +77,7 @@ class LaunchRun {
   LauncherLink* link_;
   RankTerminal* terminal_;
   int signals_;
-  int mail_bell_;  // an eventfd
-  std::mutex mutex_;
-  std::deque<Mail> mail_;  // under mutex_
+  const std::shared_ptr<LaunchMailbox> mail_ = std::make_shared<LaunchMailbox>();
 
   std::vector<Rank> ranks_;
   int running_ = 0;
