@@ -22,8 +22,8 @@ namespace {
 using rendezvous::Event;
 using rendezvous::Failure;
 
-// Where the rendezvous cannot be asked whose fault it is, this node decides for itself.
-constexpr std::chrono::milliseconds kWaitForVerdict{1000};
+// Where the rendezvous says nothing, this node's ranks end all the same.
+constexpr std::chrono::milliseconds kWaitForRendezvous{1000};
 
 Failure FailureOf(int rank, const RankExit& exit, std::string last_error) {
   Failure failure;
@@ -175,7 +175,7 @@ absl::StatusOr<Event> LaunchRun::Run() {
 
 std::optional<LaunchRun::Clock::time_point> LaunchRun::NextTime() const {
   std::optional<Clock::time_point> next = terminal_->NextRelease();
-  for (const auto& time : {own_verdict_at_, kill_at_}) {
+  for (const auto& time : {end_at_, leave_at_, kill_at_}) {
     if (time && (!next || *time < *next)) next = time;
   }
   return next;
@@ -259,11 +259,11 @@ void LaunchRun::TakeEnded() {
 }
 
 void LaunchRun::Report(const Failure& failure) {
-  if (outcome_) return;
+  if (outcome_ || ending_) return;
   if (!first_failure_) {
     first_failure_ = failure;
     first_failure_->set_node(options_.node_rank);
-    own_verdict_at_ = Clock::now() + kWaitForVerdict;
+    end_at_ = Clock::now() + kWaitForRendezvous;
   }
   link_->Report(place_.generation, FailedEvent(failure));
 }
@@ -281,6 +281,9 @@ void LaunchRun::TakeSignals() {
     failure.set_kind(Failure::KILLED);
     failure.set_code(signal);
     Report(failure);
+    if (!outcome_ && !std::exchange(asked_to_kill_, true)) {
+      end_at_ = Clock::now() + kWaitForRendezvous;
+    }
     SignalAll(SIGKILL);
   }
 }
@@ -296,7 +299,11 @@ void LaunchRun::AskToStop(int signal) {
   Event event;
   event.set_kind(left_ ? Event::LEAVE : Event::STOP);
   link_->Report(place_.generation, event);
-  if (!left_) StopRanks(signal);
+  if (left_) {
+    leave_at_ = Clock::now() + kWaitForRendezvous;
+  } else {
+    StopRanks(signal);
+  }
 }
 
 void LaunchRun::TakeMail() {
@@ -331,7 +338,8 @@ void LaunchRun::TakeEvent(const Event& event) {
     if (others && watchdog_ != nullptr) watchdog_->OthersWait(event.stalled());
     return;
   }
-  if (event.kind() == Event::DONE || event.kind() == Event::FAILED) return EndAll(event);
+  if (event.kind() == Event::DONE) return EndAll(event);
+  if (event.kind() == Event::FAILED) return EndAll(Verdict(event));
   if (event.kind() == Event::STOP) asked_to_stop_ = true;
   if (event.kind() == Event::RESIZE) {
     terminal_->Line(WhyResized(event) + ": all ranks save and start again");
@@ -343,9 +351,16 @@ void LaunchRun::StopRanks(int signal) {
   if (!std::exchange(ranks_stopping_, true)) SignalAll(signal);
 }
 
+Event LaunchRun::Verdict(const Event& event) const {
+  const Failure& failure = event.failure();
+  const bool no_rendezvous = failure.kind() == Failure::LAUNCHER_GONE && failure.node() == 0;
+  const bool own = first_failure_ && !first_failure_->peer_lost();
+  return no_rendezvous && own ? FailedEvent(*first_failure_) : event;
+}
+
 void LaunchRun::EndAll(const Event& outcome) {
   outcome_ = outcome;
-  own_verdict_at_.reset();
+  end_at_.reset();
   if (outcome.kind() != Event::FAILED && !outcome.restart()) return;
   const Failure& failure = outcome.failure();
   if (!failure.last_error().empty()) {
@@ -354,13 +369,26 @@ void LaunchRun::EndAll(const Event& outcome) {
                         : fmt::format("[rank {}] {}", failure.rank(), failure.last_error()));
   }
   terminal_->Release(failure.last_error());
+  EndRanks();
+}
+
+void LaunchRun::EndRanks() {
+  if (std::exchange(ending_, true)) return;
   SignalAll(SIGTERM);
   kill_at_ = Clock::now() + kTermToKill;
 }
 
 void LaunchRun::Tick(Clock::time_point now) {
   terminal_->ReleaseOld(now);
-  if (own_verdict_at_ && now >= *own_verdict_at_) EndAll(FailedEvent(*first_failure_));
+  if (end_at_ && now >= *end_at_) {
+    end_at_.reset();
+    // Whether all start again is not this node's to say, unless its user waits for no answer.
+    asked_to_kill_ ? EndAll(FailedEvent(*first_failure_)) : EndRanks();
+  }
+  if (leave_at_ && now >= *leave_at_) {
+    leave_at_.reset();
+    StopRanks(SIGTERM);
+  }
   if (kill_at_ && now >= *kill_at_) {
     SignalAll(SIGKILL);
     kill_at_.reset();

@@ -69,8 +69,11 @@ class LaunchRun {
   // So that they end their step, save and stop: a second signal would kill them.
   void StopRanks(int signal);
   void Report(const rendezvous::Failure& failure);
+  // Of a job that failed: where the rendezvous went before it gave one, this node's own counts.
+  rendezvous::Event Verdict(const rendezvous::Event& event) const;
   // The outcome is known: the ranks that still run are to end.
   void EndAll(const rendezvous::Event& outcome);
+  void EndRanks();
 
   const LauncherOptions& options_;
   const LaunchPlace place_;
@@ -83,11 +86,14 @@ class LaunchRun {
   int running_ = 0;
   int done_ = 0;
   bool asked_to_stop_ = false;  // somebody asked for the whole job's end, or this node's
+  bool asked_to_kill_ = false;  // here, once more
   bool left_ = false;
   bool ranks_stopping_ = false;
+  bool ending_ = false;
   std::optional<rendezvous::Event> outcome_;
   std::optional<rendezvous::Failure> first_failure_;  // of this node
-  std::optional<Clock::time_point> own_verdict_at_;   // where the rendezvous gives none
+  // When ranks get SIGTERM though the rendezvous has not answered: after a failure, on leaving.
+  std::optional<Clock::time_point> end_at_, leave_at_;
   std::optional<Clock::time_point> kill_at_;
   std::unique_ptr<HangWatchdog> watchdog_;
 };

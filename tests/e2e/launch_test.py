@@ -41,13 +41,30 @@ def last_line(done):
     return done.stderr.rstrip().splitlines()[-1]
 
 
-def alive(pid):
-    """Whether it runs: a dead one that nobody has waited for does not."""
+def state(pid):
+    """As in /proc/PID/stat; X where there is none."""
     try:
         stat = pathlib.Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
     except OSError:
-        return False
-    return stat.rsplit(")", 1)[1].split()[0] not in "ZX"
+        return "X"
+    return stat.rsplit(")", 1)[1].split()[0]
+
+
+def alive(pid):
+    """Whether it runs: a dead one that nobody has waited for does not."""
+    return state(pid) not in "ZX"
+
+
+def pending(pid):
+    """Whether a signal to the process has not been taken."""
+    status = pathlib.Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
+    (line,) = (line for line in status.splitlines() if line.startswith("ShdPnd:"))
+    return int(line.split()[1], 16) != 0
+
+
+def stop(process):
+    process.send_signal(signal.SIGSTOP)
+    e2e.wait_until(lambda: state(process.pid) == "T", process, "it is stopped")
 
 
 @contextlib.contextmanager
@@ -318,6 +335,41 @@ class Nodes(Case):
                 self.assertEqual(left.output().splitlines()[-1],
                                  f"error: the launcher of node {gone}{host} is gone")
 
+    def test_where_the_rendezvous_is_slow_a_death_still_ends_the_nodes_ranks_and_all_restart(self):
+        with self.nodes(*self.files(), "*:gather=a", "*@0:hold", flags=["--max-restarts", 1]) as nodes:
+            pids = self.pids(nodes[0], range(4))
+            stop(nodes[0])
+            os.kill(pids[3], signal.SIGKILL)
+            e2e.wait_until(lambda: not alive(pids[2]), nodes[1], "its node's ranks end")
+            nodes[0].send_signal(signal.SIGCONT)
+            for process in nodes:
+                self.assertEqual(process.wait(e2e.TIMEOUT), 0, process.output())
+                self.assertEqual(process.output(), "warning: rank 3 on node 1 was killed by signal 9 "
+                                 "(SIGKILL); all ranks start again (restart 1)\n")
+
+    def test_where_the_rendezvous_is_gone_a_nodes_own_death_is_named(self):
+        with self.nodes(*self.files(), "*:gather=a", "*:hold", flags=["--max-restarts", 1]) as nodes:
+            pids = self.pids(nodes[0], range(4))
+            stop(nodes[0])
+            os.kill(pids[3], signal.SIGKILL)
+            e2e.wait_until(lambda: not alive(pids[2]), nodes[1], "its node's ranks end")
+            nodes[0].send_signal(signal.SIGKILL)
+            self.assert_ended(nodes[1], pids[2:], 128 + signal.SIGKILL)
+            self.assertEqual(nodes[1].output(),
+                             "error: rank 3 on node 1 was killed by signal 9 (SIGKILL)\n")
+
+    def test_a_second_ctrl_c_does_not_wait_for_the_rendezvous(self):
+        with self.nodes(*self.files(), "*:gather=a", "*:hold") as nodes:
+            pids = self.pids(nodes[0], range(4))
+            stop(nodes[0])
+            nodes[1].send_signal(signal.SIGINT)
+            # Two that are pending at once are one.
+            e2e.wait_until(lambda: not pending(nodes[1].pid), nodes[1], "it is taken")
+            nodes[1].send_signal(signal.SIGINT)
+            self.assert_ended(nodes[1], pids[2:], 128 + signal.SIGINT)
+            nodes[0].send_signal(signal.SIGCONT)
+            nodes[0].wait(e2e.TIMEOUT)
+
     def test_a_rank_that_those_of_another_node_wait_for_is_named(self):
         with self.nodes("*:step=15", "*:step=16", "*:step=17", "*:gather=begun", "2:activity=backward,3",
                         "0:begin=dp,all_reduce,bucket 1,8", "1:begin=dp,all_reduce,bucket 1,8",
@@ -443,6 +495,19 @@ class Elastic(Case):
         self.wait_for(nodes[0], "nodes 0, 2\nall here\nTORCHELASTIC_RESTART_COUNT=0")
         nodes[2].send_signal(signal.SIGTERM)  # one would be too few: the job's end
         self.assert_done(nodes[0], nodes[2])
+
+    def test_where_the_rendezvous_is_slow_one_that_gets_sigterm_saves_all_the_same(self):
+        nodes = [self.node(number, *(f"{rank}:file={self.folder}/pid{rank}" for rank in range(2)),
+                           "*:gather=a", "*:wait", nodes="1:2") for number in range(2)]
+        self.wait_for(nodes[0], "2 ranks on nodes 0, 1")
+        pids = self.pids(nodes[0], range(2))
+        stop(nodes[0])
+        nodes[1].send_signal(signal.SIGTERM)
+        e2e.wait_until(lambda: not alive(pids[1]), nodes[1], "its rank ends")
+        self.wait_for(nodes[1], "[rank 1] warning: got signal 15")
+        self.assertIsNone(nodes[1].poll(), nodes[1].output())
+        nodes[0].send_signal(signal.SIGKILL)
+        nodes[1].wait(e2e.TIMEOUT)
 
     def test_the_loss_of_the_rendezvous_host_ends_the_job(self):
         nodes = [self.node(number, *self.HERE, "*:wait", flags=["--max-restarts", 9]) for number in range(3)]
