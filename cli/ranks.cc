@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "cli/environment.h"
@@ -52,13 +53,22 @@ absl::StatusOr<TransportKind> KindOf(config::Transport transport) {
       "allowed are auto, shm and ucx");
 }
 
+absl::StatusOr<std::optional<RankEnvironment>> Environment() {
+  const std::string host = Variable("JOB_COMPLETION_INDEX") ? HostName() : "";
+  return FindRankEnvironment(Variable, host);
+}
+
 }  // namespace
+
+absl::StatusOr<bool> StartedBefore() {
+  CADRE_ASSIGN_OR_RETURN(const auto environment, Environment());
+  return environment.has_value() && environment->generation > 0;
+}
 
 absl::StatusOr<std::unique_ptr<Ranks>> JoinRanks(const config::CommConfig& comm,
                                                  const std::string& configuration, bool trace) {
   CADRE_ASSIGN_OR_RETURN(const TransportKind transport, KindOf(comm.transport()));
-  const std::string host = Variable("JOB_COMPLETION_INDEX") ? HostName() : "";
-  CADRE_ASSIGN_OR_RETURN(const auto environment, FindRankEnvironment(Variable, host));
+  CADRE_ASSIGN_OR_RETURN(const auto environment, Environment());
   if (!environment.has_value() || environment->world_size == 1) return nullptr;
   CADRE_ASSIGN_OR_RETURN(const std::string program, HashOfProgram());
   auto ranks = std::make_unique<Ranks>();

@@ -25,4 +25,8 @@ struct Ranks {
 absl::StatusOr<std::unique_ptr<Ranks>> JoinRanks(const config::CommConfig& comm,
                                                  const std::string& configuration, bool trace);
 
+// Whether this job was started before: by a launcher after a failure or with other nodes, or by
+// Slurm's requeue.
+absl::StatusOr<bool> StartedBefore();
+
 }  // namespace cadre::cli

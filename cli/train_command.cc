@@ -71,6 +71,8 @@ absl::Status RunTrain(const TrainFlags& flags) {
   CADRE_ASSIGN_OR_RETURN(std::shared_ptr<spdlog::logger> log, MakeLogger("train", flags.log_level));
   CADRE_ASSIGN_OR_RETURN(const std::unique_ptr<Ranks> ranks,
                          JoinRanks(config.comm(), DumpYaml(config), !flags.trace.empty()));
+  // What the job itself saved is never in its way.
+  CADRE_ASSIGN_OR_RETURN(const bool again, StartedBefore());
   World* world = ranks == nullptr ? nullptr : ranks->world.get();
   const bool leader = world == nullptr || world->rank() == 0;
   std::unique_ptr<RunTrace> trace;
@@ -80,7 +82,7 @@ absl::Status RunTrain(const TrainFlags& flags) {
     CADRE_ASSIGN_OR_RETURN(trace, RunTrace::Create(flags.trace, world, layout));
   }
   TrainerOptions options{.output = flags.output,
-                         .resume = flags.resume == "auto",
+                         .resume = flags.resume == "auto" || again,
                          .threads = ResolveThreads(config.threads()),
                          .progress = flags.quiet || !leader ? nullptr : stderr,
                          .terminal = isatty(STDERR_FILENO) == 1,
@@ -106,8 +108,10 @@ void AddOptions(CLI::App* command, const std::shared_ptr<TrainFlags>& flags) {
   command->add_option("--output", flags->output,
                       "Folder of metrics, checkpoints and the resolved config");
   command
-      ->add_option("--resume", flags->resume,
-                   "auto: from the newest good checkpoint in the folder; never")
+      ->add_option(
+          "--resume", flags->resume,
+          "auto: from the newest good checkpoint in the folder; never: but when a launcher "
+          "starts the job again")
       ->capture_default_str();
   command->add_option("--trace", flags->trace,
                       "Write a Chrome trace (opens in Perfetto), of all ranks on one timeline");

@@ -139,6 +139,15 @@ TEST_F(CheckpointFault, ContinuingFromAnEarlierStepSetsLaterOnesAside) {
   EXPECT_EQ(SearchIn(root_).step, 1);
 }
 
+TEST_F(CheckpointFault, WhatWasSetAsideStays) {
+  for (int i = 0; i < 3; ++i) {
+    ASSERT_TRUE(run_.Save(root_).ok());
+    ASSERT_TRUE(AbandonLaterCheckpoints(root_, 1).ok());
+  }
+  EXPECT_THAT(NamesIn(root_), ElementsAre("latest", "step-000001", "step-000002.abandoned",
+                                          "step-000002.abandoned-2", "step-000002.abandoned-3"));
+}
+
 TEST_F(CheckpointFault, AFullDiskFailsTheSaveAndKeepsTheRun) {
   std::string small = FreshFolder("full_disk");
   std::filesystem::create_directory(small);

@@ -67,6 +67,16 @@ absl::Status Remove(const std::string& root, const std::string& name) {
   return absl::OkStatus();
 }
 
+// Where a checkpoint that is set aside goes: beside those of its name that were before it.
+std::string FreeAside(const std::string& root, const std::string& name) {
+  std::string aside = fmt::format("{}/{}.abandoned", root, name);
+  std::error_code error;
+  for (int number = 2; fs::exists(fs::symlink_status(aside, error)); ++number) {
+    aside = fmt::format("{}/{}.abandoned-{}", root, name, number);
+  }
+  return aside;
+}
+
 }  // namespace
 
 std::string CheckpointName(int64_t step) { return fmt::format("{}{:06}", kPrefix, step); }
@@ -150,9 +160,7 @@ absl::StatusOr<std::vector<std::string>> AbandonLaterCheckpoints(const std::stri
     }
     auto found = StepOf(name);
     if (!found || *found <= step) continue;
-    std::string aside = fmt::format("{}/{}.abandoned", root, name);
-    DiscardCheckpoint(aside);
-    CADRE_RETURN_IF_ERROR(Rename(root + "/" + name, aside));
+    CADRE_RETURN_IF_ERROR(Rename(root + "/" + name, FreeAside(root, name)));
     abandoned.push_back(name);
   }
   if (abandoned.empty()) return abandoned;

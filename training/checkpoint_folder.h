@@ -55,8 +55,9 @@ void DiscardCheckpoint(const std::string& written);
 absl::Status PruneCheckpoints(const std::string& root, int keep, int64_t newest_step);
 
 // Called when a run continues from `step`: later checkpoints belong to a history that this run will
-// not repeat (or are broken), so they are renamed to `step-NNNNNN.abandoned`. Also removes what
-// interrupted saves left. Returns the names that were set aside.
+// not repeat (or are broken), so they are renamed to `step-NNNNNN.abandoned`, or `.abandoned-2` and
+// so on where there is one; those are never removed. Also removes what interrupted saves left.
+// Returns the names that were set aside.
 absl::StatusOr<std::vector<std::string>> AbandonLaterCheckpoints(const std::string& root,
                                                                  int64_t step);
 

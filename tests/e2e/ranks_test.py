@@ -159,6 +159,24 @@ class Faults(Case):
                 self.assertEqual(self.losses(run), expected)
             shutil.rmtree(run)
 
+    def test_a_restart_resumes_a_job_that_began_anew(self):
+        save = ("checkpoint.interval=5",)
+        for ranks in (1, 2):
+            with self.subTest(ranks=ranks):
+                expected = self.losses(self.launch(f"anew-{ranks}", ranks, *save))
+                run = self.workshop.folder / f"anew-{ranks}"
+                arguments = self.arguments(run.name, ranks, *save, flags=["--max-restarts", 1])
+                with e2e.running(*arguments, "--resume", "never") as job:
+                    def saved():
+                        return (run / "checkpoints/step-000060.abandoned").exists() and list(
+                            run.glob("checkpoints/step-000010"))
+                    e2e.wait_until(saved, job, "a checkpoint of its own")
+                    os.kill(children(job.pid)[0], signal.SIGKILL)
+                    self.assertEqual(job.wait(e2e.TIMEOUT), 0, job.output())
+                    self.assertRegex(job.output(), "all ranks start again(.|\\n)*resumed from .* at step")
+                self.assertEqual(self.losses(run), expected)
+                self.assertFalse((run / "checkpoints/step-000010.abandoned-2").exists())
+
     def test_the_data_parallel_size_may_change_where_a_job_resumes(self):
         save = ("micro_batch_size=1", "checkpoint.interval=5")
         changes = self.launch("changes", 4, *save, "train_steps=10")
