@@ -1,8 +1,7 @@
 // The program's verbs. Each AddXCommand adds one subcommand to `root`; when the user chose it, its
 // callback runs and leaves its outcome in `*status`, which main turns into the exit code:
-// 0 done, 2 wrong usage or config (kInvalidArgument), 1 anything else; in a rank that a launcher
-// started, 3 for a peer that is lost or does not come (kUnavailable, kDeadlineExceeded); `launch`
-// has its ranks'.
+// 0 done, 2 wrong usage or config (kInvalidArgument), 1 anything else; of `train`, 3 for a peer
+// that is lost or does not come, 4 where bad steps or data stopped it; `launch` has its ranks'.
 //
 // With --json a command prints one JSON document on standard output and nothing else there; logs
 // and progress go to standard error.

@@ -49,8 +49,6 @@ std::string HostName() {
   return host;
 }
 
-bool HasLauncher() { return Variable(kLauncherVariable).has_value(); }
-
 absl::Status FollowLauncherIfAny() {
   const std::optional<std::string> launcher = Variable(kLauncherVariable);
   if (!launcher) return absl::OkStatus();

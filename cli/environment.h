@@ -28,6 +28,5 @@ std::string HostName();
 
 // A rank that a launcher started ends with it. kUnavailable: the launcher is gone already.
 absl::Status FollowLauncherIfAny();
-bool HasLauncher();
 
 }  // namespace cadre::cli

@@ -16,11 +16,7 @@ int ExitCode(const absl::Status& status) {
   if (status.ok()) return 0;
   std::fprintf(stderr, "error: %s\n", cadre::Message(status).c_str());
   if (const auto code = cadre::cli::GetExitCode(status)) return *code;
-  if (cadre::cli::HasLauncher() && (status.code() == absl::StatusCode::kUnavailable ||
-                                    status.code() == absl::StatusCode::kDeadlineExceeded)) {
-    return cadre::kPeerLostExitCode;
-  }
-  return status.code() == absl::StatusCode::kInvalidArgument ? 2 : 1;
+  return status.code() == absl::StatusCode::kInvalidArgument ? cadre::kUsageExitCode : 1;
 }
 
 // From 1 MiB on, what is freed goes back to the system at once. Left alone, malloc raises the bound
@@ -50,7 +46,7 @@ int main(int argc, char** argv) {
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
-    return app.exit(error) == 0 ? 0 : 2;
+    return app.exit(error) == 0 ? 0 : cadre::kUsageExitCode;
   }
   return ExitCode(status);
 }

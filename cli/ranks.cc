@@ -6,8 +6,10 @@
 #include <cstddef>
 #include <memory>
 #include <optional>
+#include <utility>
 #include <vector>
 
+#include "cli/commands.h"
 #include "cli/environment.h"
 #include "core/file.h"
 #include "proto/parallel_config.pb.h"
@@ -58,7 +60,25 @@ absl::StatusOr<std::optional<RankEnvironment>> Environment() {
   return FindRankEnvironment(Variable, host);
 }
 
+bool TellsOfPeers(const absl::Status& status) {
+  return absl::IsUnavailable(status) || absl::IsDeadlineExceeded(status);
+}
+
+absl::Status Connect(const RankEnvironment& environment, WorldOptions options, Ranks* ranks) {
+  CADRE_ASSIGN_OR_RETURN(ranks->membership, JoinJob(environment, kJoinTimeout));
+  options.recorder = ranks->membership.recorder.get();
+  CADRE_ASSIGN_OR_RETURN(ranks->world, World::Create(*ranks->membership.bootstrap, options));
+  return absl::OkStatus();
+}
+
 }  // namespace
+
+absl::Status WithPeerLoss(absl::Status status, Ranks* ranks) {
+  if (ranks == nullptr || !TellsOfPeers(status)) return status;
+  // An output folder that cannot be made is kUnavailable, too.
+  if (ranks->world != nullptr && !TellsOfPeers(ranks->world->status())) return status;
+  return WithExitCode(std::move(status), kPeerLostExitCode);
+}
 
 absl::StatusOr<bool> StartedBefore() {
   CADRE_ASSIGN_OR_RETURN(const auto environment, Environment());
@@ -72,15 +92,14 @@ absl::StatusOr<std::unique_ptr<Ranks>> JoinRanks(const config::CommConfig& comm,
   if (!environment.has_value() || environment->world_size == 1) return nullptr;
   CADRE_ASSIGN_OR_RETURN(const std::string program, HashOfProgram());
   auto ranks = std::make_unique<Ranks>();
-  CADRE_ASSIGN_OR_RETURN(ranks->membership, JoinJob(*environment, kJoinTimeout));
-  CADRE_ASSIGN_OR_RETURN(ranks->world,
-                         World::Create(*ranks->membership.bootstrap,
-                                       {.transport = transport,
-                                        .timeout = std::chrono::seconds(comm.timeout_seconds()),
-                                        .must_agree = {{"program", program},
-                                                       {"configuration", Hash(configuration)},
-                                                       {"--trace", trace ? "one" : "none"}},
-                                        .recorder = ranks->membership.recorder.get()}));
+  const absl::Status connected = Connect(*environment,
+                                         {.transport = transport,
+                                          .timeout = std::chrono::seconds(comm.timeout_seconds()),
+                                          .must_agree = {{"program", program},
+                                                         {"configuration", Hash(configuration)},
+                                                         {"--trace", trace ? "one" : "none"}}},
+                                         ranks.get());
+  CADRE_RETURN_IF_ERROR(WithPeerLoss(connected, ranks.get()));
   return ranks;
 }
 

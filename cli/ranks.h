@@ -21,10 +21,13 @@ struct Ranks {
 
 // Joins the job and connects to its ranks; null where this process is the only one.
 // `configuration`, and whether they trace, must be the same on all of them, and so must the
-// program.
+// program. A rank that does not come is a peer lost, in the status' exit code.
 absl::StatusOr<std::unique_ptr<Ranks>> JoinRanks(const config::CommConfig& comm,
                                                  const std::string& configuration, bool trace);
 
+// Why a rank ended, with the exit code of one that lost a peer where that is it: `status` is of
+// what needed the other ranks, and their world, if it came to be, has failed.
+absl::Status WithPeerLoss(absl::Status status, Ranks* ranks);
 // Whether this job was started before: by a launcher after a failure or with other nodes, or by
 // Slurm's requeue.
 absl::StatusOr<bool> StartedBefore();

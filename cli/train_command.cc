@@ -17,6 +17,7 @@
 #include "cli/run_trace.h"
 #include "cli/signals.h"
 #include "cli/train_command.h"
+#include "cluster/rank_environment.h"
 #include "core/config.h"
 #include "core/log.h"
 #include "training/layout_needs.h"
@@ -58,19 +59,8 @@ absl::StatusOr<config::TrainConfig> ConfigOf(const TrainFlags& flags) {
   return config;
 }
 
-absl::Status RunTrain(const TrainFlags& flags) {
-  CADRE_ASSIGN_OR_RETURN(const config::TrainConfig config, ConfigOf(flags));
-  if (flags.check) {
-    std::printf("%s", DumpYaml(config).c_str());
-    return absl::OkStatus();
-  }
-  if (flags.output.empty()) return InvalidArgument("--output: a folder is needed");
-  if (flags.resume != "auto" && flags.resume != "never") {
-    return InvalidArgument("--resume {}: allowed are auto and never", flags.resume);
-  }
-  CADRE_ASSIGN_OR_RETURN(std::shared_ptr<spdlog::logger> log, MakeLogger("train", flags.log_level));
-  CADRE_ASSIGN_OR_RETURN(const std::unique_ptr<Ranks> ranks,
-                         JoinRanks(config.comm(), DumpYaml(config), !flags.trace.empty()));
+absl::Status Train(const TrainFlags& flags, const config::TrainConfig& config, Ranks* ranks,
+                   spdlog::logger* log) {
   // What the job itself saved is never in its way.
   CADRE_ASSIGN_OR_RETURN(const bool again, StartedBefore());
   World* world = ranks == nullptr ? nullptr : ranks->world.get();
@@ -88,14 +78,32 @@ absl::Status RunTrain(const TrainFlags& flags) {
                          .terminal = isatty(STDERR_FILENO) == 1,
                          .columns = TerminalColumns(),
                          .trace = trace == nullptr ? nullptr : trace->trace(),
-                         .log = log.get(),
+                         .log = log,
                          .stop = &CatchStopSignals(),
                          .world = world,
                          .recorder = world == nullptr ? nullptr : ranks->membership.recorder.get()};
   CADRE_ASSIGN_OR_RETURN(std::unique_ptr<Trainer> trainer, Trainer::Create(config, options));
-  CADRE_RETURN_IF_ERROR(trainer->Run());
+  const absl::Status ended = trainer->Run();
+  if (absl::IsDataLoss(ended)) return WithExitCode(ended, kTrainingStoppedExitCode);
+  CADRE_RETURN_IF_ERROR(ended);
   trainer.reset();
   return trace == nullptr ? absl::OkStatus() : trace->Finish(*log);
+}
+
+absl::Status RunTrain(const TrainFlags& flags) {
+  CADRE_ASSIGN_OR_RETURN(const config::TrainConfig config, ConfigOf(flags));
+  if (flags.check) {
+    std::printf("%s", DumpYaml(config).c_str());
+    return absl::OkStatus();
+  }
+  if (flags.output.empty()) return InvalidArgument("--output: a folder is needed");
+  if (flags.resume != "auto" && flags.resume != "never") {
+    return InvalidArgument("--resume {}: allowed are auto and never", flags.resume);
+  }
+  CADRE_ASSIGN_OR_RETURN(std::shared_ptr<spdlog::logger> log, MakeLogger("train", flags.log_level));
+  CADRE_ASSIGN_OR_RETURN(const std::unique_ptr<Ranks> ranks,
+                         JoinRanks(config.comm(), DumpYaml(config), !flags.trace.empty()));
+  return WithPeerLoss(Train(flags, config, ranks.get(), log.get()), ranks.get());
 }
 
 void AddOptions(CLI::App* command, const std::shared_ptr<TrainFlags>& flags) {

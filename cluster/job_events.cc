@@ -4,6 +4,8 @@
 #include <csignal>
 #include <utility>
 
+#include "cluster/rank_environment.h"
+
 namespace cadre {
 namespace {
 
@@ -82,8 +84,10 @@ JobEvents::Due JobEvents::Judge(const Failure& failure) {
   Event event;
   event.set_kind(Event::FAILED);
   *event.mutable_failure() = failure;
-  const bool usage = failure.kind() == Failure::EXITED && failure.code() == kUsageExitCode;
-  event.set_restart(may_restart_ && !stopping_ && !usage);
+  const bool hopeless =
+      failure.kind() == Failure::EXITED &&
+      (failure.code() == kUsageExitCode || failure.code() == kTrainingStoppedExitCode);
+  event.set_restart(may_restart_ && !stopping_ && !hopeless);
   return Append(event);
 }
 

@@ -26,7 +26,6 @@ class JobEvents {
   using Due = std::vector<std::function<void()>>;  // to be called once no lock is held
 
   static constexpr std::chrono::milliseconds kWaitForCulprit{500};
-  static constexpr int kUsageExitCode = 2;  // wrong usage: another start would end the same way
   static constexpr size_t kMaxErrorBytes = 4096;
   static constexpr size_t kMaxEvents = 256;  // beyond them only the outcome counts
 

@@ -5,6 +5,8 @@
 
 #include <csignal>
 
+#include "cluster/rank_environment.h"
+
 namespace cadre {
 namespace {
 
@@ -131,9 +133,11 @@ TEST_F(JobEventsTest, WhatCannotHelpIsNotRestarted) {
   JobEvents last(2, 1, false);
   Run(last.Report(0, Failed(0), now_));
   EXPECT_FALSE(last.outcome()->restart());
-  JobEvents usage(0, 1, true);
-  Run(usage.Report(0, Failed(0, false, Failure::EXITED, JobEvents::kUsageExitCode), now_));
-  EXPECT_FALSE(usage.outcome()->restart());
+  for (const int code : {kUsageExitCode, kTrainingStoppedExitCode}) {
+    JobEvents hopeless(0, 1, true);
+    Run(hopeless.Report(0, Failed(0, false, Failure::EXITED, code), now_));
+    EXPECT_FALSE(hopeless.outcome()->restart());
+  }
   JobEvents signal(0, 1, true);
   Run(signal.Report(0, Failed(0, false, Failure::KILLED, 2), now_));
   EXPECT_TRUE(signal.outcome()->restart());

@@ -33,6 +33,10 @@ constexpr char kFlightRecordVariable[] = "CADRE_FLIGHT_RECORD";  // file to reco
 // What a rank that a launcher started exits with when it ends because it lost a peer: the launcher
 // looks for the one that died first.
 constexpr int kPeerLostExitCode = 3;
+// And with what it ends where another start would end the same way: wrong usage, and training that
+// its bad-step policy or bad data stopped.
+constexpr int kUsageExitCode = 2;
+constexpr int kTrainingStoppedExitCode = 4;
 
 struct RankEnvironment {
   std::string source;  // "torchrun", "Slurm"

@@ -264,18 +264,18 @@ class Hangs(Case):
 
 class Restarts(Case):
     def test_all_ranks_start_again(self):
-        done = launch("0:environ=TORCHELASTIC_RESTART_COUNT", "*:gather=a", "1@0:exit=4", "2@1:crash",
+        done = launch("0:environ=TORCHELASTIC_RESTART_COUNT", "*:gather=a", "1@0:exit=5", "2@1:crash",
                       "*@0:hold", "*@1:hold", flags=["--max-restarts", 2])
         self.assertEqual(done.stdout.split(),
                          [f"TORCHELASTIC_RESTART_COUNT={start}" for start in range(3)])
         self.assertEqual(done.stderr.splitlines(), [
-            "warning: rank 1 exited with code 4; all ranks start again (restart 1)",
+            "warning: rank 1 exited with code 5; all ranks start again (restart 1)",
             "warning: rank 2 was killed by signal 6 (SIGABRT); all ranks start again (restart 2)"])
 
     def test_not_more_often_than_allowed(self):
-        done = launch("0:out=start", "*:gather=a", "1:exit=4", "*:hold", flags=["--max-restarts", 2], code=4)
+        done = launch("0:out=start", "*:gather=a", "1:exit=5", "*:hold", flags=["--max-restarts", 2], code=5)
         self.assertEqual(done.stdout, "start\n" * 3)
-        self.assertEqual(last_line(done), "error: rank 1 exited with code 4")
+        self.assertEqual(last_line(done), "error: rank 1 exited with code 5")
 
 
 class Nodes(Case):

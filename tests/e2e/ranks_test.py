@@ -177,6 +177,17 @@ class Faults(Case):
                 self.assertEqual(self.losses(run), expected)
                 self.assertFalse((run / "checkpoints/step-000010.abandoned-2").exists())
 
+    def test_a_run_that_bad_steps_stop_is_not_started_again(self):
+        done = e2e.cadre(*self.arguments("spikes", 2, "bad_step.on_spike=stop", "bad_step.spike_factor=1",
+                                         "bad_step.spike_window=8", flags=["--max-restarts", 3]), code=4)
+        self.assertIn("stopped by bad_step", done.stderr)
+        self.assertNotIn("start again", done.stderr)
+
+    def test_a_folder_that_cannot_be_made_is_no_lost_peer(self):
+        (self.workshop.folder / "file").write_text("")
+        done = e2e.cadre(*self.arguments("file/run", 2), code=1)
+        self.assertIn("file/run: cannot create", done.stderr)
+
     def test_the_data_parallel_size_may_change_where_a_job_resumes(self):
         save = ("micro_batch_size=1", "checkpoint.interval=5")
         changes = self.launch("changes", 4, *save, "train_steps=10")
