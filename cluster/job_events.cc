@@ -97,6 +97,7 @@ JobEvents::Due JobEvents::Append(const Event& event) {
   for (auto watcher = watchers_.begin(); watcher != watchers_.end();) {
     const auto next = std::next(watcher);
     if (watcher->second.number < static_cast<int>(events_.size())) {
+      if (outcome() != nullptr) told_.insert(watcher->first);
       due.push_back(
           [answer = std::move(watcher->second.answer),
            seen = events_[static_cast<size_t>(watcher->second.number)]] { answer(seen); });
@@ -112,6 +113,7 @@ JobEvents::Due JobEvents::Watch(int node, int number, uint64_t ticket, Answer an
     return {[answer, number] { answer(InvalidArgument("event {}: there is none", number)); }};
   }
   if (number < static_cast<int>(events_.size())) {
+    if (outcome() != nullptr && number + 1 == static_cast<int>(events_.size())) told_.insert(node);
     return {[answer, seen = events_[static_cast<size_t>(number)]] { answer(seen); }};
   }
   Due due;

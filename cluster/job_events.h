@@ -48,6 +48,8 @@ class JobEvents {
   std::optional<Clock::time_point> NextDeadline() const { return verdict_at_; }
 
   int64_t generation() const { return generation_; }
+  // Whether a node has been answered with the outcome.
+  bool Told(int node) const { return told_.contains(node); }
   // The last event, when nothing more will come.
   const rendezvous::Event* outcome() const;
 
@@ -67,7 +69,7 @@ class JobEvents {
   bool stopping_ = false;
   bool resizing_ = false;
   std::vector<rendezvous::Event> events_;
-  std::set<int> done_;
+  std::set<int> done_, told_;
   std::map<int, Watcher> watchers_;
   std::optional<rendezvous::Failure> suspect_;  // the first that lost a peer
   std::optional<Clock::time_point> verdict_at_;

@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include <csignal>
+#include <future>
 
 #include "cluster/rendezvous_server.h"
 
@@ -64,6 +65,34 @@ TEST_F(LaunchRunTest, WhatComesAfterItsEndGoesNowhere) {
   uint64_t rings;
   EXPECT_LT(read(other, &rings, sizeof rings), 0);
   close(other);
+}
+
+TEST_F(LaunchRunTest, WhoStillAsksForTheOutcomeGetsItBeforeTheRendezvousCloses) {
+  const auto host = Join(0), other = Join(1);
+  std::promise<void> stalled, go_on;
+  std::promise<rendezvous::Event> outcome;
+  other->Watch(0, [&](const rendezvous::Event& event) {
+    using rendezvous::Event;
+    if (event.kind() == Event::DONE || event.kind() == Event::FAILED) outcome.set_value(event);
+    if (event.kind() != Event::STALLED) return;  // it may be asked to make room
+    stalled.set_value();
+    go_on.get_future().wait();
+  });
+  std::promise<void> over;
+  host->Watch(0, [&](const rendezvous::Event& event) {
+    if (event.kind() == rendezvous::Event::DONE) over.set_value();
+  });
+  rendezvous::Event event;
+  event.set_kind(rendezvous::Event::STALLED);
+  host->Report(0, event);
+  stalled.get_future().wait();
+  event.set_kind(rendezvous::Event::DONE);
+  host->Report(0, event);
+  over.get_future().wait();
+  const auto closing = std::async(std::launch::async, [this] { server_.reset(); });
+  EXPECT_EQ(closing.wait_for(std::chrono::milliseconds(50)), std::future_status::timeout);
+  go_on.set_value();
+  EXPECT_EQ(outcome.get_future().get().kind(), rendezvous::Event::DONE);
 }
 
 }  // namespace

@@ -44,6 +44,8 @@ std::chrono::milliseconds Bounded(int64_t timeout_ms) {
   return std::chrono::milliseconds(std::clamp<int64_t>(timeout_ms, 1, kDay));
 }
 
+constexpr std::chrono::seconds kLastWord{1};
+
 absl::Status Closed() { return Unavailable("the rendezvous is closed"); }
 
 absl::Status NoLaunchers() {
@@ -150,7 +152,7 @@ grpc::ServerUnaryReactor* RendezvousService::Attend(grpc::CallbackServerContext*
       Due due;
       const auto attending = attending_.find(ticket);
       if (attending == attending_.end()) return due;
-      due.push_back([end = std::move(attending->second)] { end(absl::CancelledError("")); });
+      due.push_back([end = std::move(attending->second.end)] { end(absl::CancelledError("")); });
       attending_.erase(attending);
       Lose(member, &due);
       return due;
@@ -159,7 +161,8 @@ grpc::ServerUnaryReactor* RendezvousService::Attend(grpc::CallbackServerContext*
   Apply([&]() -> Due {
     status = closed_ ? Closed() : !nodes_ ? NoLaunchers() : nodes_->Attend(member);
     if (!status.ok()) return {[call, status] { call->Answer(status); }};
-    attending_.emplace(ticket, [call](const absl::Status& end) { call->Answer(end); });
+    attending_.emplace(ticket, Attending{.node = member.number,
+                                         .end = [call](const auto& end) { call->Answer(end); }});
     return {};
   });
   return call;
@@ -310,7 +313,18 @@ void RendezvousService::KeepTime(std::stop_token stop) {
   }
 }
 
+bool RendezvousService::AllTold() const {
+  if (!events_ || events_->outcome() == nullptr) return true;
+  return std::ranges::all_of(attending_,
+                             [this](const auto& one) { return events_->Told(one.second.node); });
+}
+
 void RendezvousService::Close() {
+  {
+    // One that was just told of something else has yet to ask what came after that.
+    std::unique_lock lock(mutex_);
+    changed_.wait_for(lock, kLastWord, [this] { return AllTold(); });
+  }
   Apply([this] {
     closed_ = true;
     Due due;
@@ -321,8 +335,8 @@ void RendezvousService::Close() {
     close(ranks_);
     close(nodes_);
     close(events_);
-    for (auto& [ticket, end] : attending_) {
-      due.push_back([end = std::move(end)] { end(Closed()); });
+    for (auto& [ticket, attending] : attending_) {
+      due.push_back([end = std::move(attending.end)] { end(Closed()); });
     }
     attending_.clear();
     return due;

@@ -26,7 +26,8 @@ namespace cadre {
 class RendezvousService final : public rendezvous::Rendezvous::CallbackService {
  public:
   explicit RendezvousService(const RendezvousServerOptions& options);
-  // Ends every call that waits; later ones are refused.
+  // Ends every call that waits; later ones are refused. Where a start is over, its launchers get a
+  // short time to ask for the outcome first.
   void Close();
 
   grpc::ServerUnaryReactor* AllGather(grpc::CallbackServerContext* context,
@@ -47,6 +48,10 @@ class RendezvousService final : public rendezvous::Rendezvous::CallbackService {
 
  private:
   using Due = Gathering::Due;
+  struct Attending {
+    int node = 0;
+    std::function<void(const absl::Status&)> end;
+  };
   // Runs `change` under the lock, then what it made due.
   template <typename Change>
   void Apply(const Change& change);
@@ -57,6 +62,7 @@ class RendezvousService final : public rendezvous::Rendezvous::CallbackService {
   void Settle(Due* due);
   void EndStart(Due* due);
   void Lose(const NodeRounds::Member& member, Due* due);
+  bool AllTold() const;
   void KeepTime(std::stop_token stop);
 
   const RendezvousServerOptions options_;
@@ -68,9 +74,9 @@ class RendezvousService final : public rendezvous::Rendezvous::CallbackService {
   bool dirty_ = false;  // deadlines may have changed
   std::optional<Gathering> ranks_;
   std::optional<NodeRounds> nodes_;
-  std::optional<JobEvents> events_;                                         // of the latest start
-  std::map<uint64_t, std::function<void(const absl::Status&)>> attending_;  // by ticket
-  std::jthread timer_;  // last: it uses the others
+  std::optional<JobEvents> events_;          // of the latest start
+  std::map<uint64_t, Attending> attending_;  // by ticket
+  std::jthread timer_;                       // last: it uses the others
 };
 
 }  // namespace cadre
