@@ -26,6 +26,8 @@ namespace {
 using rendezvous::Event;
 using rendezvous::Failure;
 
+constexpr std::chrono::milliseconds kAskAgain{250};
+
 // Threads that are started while it lives inherit its mask, so that only the descriptor sees the
 // signals.
 class BlockedSignals {
@@ -102,6 +104,8 @@ class Launcher {
 
  private:
   absl::Status Meet();
+  absl::Status Connect();
+  absl::StatusOr<rendezvous::JoinReply> AskToJoin(int64_t generation);
   absl::Status Join();
   absl::StatusOr<Event> RunOnce();
   LaunchOutcome Outcome(const Event& event) const;
@@ -133,6 +137,10 @@ absl::Status Launcher::Meet() {
                                                     .max_restarts = options_.max_restarts}));
     place_.rendezvous.port = server_->port();
   }
+  return Connect();
+}
+
+absl::Status Launcher::Connect() {
   CADRE_ASSIGN_OR_RETURN(link_, LauncherLink::Connect({.host = place_.rendezvous.host,
                                                        .port = place_.rendezvous.port,
                                                        .token = place_.token,
@@ -142,10 +150,27 @@ absl::Status Launcher::Meet() {
   return absl::OkStatus();
 }
 
+// A machine that vanished keeps its number until its connection is found to be broken, which takes
+// longer than it takes another one to come in its place.
+absl::StatusOr<rendezvous::JoinReply> Launcher::AskToJoin(int64_t generation) {
+  const auto until = std::chrono::steady_clock::now() + options_.rendezvous_timeout;
+  for (bool first = true;; first = false) {
+    auto joined = link_->Join(generation, options_.processes);
+    const bool taken = generation < 0 && absl::IsAlreadyExists(joined.status());
+    if (!taken || std::chrono::steady_clock::now() >= until) return joined;
+    if (first) {
+      terminal_.Line(fmt::format("warning: another launcher is node {}; waiting for its end",
+                                 options_.node_rank));
+    }
+    std::this_thread::sleep_for(kAskAgain);
+    CADRE_RETURN_IF_ERROR(Connect());
+  }
+}
+
 absl::Status Launcher::Join() {
   const DiesOnSignals interruptible(signals_);
   const int64_t next = place_.generation < 0 ? -1 : place_.generation + 1;
-  CADRE_ASSIGN_OR_RETURN(const rendezvous::JoinReply joined, link_->Join(next, options_.processes));
+  CADRE_ASSIGN_OR_RETURN(const rendezvous::JoinReply joined, AskToJoin(next));
   const std::vector<int> nodes(joined.nodes().begin(), joined.nodes().end());
   const auto mine = std::find(nodes.begin(), nodes.end(), options_.node_rank);
   place_.generation = joined.generation();

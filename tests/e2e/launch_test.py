@@ -527,9 +527,21 @@ class Elastic(Case):
     def test_two_with_one_number(self):
         first, _ = (self.node(number, *self.HERE, "*:wait") for number in range(2))
         self.wait_for_nodes(first, "nodes 0, 1")
-        second = self.node(1, "*:wait")
+        second = self.node(1, "*:wait", flags=["--rdzv-timeout", 0.5])
         self.assertEqual(second.wait(e2e.TIMEOUT), 1, second.output())
         self.assertIn("node 1: two launchers say that they are node 1", second.output())
+
+    def test_one_in_the_place_of_another_waits_for_its_end(self):
+        actions = (*self.HERE, "*:wait")
+        nodes = [self.node(number, *actions, flags=["--max-restarts", 1]) for number in range(2)]
+        self.wait_for_nodes(nodes[0], "nodes 0, 1")
+        instead = self.node(1, *actions)
+        self.wait_for(instead, "warning: another launcher is node 1; waiting for its end")
+        nodes[1].send_signal(signal.SIGKILL)
+        e2e.wait_until(lambda: "ranks on" in instead.output(), instead, "it is let in")
+        self.wait_for_nodes(nodes[0], "nodes 0, 1")
+        nodes[0].send_signal(signal.SIGINT)
+        self.assert_done(nodes[0], instead)
 
     def test_ctrl_c_ends_all(self):
         nodes = [self.node(number, *self.HERE, "*:wait", nodes="1:2") for number in range(2)]
