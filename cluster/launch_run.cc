@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <sys/signalfd.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -42,10 +43,20 @@ Event FailedEvent(const Failure& failure) {
   return event;
 }
 
-absl::StatusOr<int> OpenLog(const LauncherOptions& options, int rank, int64_t generation) {
+bool OlderThan(const std::string& path, std::chrono::system_clock::time_point time) {
+  struct stat file;
+  if (stat(path.c_str(), &file) != 0) return false;
+  const auto changed =
+      std::chrono::seconds(file.st_mtim.tv_sec) + std::chrono::nanoseconds(file.st_mtim.tv_nsec);
+  return changed < time.time_since_epoch();
+}
+
+// What an earlier job wrote is cut off: a node may come to this one when it has run for long.
+absl::StatusOr<int> OpenLog(const LauncherOptions& options, int rank, const LaunchPlace& place) {
   if (options.log_folder.empty()) return -1;
   const std::string path = fmt::format("{}/rank-{:04}.log", options.log_folder, rank);
-  const int flags = O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | (generation == 0 ? O_TRUNC : 0);
+  const bool fresh = place.generation == 0 || OlderThan(path, place.job_began);
+  const int flags = O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | (fresh ? O_TRUNC : 0);
   const int file = open(path.c_str(), flags, 0644);
   if (file < 0) return ErrnoError(path, "cannot create", errno);
   return file;
@@ -128,7 +139,7 @@ absl::StatusOr<LaunchRun::Rank> LaunchRun::StartRank(int local_rank) {
   const int rank = place_.first_rank + local_rank;
   CoreShare share;
   if (options_.pin_cores) share = ShareCores(AllowedCores(), local_rank, place_.processes);
-  CADRE_ASSIGN_OR_RETURN(const int log, OpenLog(options_, rank, place_.generation));
+  CADRE_ASSIGN_OR_RETURN(const int log, OpenLog(options_, rank, place_));
   auto output = std::make_unique<RankOutput>(rank, rank == 0, log, terminal_);
   CADRE_ASSIGN_OR_RETURN(
       RankProcess process,

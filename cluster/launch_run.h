@@ -28,6 +28,7 @@ struct LaunchPlace {
   HostPort rendezvous;
   std::string token;
   std::string records;  // folder of flight records
+  std::chrono::system_clock::time_point job_began;
 };
 
 class LaunchRun {

@@ -27,6 +27,7 @@ using rendezvous::Event;
 using rendezvous::Failure;
 
 constexpr std::chrono::milliseconds kAskAgain{250};
+constexpr int64_t kMostAge = int64_t{1} << 40;  // 34 years, which clocks can count
 
 // Threads that are started while it lives inherit its mask, so that only the descriptor sees the
 // signals.
@@ -175,6 +176,8 @@ absl::Status Launcher::Join() {
   const auto mine = std::find(nodes.begin(), nodes.end(), options_.node_rank);
   place_.generation = joined.generation();
   place_.restarts = joined.restarts();
+  place_.job_began = std::chrono::system_clock::now() -
+                     std::chrono::milliseconds(std::clamp<int64_t>(joined.age_ms(), 0, kMostAge));
   place_.first_rank = joined.first_rank();
   place_.world_size = joined.world_size();
   place_.node = static_cast<int>(mine - nodes.begin());

@@ -189,6 +189,8 @@ grpc::ServerUnaryReactor* RendezvousService::Join(grpc::CallbackServerContext*,
   const auto answer = [this, call, reply, member](
                           const absl::StatusOr<std::shared_ptr<const NodeRounds::Start>>& start) {
     if (start.ok()) Tell(**start, member.number, restarts_, reply);
+    const auto age = std::chrono::ceil<std::chrono::milliseconds>(Clock::now() - began_);
+    reply->set_age_ms(age.count());
     call->Answer(start.status());
   };
   Apply([&]() -> Due {

@@ -66,6 +66,7 @@ class RendezvousService final : public rendezvous::Rendezvous::CallbackService {
   void KeepTime(std::stop_token stop);
 
   const RendezvousServerOptions options_;
+  const Gathering::Clock::time_point began_ = Gathering::Clock::now();
   std::atomic<uint64_t> next_ticket_ = 1;
   std::atomic<int64_t> restarts_ = 0;
   std::mutex mutex_;

@@ -482,6 +482,22 @@ class Elastic(Case):
         nodes[2].send_signal(signal.SIGINT)
         self.assert_done(nodes[0], nodes[2], back)
 
+    def test_an_older_jobs_logs_are_cut_and_this_ones_are_not(self):
+        logs, actions = self.folder / "logs", (*self.HERE, "*:say=warning: here", "*:wait")
+        logs.mkdir()
+        for rank in range(2):
+            (logs / f"rank-000{rank}.log").write_text("an older job's\n")
+        host = self.node(0, *actions, nodes="1:2", flags=["--log-dir", logs])
+        self.wait_for_nodes(host, "node 0")
+        late = self.node(1, *actions, nodes="1:2", flags=["--log-dir", logs])
+        self.wait_for_nodes(host, "nodes 0, 1")
+        self.wait_for(late, "[rank 1] warning: here")
+        host.send_signal(signal.SIGINT)
+        self.assert_done(host, late)
+        own, its = ((logs / f"rank-000{rank}.log").read_text() for rank in range(2))
+        self.assertNotIn("older", own + its)
+        self.assertEqual((own.count("all here"), its.count("warning: here")), (2, 1))
+
     def test_one_that_gets_sigterm_leaves_and_the_others_go_on(self):
         actions = (*self.HERE, "0:environ=TORCHELASTIC_RESTART_COUNT", "*:wait")
         # No last call: it would not end before the test does.
