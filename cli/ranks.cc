@@ -80,9 +80,10 @@ absl::Status WithPeerLoss(absl::Status status, Ranks* ranks) {
   return WithExitCode(std::move(status), kPeerLostExitCode);
 }
 
-absl::StatusOr<bool> StartedBefore() {
+absl::StatusOr<OwnStart> FindOwnStart() {
   CADRE_ASSIGN_OR_RETURN(const auto environment, Environment());
-  return environment.has_value() && environment->generation > 0;
+  if (!environment.has_value()) return OwnStart();
+  return OwnStart{.leader = environment->rank == 0, .again = environment->generation > 0};
 }
 
 absl::StatusOr<std::unique_ptr<Ranks>> JoinRanks(const config::CommConfig& comm,

@@ -28,8 +28,12 @@ absl::StatusOr<std::unique_ptr<Ranks>> JoinRanks(const config::CommConfig& comm,
 // Why a rank ended, with the exit code of one that lost a peer where that is it: `status` is of
 // what needed the other ranks, and their world, if it came to be, has failed.
 absl::Status WithPeerLoss(absl::Status status, Ranks* ranks);
-// Whether this job was started before: by a launcher after a failure or with other nodes, or by
-// Slurm's requeue.
-absl::StatusOr<bool> StartedBefore();
+// Before it joins: whether this is rank 0, or the only one; and whether this job was started
+// before, by a launcher after a failure or with other nodes, or by Slurm's requeue.
+struct OwnStart {
+  bool leader = true;
+  bool again = false;
+};
+absl::StatusOr<OwnStart> FindOwnStart();
 
 }  // namespace cadre::cli

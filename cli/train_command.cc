@@ -3,8 +3,10 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <filesystem>
 #include <memory>
 #include <string>
+#include <system_error>
 #include <utility>
 #include <vector>
 
@@ -19,6 +21,7 @@
 #include "cli/train_command.h"
 #include "cluster/rank_environment.h"
 #include "core/config.h"
+#include "core/file.h"
 #include "core/log.h"
 #include "training/layout_needs.h"
 #include "training/trainer.h"
@@ -59,10 +62,49 @@ absl::StatusOr<config::TrainConfig> ConfigOf(const TrainFlags& flags) {
   return config;
 }
 
-absl::Status Train(const TrainFlags& flags, const config::TrainConfig& config, Ranks* ranks,
-                   spdlog::logger* log) {
-  // What the job itself saved is never in its way.
-  CADRE_ASSIGN_OR_RETURN(const bool again, StartedBefore());
+// With --resume never a job begins anew once: what it saved itself is not in its way when it is
+// started again. Until it has begun a file says so, since a start may fail before.
+class BeginsAnew {
+ public:
+  static absl::StatusOr<BeginsAnew> Find(const TrainFlags& flags) {
+    CADRE_ASSIGN_OR_RETURN(const OwnStart start, FindOwnStart());
+    BeginsAnew anew(flags.output + "/.begins-anew", start.leader);
+    std::error_code error;
+    anew.ask_ = flags.resume == "never" && start.again;
+    anew.value_ = flags.resume == "never" &&
+                  (!start.again || (start.leader && std::filesystem::exists(anew.mark_, error)));
+    if (!anew.value_ || !start.leader) return anew;
+    std::filesystem::create_directories(flags.output, error);
+    if (error) return ErrnoError(flags.output, "cannot create", error.value());
+    CADRE_RETURN_IF_ERROR(WriteFileAtomic(anew.mark_, ""));
+    return anew;
+  }
+  // What rank 0 sees counts: a folder over a network may look different elsewhere for a while.
+  absl::Status Agree(Ranks* ranks) {
+    if (!ask_ || ranks == nullptr) return absl::OkStatus();
+    CADRE_ASSIGN_OR_RETURN(
+        const std::vector<std::string> seen,
+        ranks->membership.bootstrap->AllGather("begins anew", value_ ? "yes" : ""));
+    value_ = !seen[0].empty();
+    return absl::OkStatus();
+  }
+  explicit operator bool() const { return value_; }
+  // All ranks have begun.
+  void Begun() const {
+    std::error_code error;
+    if (value_ && leader_) std::filesystem::remove(mark_, error);
+  }
+
+ private:
+  BeginsAnew(std::string mark, bool leader) : mark_(std::move(mark)), leader_(leader) {}
+  std::string mark_;
+  bool leader_;
+  bool ask_ = false;  // rank 0
+  bool value_ = false;
+};
+
+absl::Status Train(const TrainFlags& flags, const BeginsAnew& anew,
+                   const config::TrainConfig& config, Ranks* ranks, spdlog::logger* log) {
   World* world = ranks == nullptr ? nullptr : ranks->world.get();
   const bool leader = world == nullptr || world->rank() == 0;
   std::unique_ptr<RunTrace> trace;
@@ -72,7 +114,7 @@ absl::Status Train(const TrainFlags& flags, const config::TrainConfig& config, R
     CADRE_ASSIGN_OR_RETURN(trace, RunTrace::Create(flags.trace, world, layout));
   }
   TrainerOptions options{.output = flags.output,
-                         .resume = flags.resume == "auto" || again,
+                         .resume = !anew,
                          .threads = ResolveThreads(config.threads()),
                          .progress = flags.quiet || !leader ? nullptr : stderr,
                          .terminal = isatty(STDERR_FILENO) == 1,
@@ -83,6 +125,7 @@ absl::Status Train(const TrainFlags& flags, const config::TrainConfig& config, R
                          .world = world,
                          .recorder = world == nullptr ? nullptr : ranks->membership.recorder.get()};
   CADRE_ASSIGN_OR_RETURN(std::unique_ptr<Trainer> trainer, Trainer::Create(config, options));
+  anew.Begun();
   const absl::Status ended = trainer->Run();
   if (absl::IsDataLoss(ended)) return WithExitCode(ended, kTrainingStoppedExitCode);
   CADRE_RETURN_IF_ERROR(ended);
@@ -101,9 +144,11 @@ absl::Status RunTrain(const TrainFlags& flags) {
     return InvalidArgument("--resume {}: allowed are auto and never", flags.resume);
   }
   CADRE_ASSIGN_OR_RETURN(std::shared_ptr<spdlog::logger> log, MakeLogger("train", flags.log_level));
+  CADRE_ASSIGN_OR_RETURN(BeginsAnew anew, BeginsAnew::Find(flags));
   CADRE_ASSIGN_OR_RETURN(const std::unique_ptr<Ranks> ranks,
                          JoinRanks(config.comm(), DumpYaml(config), !flags.trace.empty()));
-  return WithPeerLoss(Train(flags, config, ranks.get(), log.get()), ranks.get());
+  CADRE_RETURN_IF_ERROR(WithPeerLoss(anew.Agree(ranks.get()), ranks.get()));
+  return WithPeerLoss(Train(flags, anew, config, ranks.get(), log.get()), ranks.get());
 }
 
 void AddOptions(CLI::App* command, const std::shared_ptr<TrainFlags>& flags) {

@@ -177,6 +177,24 @@ class Faults(Case):
                 self.assertEqual(self.losses(run), expected)
                 self.assertFalse((run / "checkpoints/step-000010.abandoned-2").exists())
 
+    def test_a_start_that_fails_before_it_begins_anew_leaves_that_to_the_next(self):
+        for ranks in (1, 2):
+            with self.subTest(ranks=ranks):
+                run = self.launch(f"late-{ranks}", ranks, "checkpoint.interval=5")
+                expected = self.losses(run)
+                data = self.workshop.folder / f"late-tokens-{ranks}"
+                arguments = self.arguments(run.name, ranks, "checkpoint.interval=5",
+                                           f"data.sources[0].path={data}", flags=["--max-restarts", 1000])
+                with e2e.running(*arguments, "--resume", "never") as job:
+                    e2e.wait_until(lambda: "start again" in job.output(), job, "a start failed")
+                    for kind in (".bin", ".idx"):
+                        pathlib.Path(f"{data}{kind}").symlink_to(f"{self.workshop.tokens}{kind}")
+                    self.assertEqual(job.wait(e2e.TIMEOUT), 0, job.output())
+                    self.assertNotIn("resumed from", job.output())
+                self.assertTrue((run / "checkpoints/step-000060.abandoned").exists())
+                self.assertEqual(self.losses(run), expected)
+                self.assertFalse((run / ".begins-anew").exists())
+
     def test_a_run_that_bad_steps_stop_is_not_started_again(self):
         done = e2e.cadre(*self.arguments("spikes", 2, "bad_step.on_spike=stop", "bad_step.spike_factor=1",
                                          "bad_step.spike_window=8", flags=["--max-restarts", 3]), code=4)
