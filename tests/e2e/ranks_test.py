@@ -168,14 +168,15 @@ class Faults(Case):
                 arguments = self.arguments(run.name, ranks, *save, flags=["--max-restarts", 1])
                 with e2e.running(*arguments, "--resume", "never") as job:
                     def saved():
-                        return (run / "checkpoints/step-000060.abandoned").exists() and list(
-                            run.glob("checkpoints/step-000010"))
+                        # Which one it is does not matter: none stays for long.
+                        return ((run / "checkpoints/step-000060.abandoned").exists()
+                                and (run / "checkpoints/latest").exists())
                     e2e.wait_until(saved, job, "a checkpoint of its own")
                     os.kill(children(job.pid)[0], signal.SIGKILL)
                     self.assertEqual(job.wait(e2e.TIMEOUT), 0, job.output())
                     self.assertRegex(job.output(), "all ranks start again(.|\\n)*resumed from .* at step")
                 self.assertEqual(self.losses(run), expected)
-                self.assertFalse((run / "checkpoints/step-000010.abandoned-2").exists())
+                self.assertFalse((run / "checkpoints/step-000005.abandoned").exists())
 
     def test_a_start_that_fails_before_it_begins_anew_leaves_that_to_the_next(self):
         for ranks in (1, 2):
