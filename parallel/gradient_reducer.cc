@@ -70,7 +70,7 @@ void GradientReducer::StartPass(int index) {
   const Tensor mine = all.Narrow(kept.begin, kept.numel);
   bytes_ += static_cast<int64_t>(all.bytes());
   WorkPtr work = group->ReduceScatterV(all, mine, ShardSizes(bucket.numel, group->size()),
-                                       ReduceOp::kSum, {Kind(bucket), bucket.layer});
+                                       ReduceOp::kSum, {Kind(bucket), bucket.layer, index});
   in_flight_.push_back({index, mine, std::move(work)});
 }
 
@@ -93,7 +93,8 @@ absl::Status GradientReducer::SumCopies() {
     const ParamBucket& bucket = store_.buckets()[b];
     const Tensor mine = bucket.GradientsOf(shard(static_cast<int>(b)));
     bytes_ += static_cast<int64_t>(mine.bytes());
-    works.push_back(copies_[b]->AllReduce(mine, ReduceOp::kSum, {Kind(bucket), bucket.layer}));
+    works.push_back(copies_[b]->AllReduce(mine, ReduceOp::kSum,
+                                          {Kind(bucket), bucket.layer, static_cast<int>(b)}));
   }
   absl::Status status;
   for (const WorkPtr& work : works) status.Update(work->Wait());

@@ -60,7 +60,7 @@ BucketShards ShardsOfRank(const ParameterStore& store, const Layout& layout, int
     const Axis axis = ReductionAxis(bucket);
     if (!places.contains(axis)) places[axis] = PlaceIn(layout, axis, rank);
     const Shard mine = ShardOf(bucket.numel, places[axis].ranks, places[axis].rank);
-    shards.sole.push_back(mine);
+    shards.sole.push_back(SoleShard(layout, rank, bucket));
     const bool cut = layout.zero_stage >= 1 && bucket.trainable;
     shards.owned.push_back(cut ? mine : Shard{0, bucket.numel});
   }

@@ -32,6 +32,24 @@ BucketParts PartsOf(const Layout& layout, int rank, const ParamBucket& bucket) {
           .gradients_shared = gradients};
 }
 
+Shard SoleShard(const Layout& layout, int rank, const ParamBucket& bucket) {
+  Shard shard{0, bucket.numel};
+  const auto share_out = [&](const std::vector<int>& ranks) {
+    if (ranks.empty()) return;
+    const auto at = std::ranges::find(ranks, rank) - ranks.begin();
+    const Shard part = ShardOf(shard.numel, static_cast<int>(ranks.size()), static_cast<int>(at));
+    shard = {shard.begin + part.begin, part.numel};
+  };
+  const Axis axis = ReductionAxis(bucket);
+  share_out(ShardRanks(layout, axis, rank));
+  share_out(CopyRanks(layout, axis, rank));
+  // Tensor-parallel ranks with the same tokens have the same gradients of what each has whole.
+  const bool same = bucket.group == ParamGroup::kDense && !bucket.partial_gradient &&
+                    bucket.tensor_spread == Spread::kReplicated;
+  if (same && !layout.sequence_parallel) share_out(GroupRanks(layout, Axis::kTp, rank));
+  return shard;
+}
+
 template <typename T>
 absl::Status TrainingRanks::SumValues(Communicator* group, std::span<T> values,
                                       const OpLabel& label) {
@@ -89,14 +107,15 @@ absl::StatusOr<bool> TrainingRanks::Any(bool mine, const OpLabel& label) {
 
 absl::StatusOr<int64_t> TrainingRanks::FromLeader(int64_t value, const OpLabel& label) {
   if (mesh_.world() == nullptr) return value;
+  // The leader may have had to read a whole checkpoint for it, which takes longer than a step may.
   const Tensor said = Tensor::Zeros(allocator_, {1}, DType::kI64);
   *said.data<int64_t>() = value;
-  CADRE_RETURN_IF_ERROR(mesh_.world()->Broadcast(said, 0, label)->Wait());
+  CADRE_RETURN_IF_ERROR(mesh_.checkpoint()->Broadcast(said, 0, label)->Wait());
   return *said.data<int64_t>();
 }
 
 absl::Status TrainingRanks::Meet(const OpLabel& label) {
-  return mesh_.world() == nullptr ? absl::OkStatus() : mesh_.world()->Barrier(label)->Wait();
+  return mesh_.world() == nullptr ? absl::OkStatus() : mesh_.checkpoint()->Barrier(label)->Wait();
 }
 
 Communicator* TrainingRanks::ShardGroupOf(const ParamBucket& bucket) const {
@@ -148,19 +167,7 @@ std::vector<Shard> TrainingRanks::OwnedShards() const {
 std::vector<Shard> TrainingRanks::SoleShards() const {
   std::vector<Shard> shards;
   for (const ParamBucket& bucket : store_->buckets()) {
-    const Communicator* group = ShardGroupOf(bucket);
-    Shard shard = ShardOf(bucket.numel, GroupSize(group), GroupRank(group));
-    const auto share_out = [&shard](int ranks, int rank) {
-      const Shard part = ShardOf(shard.numel, ranks, rank);
-      shard = {shard.begin + part.begin, part.numel};
-    };
-    const Communicator* copies = CopyGroupOf(bucket);
-    share_out(GroupSize(copies), GroupRank(copies));
-    // Tensor-parallel ranks with the same tokens have the same gradients of what each has whole.
-    const bool same = bucket.group == ParamGroup::kDense && !bucket.partial_gradient &&
-                      bucket.tensor_spread == Spread::kReplicated;
-    if (same && part().replicated_tokens()) share_out(layout().tp, mesh_.place().tp);
-    shards.push_back(shard);
+    shards.push_back(SoleShard(layout(), mesh_.rank(), bucket));
   }
   return shards;
 }

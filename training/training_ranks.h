@@ -26,6 +26,9 @@ Axis ReductionAxis(const ParamBucket& bucket);
 // What `rank` of a layout keeps of a bucket's weights and gradients.
 BucketParts PartsOf(const Layout& layout, int rank, const ParamBucket& bucket);
 
+// What `rank` alone writes of a bucket into checkpoints.
+Shard SoleShard(const Layout& layout, int rank, const ParamBucket& bucket);
+
 class TrainingRanks {
  public:
   // world: null for one process; else outlives this.
@@ -56,9 +59,9 @@ class TrainingRanks {
   absl::StatusOr<double> MostOfStages(double mine, const OpLabel& label);
   // Whether any rank of the world says so.
   absl::StatusOr<bool> Any(bool mine, const OpLabel& label);
-  // The leader's value.
+  // The leader's value. As Meet.
   absl::StatusOr<int64_t> FromLeader(int64_t value, const OpLabel& label);
-  // All ranks of the world are here.
+  // All ranks of the world are here, however long their disks take; while no checkpoint is written.
   absl::Status Meet(const OpLabel& label);
 
   // For the store's allocation.
