@@ -31,7 +31,7 @@ void Add(RankView& view, const std::string& group, uint32_t sequence, OperationS
                         .finished_ns = state == OperationState::kDone ? queued_ns : 0});
 }
 
-constexpr auto kRunning = OperationState::kRunning, kDone = OperationState::kDone,
+constexpr auto kAwaited = OperationState::kAwaited, kDone = OperationState::kDone,
                kQueued = OperationState::kQueued;
 
 // Four ranks that wait in operation 8 of tp, but for those named.
@@ -41,7 +41,7 @@ std::vector<RankView> Waiting(std::vector<int> others) {
     views.push_back(View(rank));
     Add(views.back(), "tp", 7, kDone);
     if (std::find(others.begin(), others.end(), rank) == others.end()) {
-      Add(views.back(), "tp", 8, kRunning);
+      Add(views.back(), "tp", 8, kAwaited);
     }
   }
   return views;
@@ -115,11 +115,77 @@ TEST(HangReport, AChainEndsAtTheOneThatWaitsForNobody) {
     Add(view, "tp", 4, kDone);
     Add(view, "dp", 1, kDone);
   }
-  Add(views[0], "tp", 5, kRunning, 99 * kSecond);
-  Add(views[1], "dp", 2, kRunning);
-  Add(views[2], "tp", 5, kRunning);
+  Add(views[0], "tp", 5, kAwaited, 99 * kSecond);
+  Add(views[1], "dp", 2, kAwaited);
+  Add(views[2], "tp", 5, kAwaited);
   views[3].record->activity = "backward";
   EXPECT_EQ(FindHang(views, 103 * kSecond, {})->rank, 3);
+}
+
+void AddPeer(RankView& view, const std::string& operation, uint32_t sequence, int peer,
+             OperationState state, int64_t queued_ns = 100 * kSecond) {
+  view.record->operations.push_back({.id = view.record->operations.size() + 1,
+                                     .state = state,
+                                     .sequence = sequence,
+                                     .peer = peer,
+                                     .group = "pp",
+                                     .operation = operation,
+                                     .label = "activation",
+                                     .queued_ns = queued_ns});
+}
+
+// Sequences are between two ranks, and the one that computes has its next receive in flight.
+TEST(HangReport, AStageThatComputesWhileItsNeighboursWait) {
+  std::vector<RankView> views = {View(0), View(1), View(2)};
+  AddPeer(views[0], "send", 4, 1, kDone);
+  AddPeer(views[0], "receive", 2, 1, kAwaited);
+  AddPeer(views[1], "receive", 5, 0, kQueued, 99 * kSecond);
+  views[1].record->activity = "forward";
+  views[1].record->layer = 7;
+  AddPeer(views[2], "receive", 9, 1, kAwaited, 101 * kSecond);
+  EXPECT_EQ(Text(views),
+            "rank 1 hangs in forward of layer 7 at step 17; ranks 0, 2 wait for it in receive "
+            "'activation' of group pp since 2.1 s");
+  views[1].stopped = true;
+  EXPECT_EQ(Text(views).substr(0, 59),
+            "rank 1 hangs (stopped by a signal) in forward of layer 7 at");
+}
+
+// 2 waits for 1, which waits for 0, which waits in tp for 3, which computes.
+TEST(HangReport, AChainOverStagesAndGroups) {
+  std::vector<RankView> views = {View(0), View(1), View(2), View(3)};
+  for (RankView& view : views) Add(view, "tp", 4, kDone);
+  AddPeer(views[2], "receive", 3, 1, kAwaited, 99 * kSecond);
+  AddPeer(views[1], "receive", 3, 0, kAwaited);
+  Add(views[0], "tp", 5, kAwaited);
+  EXPECT_EQ(FindHang(views, 103 * kSecond, {})->rank, 3);
+  // In a circle nobody is behind.
+  views[0].record->operations.pop_back();
+  AddPeer(views[0], "receive", 3, 2, kAwaited);
+  EXPECT_EQ(FindHang(views, 103 * kSecond, {})->rank, -1);
+  // Nor is anybody here where a rank of another node is waited for.
+  views[0].record->operations.back().peer = 9;
+  EXPECT_EQ(FindHang(views, 103 * kSecond, {.world_size = 12})->rank, -1);
+}
+
+// The one that computes has a checkpoint under way, whose ranks wait for one another.
+TEST(HangReport, WaitsBesideTheComputationSayLess) {
+  auto views = Waiting({2});
+  for (RankView& view : views) {
+    view.record->thread = 7;
+    for (OperationRecord& operation : view.record->operations) operation.thread = 7;
+    Add(view, "checkpoint", 3, kAwaited, 98 * kSecond);
+    view.record->operations.back().thread = 8;
+  }
+  views[2].record->activity = "optimizer";
+  EXPECT_EQ(Text(views),
+            "rank 2 hangs in optimizer at step 17; ranks 0, 1, 3 wait for it in all_reduce 'layer "
+            "3 mlp' of group tp since 2.1 s");
+  // Where nobody else waits they are all there is.
+  for (RankView& view : views)
+    std::erase_if(view.record->operations, [](const auto& o) { return o.group == "tp"; });
+  views[2].record->operations.clear();
+  EXPECT_EQ(FindHang(views, 103 * kSecond, {})->rank, 2);
 }
 
 TEST(HangReport, ARankThatHasNotRecordedAnything) {

@@ -6,6 +6,7 @@
 #include "core/ops/dropout.h"
 #include "core/ops/rms_norm.h"
 #include "core/trace.h"
+#include "parallel/activity.h"
 #include "parallel/row_parallel.h"
 
 namespace cadre {
@@ -114,7 +115,9 @@ void Decoder::ForwardLayer(Context& ctx, int index, const Batch& batch,
   const Wiring wiring = spec_.layers[static_cast<size_t>(index)].wiring;
   float eps = static_cast<float>(spec_.norm_eps);
   AttentionInputs inputs{.batch = batch, .rope = *rope_, .layer = index};
+  RecordForward(ctx, index);
   Var normed = stream->Read(ctx, wiring, {layer.input_norm, eps});
+  RecordBackwardFrom(ctx, normed, index > 0 && holds(index - 1) ? index - 1 : -1);
   PendingOutput half;
   {
     TraceScope scope(ctx.trace, "attention", {{"layer", index}});
@@ -230,12 +233,14 @@ DecoderOutput Decoder::ForwardStage(Context& ctx, int stage, const Var& x, const
   for (int i = range.begin; i < range.end; ++i) {
     ForwardLayer(ctx, i, batch, options, &stream, &out);
   }
+  RecordForward(ctx, -1);
   if (stage + 1 == part_.stage_count()) {
     out.hidden = ops::RmsNorm(ctx, stream.Land(ctx), {norm_, static_cast<float>(spec_.norm_eps)});
   } else {
     const std::vector<Var> left = stream.Leave(ctx);
     out.hidden = left.size() == 1 ? left[0] : ops::ConcatColumns(ctx, left);
   }
+  RecordBackwardFrom(ctx, out.hidden, range.end - 1);
   return out;
 }
 

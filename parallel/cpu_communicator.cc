@@ -71,6 +71,7 @@ WorkPtr CpuCommunicator::StartWith(Call call, uint32_t communicator, uint32_t se
                 .bucket = call.label.bucket,
                 .sequence = sequence,
                 .bytes = call.bytes,
+                .peer = call.peer,
                 .ranks = group_->ranks_text},
        .messages = {options.peers, options.rank, communicator, sequence, engine_.staging()},
        .group = group_,
@@ -84,7 +85,8 @@ WorkPtr CpuCommunicator::Start(Call call) {
 }
 
 // Messages between two ranks have a counter of their own, which collectives do not move.
-WorkPtr CpuCommunicator::StartPointToPoint(Call call, uint32_t* sequence) {
+WorkPtr CpuCommunicator::StartPointToPoint(Call call, int peer, uint32_t* sequence) {
+  call.peer = ranks()[static_cast<size_t>(peer)];
   return StartWith(std::move(call), group_->options.number + 1, (*sequence)++);
 }
 
@@ -207,7 +209,7 @@ WorkPtr CpuCommunicator::Send(const Tensor& tensor, int to, const OpLabel& label
                             [bytes = Bytes(tensor), to](const Messages& messages) {
                               return SendTo(messages, to, bytes);
                             }},
-                           &sent_[static_cast<size_t>(to)]);
+                           to, &sent_[static_cast<size_t>(to)]);
 }
 
 WorkPtr CpuCommunicator::Receive(const Tensor& tensor, int from, const OpLabel& label) {
@@ -219,7 +221,7 @@ WorkPtr CpuCommunicator::Receive(const Tensor& tensor, int from, const OpLabel& 
                             [bytes = Bytes(tensor), from](const Messages& messages) {
                               return ReceiveFrom(messages, from, bytes);
                             }},
-                           &received_[static_cast<size_t>(from)]);
+                           from, &received_[static_cast<size_t>(from)]);
 }
 
 WorkPtr CpuCommunicator::Barrier(const OpLabel& label) {

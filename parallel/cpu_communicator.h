@@ -61,9 +61,10 @@ class CpuCommunicator : public Communicator {
     size_t bytes;
     std::vector<Tensor> tensors;
     Begin begin;
+    int peer = -1;  // of the world, point to point
   };
   WorkPtr Start(Call call);
-  WorkPtr StartPointToPoint(Call call, uint32_t* sequence);
+  WorkPtr StartPointToPoint(Call call, int peer, uint32_t* sequence);
   WorkPtr ReduceParts(Call call, std::vector<int64_t> parts, ReduceOp op);
   WorkPtr StartExchange(Call call, ConstPieces send, Pieces receive);
   WorkPtr StartWith(Call call, uint32_t communicator, uint32_t sequence);

@@ -22,7 +22,7 @@
 namespace cadre {
 namespace {
 
-constexpr uint64_t kMagic = 0x3154484749464443;  // "CDFIGHT1", little-endian
+constexpr uint64_t kMagic = 0x3254484749464443;  // "CDFIGHT2", little-endian
 constexpr size_t kDurations = 32;
 
 // What lies in the file, each guarded by a version of its own.
@@ -33,6 +33,8 @@ struct StoredOperation {
   uint64_t bytes = 0;
   int64_t queued_ns = 0;
   int64_t finished_ns = 0;
+  int64_t peer = -1;
+  int64_t thread = 0;
   char group[16] = {};
   char operation[24] = {};
   char label[96] = {};
@@ -44,6 +46,7 @@ struct StoredStatus {
   uint64_t durations = 0;  // how many were ever recorded
   int64_t duration_ns[kDurations] = {};
   int64_t layer = -1;
+  int64_t thread = 0;
   char activity[32] = {};
 };
 
@@ -187,6 +190,7 @@ absl::Status TakeStatus(const std::string& path, const StoredStatus& stored,
   snapshot->step = stored.step;
   snapshot->step_began_ns = stored.step_began_ns;
   snapshot->layer = static_cast<int>(stored.layer);
+  snapshot->thread = stored.thread;
   snapshot->activity = Get(stored.activity);
   const uint64_t kept = std::min<uint64_t>(stored.durations, kDurations);
   for (uint64_t i = stored.durations - kept; i < stored.durations; ++i) {
@@ -199,19 +203,22 @@ absl::Status TakeOperation(const std::string& path, size_t slot, const StoredOpe
                            FlightSnapshot* snapshot) {
   if (stored.id == 0) return absl::OkStatus();
   if ((stored.id - 1) % FlightRecorder::kRecords != slot ||
-      stored.state > static_cast<uint32_t>(OperationState::kFailed)) {
-    return DataLoss("{}: no flight record: operation {} with state {} in place {}", path, stored.id,
-                    stored.state, slot);
+      stored.state > static_cast<uint32_t>(OperationState::kFailed) || stored.peer < -1 ||
+      stored.peer > INT32_MAX) {
+    return DataLoss("{}: no flight record: operation {} with state {} and peer {} in place {}",
+                    path, stored.id, stored.state, stored.peer, slot);
   }
   snapshot->operations.push_back({.id = stored.id,
                                   .state = static_cast<OperationState>(stored.state),
                                   .sequence = stored.sequence,
+                                  .peer = static_cast<int>(stored.peer),
                                   .group = Get(stored.group),
                                   .operation = Get(stored.operation),
                                   .label = Get(stored.label),
                                   .bytes = stored.bytes,
                                   .queued_ns = stored.queued_ns,
-                                  .finished_ns = stored.finished_ns});
+                                  .finished_ns = stored.finished_ns,
+                                  .thread = stored.thread});
   return absl::OkStatus();
 }
 
@@ -225,8 +232,8 @@ std::string_view Name(OperationState state) {
   switch (state) {
     case OperationState::kQueued:
       return "queued";
-    case OperationState::kRunning:
-      return "running";
+    case OperationState::kAwaited:
+      return "awaited";
     case OperationState::kDone:
       return "done";
     case OperationState::kFailed:
@@ -260,7 +267,8 @@ absl::StatusOr<std::unique_ptr<FlightRecorder>> FlightRecorder::Create(const std
 FlightRecorder::~FlightRecorder() { munmap(file_, sizeof(File)); }
 
 uint64_t FlightRecorder::Begin(std::string_view group, std::string_view operation,
-                               std::string_view label, uint32_t sequence, uint64_t bytes) {
+                               std::string_view label, uint32_t sequence, uint64_t bytes,
+                               int peer) {
   Layout& layout = file_->layout;
   const uint64_t id = layout.begun.fetch_add(1, std::memory_order_relaxed) + 1;
   const int64_t now = Now();
@@ -270,7 +278,8 @@ uint64_t FlightRecorder::Begin(std::string_view group, std::string_view operatio
               .state = static_cast<uint32_t>(OperationState::kQueued),
               .sequence = sequence,
               .bytes = bytes,
-              .queued_ns = now};
+              .queued_ns = now,
+              .peer = peer};
     Put(stored.group, group);
     Put(stored.operation, operation);
     Put(stored.label, label);
@@ -286,9 +295,10 @@ void FlightRecorder::SetState(uint64_t id, OperationState state) {
   const int64_t now = Now();
   const bool finished = state == OperationState::kDone || state == OperationState::kFailed;
   layout.operations[(id - 1) % kRecords].Update([&](StoredOperation& stored) {
-    if (stored.id != id) return false;
+    if (stored.id != id || stored.state >= static_cast<uint32_t>(state)) return false;
     stored.state = static_cast<uint32_t>(state);
     stored.finished_ns = finished ? now : 0;
+    if (state == OperationState::kAwaited) stored.thread = gettid();
     return true;
   });
   layout.progress_ns.store(now, std::memory_order_relaxed);
@@ -298,6 +308,7 @@ void FlightRecorder::SetActivity(std::string_view activity, int layer) {
   file_->layout.status.Update([&](StoredStatus& status) {
     Put(status.activity, activity);
     status.layer = layer;
+    status.thread = gettid();
     return true;
   });
   file_->layout.progress_ns.store(Now(), std::memory_order_relaxed);
@@ -312,6 +323,7 @@ void FlightRecorder::SetStep(int64_t step) {
     }
     status.step = step;
     status.step_began_ns = now;
+    status.thread = gettid();
     return true;
   });
   file_->layout.progress_ns.store(now, std::memory_order_relaxed);

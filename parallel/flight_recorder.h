@@ -16,9 +16,11 @@
 
 namespace cadre {
 
-enum class OperationState : uint32_t { kQueued, kRunning, kDone, kFailed };
+// An operation in flight is awaited once a thread of the rank waits for it: only then does it hold
+// the rank up.
+enum class OperationState : uint32_t { kQueued, kAwaited, kDone, kFailed };
 
-// "queued", "running", "done", "failed".
+// "queued", "awaited", "done", "failed".
 std::string_view Name(OperationState state);
 
 // One collective as it is recorded. Texts are cut to their fields.
@@ -26,12 +28,14 @@ struct OperationRecord {
   uint64_t id = 0;  // counts up from 1 in each rank, over all groups
   OperationState state = OperationState::kQueued;
   uint32_t sequence = 0;  // the operation's number in its group, equal on all its ranks
-  std::string group;      // "tp", "dp"
+  int peer = -1;      // point to point: the other rank of the world; sequence is between the two
+  std::string group;  // "tp", "dp"
   std::string operation;  // "all_reduce"
   std::string label;      // "layer 3 mlp"
   uint64_t bytes = 0;
   int64_t queued_ns = 0;    // CLOCK_MONOTONIC, comparable over the processes of a host
   int64_t finished_ns = 0;  // 0 while it is not
+  int64_t thread = 0;       // that waited for it, 0: none
 };
 
 class FlightRecorder {
@@ -46,12 +50,13 @@ class FlightRecorder {
 
   // Records a new operation as queued and returns its id.
   uint64_t Begin(std::string_view group, std::string_view operation, std::string_view label,
-                 uint32_t sequence, uint64_t bytes);
-  // Ignored where the record has been overwritten.
+                 uint32_t sequence, uint64_t bytes, int peer = -1);
+  // Ignored where the record has been overwritten, or has that state or a later one. kAwaited: by
+  // the calling thread.
   void SetState(uint64_t id, OperationState state);
 
-  // What the rank computes now ("forward", layer 3), and the training step that it is in. A change
-  // of step also records how long the last one took.
+  // By the thread that computes: what ("forward", layer 3), and the training step that it is in. A
+  // change of step also records how long the last one took.
   void SetActivity(std::string_view activity, int layer);
   void SetStep(int64_t step);
 
@@ -74,6 +79,7 @@ struct FlightSnapshot {
   int64_t progress_ns = 0;                 // when anything was last recorded
   std::string activity;                    // "forward", empty: none
   int layer = -1;
+  int64_t thread = 0;                       // that computes, 0: not known
   std::vector<OperationRecord> operations;  // oldest first, at most kRecords
 };
 

@@ -44,9 +44,9 @@ TEST_F(FlightRecord, SaysWhatTheRankDid) {
   (*recorder)->SetActivity("forward", 2);
   const uint64_t first = (*recorder)->Begin("tp", "all_reduce", "layer 2 mlp", 40, 4096);
   const uint64_t second = (*recorder)->Begin("dp", "reduce_scatter", "bucket 1", 7, 1 << 20);
-  (*recorder)->SetState(first, OperationState::kRunning);
+  (*recorder)->SetState(first, OperationState::kAwaited);
   (*recorder)->SetState(first, OperationState::kDone);
-  (*recorder)->SetState(second, OperationState::kRunning);
+  (*recorder)->SetState(second, OperationState::kAwaited);
 
   const auto read = ReadFlightRecord(path_);
   ASSERT_TRUE(read.ok()) << read.status();
@@ -70,7 +70,7 @@ TEST_F(FlightRecord, SaysWhatTheRankDid) {
   EXPECT_GE(done.finished_ns, done.queued_ns);
   const OperationRecord& running = read->operations[1];
   EXPECT_EQ(running.id, 2u);
-  EXPECT_EQ(running.state, OperationState::kRunning);
+  EXPECT_EQ(running.state, OperationState::kAwaited);
   EXPECT_EQ(running.finished_ns, 0);
   EXPECT_GE(read->progress_ns, done.finished_ns);
 }

@@ -13,19 +13,22 @@
 
 namespace cadre {
 
+class FlightRecorder;
+
 // Borrowed; null where the axis is 1. Used by the rank's one computing thread.
 struct ParallelGroups {
   Communicator* world = nullptr;
-  Communicator* tp = nullptr;        // tensor parallel, attention and dense layers
-  Communicator* cp = nullptr;        // context parallel
-  bool ring = false;                 // how: see Layout
-  Communicator* sequence = nullptr;  // the ranks with different tokens of a sequence
-  Communicator* dp = nullptr;        // data parallel
-  Communicator* dp_cp = nullptr;     // who sums the gradients of dense parameters
-  Communicator* pp = nullptr;        // pipeline
-  Communicator* ep = nullptr;        // expert parallel
-  Communicator* etp = nullptr;       // tensor parallel inside an expert
-  Communicator* edp = nullptr;       // who sums the gradients of expert parameters
+  Communicator* tp = nullptr;          // tensor parallel, attention and dense layers
+  Communicator* cp = nullptr;          // context parallel
+  bool ring = false;                   // how: see Layout
+  Communicator* sequence = nullptr;    // the ranks with different tokens of a sequence
+  Communicator* dp = nullptr;          // data parallel
+  Communicator* dp_cp = nullptr;       // who sums the gradients of dense parameters
+  Communicator* pp = nullptr;          // pipeline
+  Communicator* ep = nullptr;          // expert parallel
+  Communicator* etp = nullptr;         // tensor parallel inside an expert
+  Communicator* edp = nullptr;         // who sums the gradients of expert parameters
+  FlightRecorder* recorder = nullptr;  // of what the rank computes; null: nobody watches
 
   absl::Status failure;  // the first
 

@@ -140,6 +140,7 @@ WorkPtr NcclCommunicator::StartWith(Call call, uint32_t communicator,
                                          .bucket = call.label.bucket,
                                          .sequence = operation->number,
                                          .bytes = call.bytes,
+                                         .peer = call.peer,
                                          .ranks = group_->ranks_text},
                                 .messages = {options.peers, options.rank, communicator,
                                              operation->number, engine_.staging()},
@@ -171,6 +172,7 @@ NcclCommunicator::Direction& NcclCommunicator::DirectionOf(int peer, bool sends)
 
 WorkPtr NcclCommunicator::StartPointToPoint(Call call, int peer, bool sends) {
   Direction& direction = DirectionOf(peer, sends);
+  call.peer = ranks()[static_cast<size_t>(peer)];
   const NcclOperationPtr operation = NewOperation(call, direction.sequence++);
   if (!direction.id.ok()) operation->status = direction.id.status();
   auto id = std::make_shared<NcclId>(direction.id.ok() ? *direction.id : NcclId{});

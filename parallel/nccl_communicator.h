@@ -87,6 +87,7 @@ class NcclCommunicator : public Communicator {
     size_t bytes;
     std::vector<Tensor> tensors;
     NcclCalls calls;
+    int peer = -1;  // of the world, point to point
   };
 
   NcclPlace place() const { return {rank(), size()}; }

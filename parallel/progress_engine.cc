@@ -45,6 +45,7 @@ class ProgressEngine::EngineWork : public Work {
 
   absl::Status Wait() override {
     if (done()) return operation_->status;
+    engine_.recorder_->SetState(operation_->record, OperationState::kAwaited);
     if (engine_.trace_ == nullptr) return engine_.Wait(*this);
     const int64_t begin = engine_.trace_->Now();
     const absl::Status status = engine_.Wait(*this);
@@ -92,7 +93,7 @@ WorkPtr ProgressEngine::Start(OperationPlan plan) {
   auto operation = std::make_shared<Operation>(std::move(plan));
   const OperationInfo& info = operation->plan.info;
   operation->record =
-      recorder_->Begin(info.group, info.operation, info.label, info.sequence, info.bytes);
+      recorder_->Begin(info.group, info.operation, info.label, info.sequence, info.bytes, info.peer);
   if (trace_ != nullptr) operation->began = trace_->Now();
   auto work = std::make_shared<EngineWork>(*this, operation);
   if (!failure_.ok()) {

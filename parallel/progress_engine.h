@@ -41,6 +41,7 @@ struct OperationInfo {
   int layer = -1, bucket = -1;
   uint32_t sequence = 0;
   uint64_t bytes = 0;
+  int peer = -1;           // point to point: the other rank of the world
   std::string_view ranks;  // of the group, for traces
 };
 

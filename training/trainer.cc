@@ -15,6 +15,7 @@
 #include "model/initialize.h"
 #include "model/model_cost.h"
 #include "model/tokenizer.h"
+#include "parallel/activity.h"
 #include "training/checkpoint_weights.h"
 #include "training/evaluate.h"
 #include "training/gemm_peak.h"
@@ -59,6 +60,7 @@ Trainer::Trainer(const config::TrainConfig& config, const TrainerOptions& option
           .trace = options.trace,
           .seed = config.seed(),
           .groups = ranks_.groups()};
+  if (ctx_.groups != nullptr) ctx_.groups->recorder = options.recorder;
 }
 
 Trainer::~Trainer() { ranks_.Leave(); }
@@ -115,17 +117,18 @@ absl::Status Trainer::OpenModel() {
                                 config_.frozen_parameters().end());
   options.decoder.max_position = config_.data().seq_len();
   options.decoder.part = ranks_.part();
+  HfConfig hf{.model = config_.model()};
+  if (!config_.has_model()) {
+    const bool weights = config_.has_init_from();
+    CADRE_ASSIGN_OR_RETURN(hf, LoadHfConfig(weights ? config_.init_from() : config_.model_path()));
+  }
+  CADRE_ASSIGN_OR_RETURN(const DecoderSpec spec, ResolveModelConfig(hf.model));
+  CADRE_RETURN_IF_ERROR(CheckFits(PlanOf(spec), ranks_.rank()));
   if (config_.has_init_from()) {
     model_source_ = config_.init_from();
     CADRE_ASSIGN_OR_RETURN(model_, LoadModel(ctx_, config_.init_from(), options));
     ctx_.parameters = &model_->parameters();
   } else {
-    HfConfig hf{.model = config_.model()};
-    if (config_.has_model_path()) {
-      CADRE_ASSIGN_OR_RETURN(hf, LoadHfConfig(config_.model_path()));
-    }
-    CADRE_ASSIGN_OR_RETURN(const DecoderSpec spec, ResolveModelConfig(hf.model));
-    CADRE_RETURN_IF_ERROR(CheckFits(PlanOf(spec), ranks_.rank()));
     CADRE_ASSIGN_OR_RETURN(model_, CreateModel(ctx_, std::move(hf), options));
     ctx_.parameters = &model_->parameters();
     InitializeParameters(ctx_, config_.seed());
@@ -227,10 +230,6 @@ absl::StatusOr<StepBatches> Trainer::ReadBatches() {
   return batches;
 }
 
-void Trainer::Record(std::string_view activity) {
-  if (options_.recorder != nullptr) options_.recorder->SetActivity(activity, -1);
-}
-
 absl::Status Trainer::SumLosses(StepLosses* losses) {
   double sums[] = {losses->cross_entropy, losses->z_loss, losses->router};
   CADRE_RETURN_IF_ERROR(ranks_.SumOverTargets(std::span(sums, 2), {"loss"}));
@@ -241,7 +240,6 @@ absl::Status Trainer::SumLosses(StepLosses* losses) {
 }
 
 absl::Status Trainer::ComputeGradients(const StepBatches& batches, StepReport* report) {
-  Record("forward and backward");
   ranks_.BeginPasses(ShardedWeights::Passes::kTraining);
   CADRE_ASSIGN_OR_RETURN(report->losses, step_runner_->Run(ctx_, batches));
   CADRE_RETURN_IF_ERROR(ranks_.FinishGradients());
@@ -277,7 +275,7 @@ absl::Status Trainer::SumDropped(std::span<const int64_t> own_counts, StepReport
 
 absl::Status Trainer::Update(const StepReport& report) {
   TraceScope scope(options_.trace, "optimizer");
-  Record("optimizer");
+  RecordActivity(ctx_, "optimizer", -1);
   optimizer_->Step(ctx_, {.lr = report.lr,
                           .gradient_scale = ClipFactor(report.gradient_norm,
                                                        config_.optimizer().clip_grad_norm())});
@@ -290,7 +288,7 @@ absl::StatusOr<Trainer::StepReport> Trainer::Step() {
   const double start = Now();
   ctx_.step = step_;
   if (options_.recorder != nullptr) options_.recorder->SetStep(step_);
-  Record("reading the batch");
+  RecordActivity(ctx_, "reading the batch", -1);
   CADRE_ASSIGN_OR_RETURN(const StepBatches batches, ReadBatches());
   StepReport report{.lr = schedule_->At(step_), .tokens = batches.tokens};
   CADRE_RETURN_IF_ERROR(ComputeGradients(batches, &report));
@@ -336,8 +334,11 @@ absl::Status Trainer::Judge(const StepBatches& batches, StepReport* report) {
 
 absl::Status Trainer::MaybeSave(bool last) {
   // A failed save costs that checkpoint, never the run: the disk may have room again by the next.
-  if (absl::Status earlier = saver_->Poll(); !earlier.ok())
+  // All ranks look at the last chance alike: they have agreed on how a save ended once it has.
+  if (absl::Status earlier = last ? saver_->Wait() : saver_->Poll(); !earlier.ok()) {
     options_.log->error("{}", Message(earlier));
+    saved_ = -1;
+  }
   const int64_t interval = config_.checkpoint().interval();
   const bool due = last || (interval > 0 && step_ % interval == 0);
   if (!due || saved_ == step_) return absl::OkStatus();

@@ -109,7 +109,6 @@ class Trainer {
   absl::StatusOr<StepReport> Step();
   absl::StatusOr<StepBatches> ReadBatches();
   // What the rank does now, for those who look for a hang.
-  void Record(std::string_view activity);
   absl::Status SumLosses(StepLosses* losses);
   absl::Status ComputeGradients(const StepBatches& batches, StepReport* report);
   // own_counts: TrainStep::ExpertCounts before they are summed.

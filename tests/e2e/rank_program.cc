@@ -74,6 +74,7 @@ class Rank {
     if (action == "begin") {
       begun_.push_back(recorder.Begin(parts[0], parts[1], parts[2],
                                       static_cast<uint32_t>(std::stoi(parts[3])), 64));
+      recorder.SetState(begun_.back(), cadre::OperationState::kAwaited);
     }
     if (action == "done") {
       for (const uint64_t id : begun_) recorder.SetState(id, cadre::OperationState::kDone);
