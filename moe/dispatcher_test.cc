@@ -153,7 +153,9 @@ TEST_P(Folds, DropTheSameTokens) {
     EXPECT_LE(Distance(got.y, want.y), 1e-12);
     EXPECT_LE(Distance(got.dx, want.dx), 1e-12);
     EXPECT_GT(Distance(got.y, dropless.y), 1e-3);
-    if (ep > 1) EXPECT_LT(rig.bytes, free.bytes);
+    if (ep > 1) {
+      EXPECT_LT(rig.bytes, free.bytes);
+    }
   });
 }
 
