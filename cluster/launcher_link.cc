@@ -105,6 +105,29 @@ void LauncherLink::WatchFrom(int64_t generation, int number, OnEvent on_event) {
 }
 
 void LauncherLink::Report(int64_t generation, const Event& event) {
+  {
+    const std::lock_guard lock(mutex_);
+    if (std::exchange(reporting_, true)) {
+      reports_.emplace_back(generation, event);
+      return;
+    }
+  }
+  SendReport(generation, event);
+}
+
+void LauncherLink::SendNextReport() {
+  std::pair<int64_t, Event> next;
+  {
+    const std::lock_guard lock(mutex_);
+    reporting_ = !reports_.empty();
+    if (!reporting_) return;
+    next = std::move(reports_.front());
+    reports_.pop_front();
+  }
+  SendReport(next.first, next.second);
+}
+
+void LauncherLink::SendReport(int64_t generation, const Event& event) {
   struct Call {
     grpc::ClientContext context;
     rendezvous::ReportRequest request;
@@ -119,6 +142,7 @@ void LauncherLink::Report(int64_t generation, const Event& event) {
   // Where it does not arrive, Watch breaks, too.
   stub_->async()->Report(&call->context, &call->request, &call->reply,
                          [this, call](const grpc::Status&) {
+                           SendNextReport();
                            End(std::shared_ptr<grpc::ClientContext>(call, &call->context));
                          });
 }

@@ -4,12 +4,14 @@
 // Join blocks; Watch and Report do not. Events come on a thread of gRPC's.
 #pragma once
 
-#include <atomic>
 #include <condition_variable>
+#include <cstdint>
+#include <deque>
 #include <functional>
 #include <memory>
 #include <mutex>
 #include <set>
+#include <utility>
 
 #include "cluster/rendezvous_channel.h"
 #include "core/status.h"
@@ -35,6 +37,7 @@ class LauncherLink {
   void Watch(int64_t generation, OnEvent on_event) {
     WatchFrom(generation, 0, std::move(on_event));
   }
+  // Arrives after what was reported before it: each waits for the answer to the one in front.
   void Report(int64_t generation, const rendezvous::Event& event);
 
  private:
@@ -42,6 +45,8 @@ class LauncherLink {
   // Holds the call by which the rendezvous notices when this launcher is gone.
   void Attend();
   void WatchFrom(int64_t generation, int number, OnEvent on_event);
+  void SendReport(int64_t generation, const rendezvous::Event& event);
+  void SendNextReport();
   rendezvous::Caller CallerOf(int64_t generation) const;
   // Keeps a call's context while it is under way. False: this link ends.
   bool Begin(const std::shared_ptr<grpc::ClientContext>& context);
@@ -54,6 +59,8 @@ class LauncherLink {
   std::condition_variable idle_;
   bool ending_ = false;
   std::set<std::shared_ptr<grpc::ClientContext>> calls_;
+  bool reporting_ = false;
+  std::deque<std::pair<int64_t, rendezvous::Event>> reports_;  // that wait, with their generations
 };
 
 }  // namespace cadre
