@@ -8,12 +8,12 @@
 #include <nlohmann/json.hpp>
 
 #include "cli/commands.h"
-#include "cluster/rank_list.h"
 #include "core/config.h"
 #include "core/process_memory.h"
 #include "core/progress.h"
 #include "core/status.h"
 #include "model/model_cost.h"
+#include "parallel/rank_list.h"
 #include "training/layout_needs.h"
 #include "training/memory_plan.h"
 #include "training/plan_advice.h"

@@ -7,9 +7,9 @@
 
 #include <spdlog/spdlog.h>
 
-#include "cluster/rank_list.h"
 #include "parallel/agree.h"
 #include "parallel/clock_offset.h"
+#include "parallel/rank_list.h"
 #include "parallel/trace_merge.h"
 
 namespace cadre::cli {

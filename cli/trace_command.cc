@@ -6,8 +6,8 @@
 #include <CLI/CLI.hpp>
 
 #include "cli/commands.h"
-#include "cluster/rank_list.h"
 #include "core/status.h"
+#include "parallel/rank_list.h"
 #include "parallel/trace_merge.h"
 
 namespace cadre::cli {

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <utility>
 
-#include "cluster/rank_list.h"
+#include "parallel/rank_list.h"
 
 namespace cadre {
 

@@ -4,7 +4,7 @@
 
 #include <fmt/core.h>
 
-#include "cluster/rank_list.h"
+#include "parallel/rank_list.h"
 
 namespace cadre {
 namespace {

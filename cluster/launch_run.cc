@@ -14,8 +14,8 @@
 
 #include "cluster/core_shares.h"
 #include "cluster/rank_environment.h"
-#include "cluster/rank_list.h"
 #include "core/file.h"
+#include "parallel/rank_list.h"
 
 namespace cadre {
 namespace {

@@ -17,8 +17,8 @@
 #include "cluster/gathering.h"
 #include "cluster/launch_folder.h"
 #include "cluster/launch_run.h"
-#include "cluster/rank_list.h"
 #include "core/file.h"
+#include "parallel/rank_list.h"
 
 namespace cadre {
 namespace {

@@ -4,7 +4,7 @@
 #include <utility>
 
 #include "cluster/gathering.h"
-#include "cluster/rank_list.h"
+#include "parallel/rank_list.h"
 
 namespace cadre {
 namespace {

@@ -285,20 +285,49 @@ TEST(Groups, SeveralWaitersOfOneRank) {
   });
 }
 
-TEST(World, RanksThatDisagreeAreNamed) {
-  ThreadRendezvous rendezvous(3);
+// What all ranks of such a world hear.
+std::string Disagreement(const std::vector<WorldOptions>& ranks) {
+  const int size = static_cast<int>(ranks.size());
+  ThreadRendezvous rendezvous(size);
+  std::vector<std::string> heard(ranks.size());
   std::vector<std::thread> threads;
-  for (int rank = 0; rank < 3; ++rank) {
+  for (int rank = 0; rank < size; ++rank) {
     threads.emplace_back([&, rank] {
-      ThreadBootstrap bootstrap(rendezvous, rank, 3);
-      auto world =
-          World::Create(bootstrap, {.must_agree = {{"configuration", rank == 2 ? "b" : "a"}}});
-      ASSERT_FALSE(world.ok());
-      EXPECT_THAT(Message(world.status()),
-                  HasSubstr("configuration: rank 2 has b, rank 0 has a; they must be the same"));
+      ThreadBootstrap bootstrap(rendezvous, rank, size);
+      const auto world = World::Create(bootstrap, ranks[static_cast<size_t>(rank)]);
+      EXPECT_EQ(world.status().code(), absl::StatusCode::kInvalidArgument);
+      heard[static_cast<size_t>(rank)] = Message(world.status());
     });
   }
   for (std::thread& thread : threads) thread.join();
+  EXPECT_THAT(heard, testing::Each(heard.front()));
+  return heard.front();
+}
+
+WorldOptions Has(const std::string& program, const std::string& configuration) {
+  return {.must_agree = {{"program", program}, {"configuration", configuration}}};
+}
+
+TEST(World, RanksThatDisagreeAreNamed) {
+  EXPECT_EQ(Disagreement({Has("p", "a"), Has("p", "a"), Has("p", "b")}),
+            "configuration: rank 2 has b, ranks 0, 1 have a; all must have the same");
+  EXPECT_EQ(Disagreement({Has("q", "b"), Has("p", "a"), Has("p", "a"), Has("p", "b")}),
+            "program: rank 0 has q, ranks 1-3 have p; all must have the same");
+  EXPECT_EQ(Disagreement({Has("p", "a"), Has("q", "a")}),
+            "program: rank 1 has q, rank 0 has p; all must have the same");
+  std::vector<WorldOptions> many;
+  for (int rank = 0; rank < 6; ++rank) many.push_back(Has("p", fmt::format("c{}", rank)));
+  EXPECT_EQ(
+      Disagreement(many),
+      "configuration: rank 5 has c5, rank 4 has c4, rank 3 has c3, rank 2 has c2 and so on, 6 "
+      "in all; all must have the same");
+}
+
+TEST(World, RanksThatMustAgreeOnOtherThingsRunAnotherVersion) {
+  EXPECT_EQ(Disagreement({Has("p", "a"), Has("p", "a"), {.must_agree = {{"program", "p"}}}}),
+            "rank 2 and rank 0 run different versions of the program");
+  EXPECT_EQ(Disagreement({Has("p", "a"), {.must_agree = {{"program", "p"}, {"config", "a"}}}}),
+            "rank 1 and rank 0 run different versions of the program");
 }
 
 }  // namespace

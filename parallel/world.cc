@@ -12,6 +12,7 @@
 #include "core/host_allocator.h"
 #include "parallel/cpu_communicator.h"
 #include "parallel/nccl_communicator.h"
+#include "parallel/rank_list.h"
 #include "parallel/shm_transport.h"
 
 namespace cadre {
@@ -26,6 +27,25 @@ std::string HostIdentity() {
   }
   boot->erase(std::remove(boot->begin(), boot->end(), '\n'), boot->end());
   return fmt::format("{} {} {}", *boot, processes.st_ino, getuid());
+}
+
+const std::string& NameOf(const std::pair<std::string, std::string>& thing) { return thing.first; }
+
+// "rank 2 has a, ranks 0, 1, 3 have b": the fewest first.
+std::string WhoHasWhat(const std::map<std::string, std::vector<int>>& ranks) {
+  constexpr size_t kShown = 4;
+  std::vector<std::pair<std::string, std::vector<int>>> groups(ranks.begin(), ranks.end());
+  std::ranges::sort(groups, {}, [](const auto& group) {
+    return std::pair(group.second.size(), -group.second.front());
+  });
+  std::string text;
+  for (size_t i = 0; i < std::min(kShown, groups.size()); ++i) {
+    const auto& [what, who] = groups[i];
+    text += fmt::format("{}{} {} {}", i == 0 ? "" : ", ", RankList("rank", who),
+                        who.size() == 1 ? "has" : "have", what);
+  }
+  if (groups.size() > kShown) text += fmt::format(" and so on, {} in all", groups.size());
+  return text;
 }
 
 }  // namespace
@@ -55,15 +75,24 @@ struct World::Member {
 
 absl::Status World::CheckAgreement(const std::vector<Member>& members) {
   const auto& expected = members.front().must_agree;
+  std::vector<int> others;  // that must agree on other things
   for (size_t rank = 1; rank < members.size(); ++rank) {
     const auto& found = members[rank].must_agree;
-    if (found == expected) continue;
-    for (size_t i = 0; i < std::min(found.size(), expected.size()); ++i) {
-      if (found[i] == expected[i]) continue;
-      return InvalidArgument("{}: rank {} has {}, rank 0 has {}; they must be the same",
-                             expected[i].first, rank, found[i].second, expected[i].second);
+    if (!std::ranges::equal(found, expected, {}, NameOf, NameOf)) {
+      others.push_back(static_cast<int>(rank));
     }
-    return InvalidArgument("rank {} runs another version of the program than rank 0", rank);
+  }
+  if (!others.empty()) {
+    return InvalidArgument("{} and rank 0 run different versions of the program",
+                           RankList("rank", others));
+  }
+  for (size_t i = 0; i < expected.size(); ++i) {
+    std::map<std::string, std::vector<int>> ranks;  // by what they have
+    for (size_t rank = 0; rank < members.size(); ++rank) {
+      ranks[members[rank].must_agree[i].second].push_back(static_cast<int>(rank));
+    }
+    if (ranks.size() == 1) continue;
+    return InvalidArgument("{}: {}; all must have the same", expected[i].first, WhoHasWhat(ranks));
   }
   return absl::OkStatus();
 }

@@ -2,6 +2,7 @@
 that costs nothing, a stopped one that is named.
 python3 tests/e2e/ranks_test.py [--cadre PROGRAM] [--all]"""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -375,23 +376,37 @@ class Refusals(Case):
         self.assertIn("num_experts 4 is not a multiple of",
                       self.refused(3, "parallel.expert_parallel_size=3", "global_batch_size=12"))
 
-    def test_ranks_that_differ_are_named(self):
-        with free_port() as port:
-            def start(rank, *overrides):
-                out = self.workshop.folder / "differ"
-                arguments = self.workshop.train_arguments(out, *overrides)
-                environment = {**os.environ, "RANK": str(rank), "WORLD_SIZE": "2",
-                               "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2",
+    def ends(self, ranks):
+        """What each of some ranks says last, started with no launcher: (program, overrides) of each."""
+        with free_port() as port, contextlib.ExitStack() as stack:
+            def start(rank, program, overrides):
+                arguments = self.workshop.train_arguments(self.workshop.folder / "differ", *overrides)
+                environment = {**os.environ, "RANK": str(rank), "WORLD_SIZE": str(len(ranks)),
+                               "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(len(ranks)),
                                "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-                return subprocess.Popen([e2e.Options.cadre, *map(str, arguments)], env=environment,
-                                        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                                        cwd=e2e.ROOT)
-            both = [start(0), start(1, "seed=7")]
-            for rank in both:
-                _, errors = rank.communicate(timeout=e2e.TIMEOUT)
-                self.assertEqual(rank.returncode, 2, errors)
-                self.assertRegex(errors, r"error: configuration: rank 1 has \w+, rank 0 has \w+; "
-                                         r"they must be the same")
+                process = stack.enter_context(subprocess.Popen(
+                    [program, *map(str, arguments)], env=environment, stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE, text=True, cwd=e2e.ROOT))
+                stack.callback(process.kill)
+                return process
+            processes = [start(rank, *of) for rank, of in enumerate(ranks)]
+            says = [process.communicate(timeout=e2e.TIMEOUT)[1] for process in processes]
+            self.assertEqual([process.returncode for process in processes], [2] * len(ranks), says)
+        self.assertFalse((self.workshop.folder / "differ").exists())
+        return [said.splitlines()[-1] for said in says]
+
+    def test_ranks_that_differ_are_named(self):
+        same = (e2e.Options.cadre, ())
+        for line in self.ends([same, (e2e.Options.cadre, ("seed=7",))]):
+            self.assertRegex(line, r"error: configuration: rank 1 has \w+, rank 0 has \w+; "
+                                   r"all must have the same")
+        # One byte that no code reads makes another program.
+        other = shutil.copy(e2e.Options.cadre, self.workshop.folder / "other")
+        with open(other, "ab") as file:
+            file.write(b"x")
+        for line in self.ends([same, (other, ()), same]):
+            self.assertRegex(line, r"error: program: rank 1 has \w+, ranks 0, 2 have \w+; "
+                                   r"all must have the same")
 
     def test_a_checkpoint_of_another_model(self):
         self.launch("model-a", 2, "train_steps=8")

@@ -1,4 +1,4 @@
-#include "cluster/rank_list.h"
+#include "parallel/rank_list.h"
 
 #include <fmt/core.h>
 
