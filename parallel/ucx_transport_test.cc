@@ -1,104 +1,23 @@
 #include "parallel/ucx_transport.h"
 
-#include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <poll.h>
-#include <spawn.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
-#include <array>
 #include <barrier>
-#include <condition_variable>
-#include <csignal>
 #include <mutex>
 #include <thread>
 
 #include "parallel/ucx_address.h"
+#include "parallel/ucx_test_rank.h"
 
 namespace cadre {
 namespace {
 
 using ::testing::HasSubstr;
-using Bytes = std::vector<std::byte>;
-using Addresses = std::map<int, std::string>;
-
-constexpr std::chrono::seconds kHangs{60};
 // Where the others stay.
 constexpr std::chrono::milliseconds kLeavesAlone{50};
 
-// One rank's transport, driven by one thread that sleeps between the rings.
-class Rank {
- public:
-  explicit Rank(int rank, std::chrono::milliseconds leave_within = kHangs) : rank_(rank) {
-    auto transport = UcxTransport::Create(
-        {.rank = rank, .ring = [this] { Ring(); }, .leave_within = leave_within});
-    CADRE_CHECK(transport.ok(), "{}", Message(transport.status()));
-    transport_ = *std::move(transport);
-  }
-
-  int rank() const { return rank_; }
-  UcxTransport& transport() { return *transport_; }
-  // Before the bytes of what is under way go.
-  void Leave() { transport_.reset(); }
-
-  Transfer* Send(int peer, uint64_t tag, const Bytes& bytes) {
-    transport_->Send(peer, tag, bytes, &transfers_.emplace_back());
-    return &transfers_.back();
-  }
-  Transfer* Receive(int peer, uint64_t tag, Bytes& bytes) {
-    transport_->Receive(peer, tag, bytes, &transfers_.emplace_back());
-    return &transfers_.back();
-  }
-
-  // Until `done` or a loss, which is returned.
-  std::optional<PeerLoss> Wait(const std::function<bool()>& done) {
-    while (true) {
-      std::optional<PeerLoss> loss = transport_->Progress();
-      if (loss || done()) return loss;
-      if (transport_->Arm()) Sleep();
-    }
-  }
-  std::optional<PeerLoss> WaitForAll() {
-    return Wait([this] {
-      return std::all_of(transfers_.begin(), transfers_.end(), [](auto& t) { return t.done; });
-    });
-  }
-  PeerLoss WaitForLoss() {
-    std::optional<PeerLoss> loss = Wait([] { return false; });
-    EXPECT_EQ(transport_->Progress()->reason, loss->reason) << "a loss stays";
-    return *loss;
-  }
-
-  int rings() {
-    std::lock_guard lock(mutex_);
-    return rings_;
-  }
-  int arms() const { return arms_; }
-
- private:
-  void Ring() {
-    std::lock_guard lock(mutex_);
-    ++rings_;
-    bell_.notify_all();
-  }
-  void Sleep() {
-    std::unique_lock lock(mutex_);
-    ++arms_;
-    CADRE_CHECK(bell_.wait_for(lock, kHangs, [this] { return rings_ > heard_; }), "rank {}", rank_);
-    heard_ = rings_;
-  }
-
-  const int rank_;
-  std::mutex mutex_;
-  std::condition_variable bell_;
-  int rings_ = 0;
-  int heard_ = 0;
-  int arms_ = 0;
-  std::deque<Transfer> transfers_;
-  std::unique_ptr<UcxTransport> transport_;
-};
+using Rank = UcxTestRank;
 
 // Runs `body` as each of `size` ranks that are connected to one another, as threads.
 void RunRanks(int size, const std::function<void(Rank&)>& body,
@@ -130,10 +49,6 @@ Bytes Pattern(size_t size, int from, int to, uint64_t tag) {
   uint32_t state = static_cast<uint32_t>(from * 1000 + to * 100) + static_cast<uint32_t>(tag);
   for (std::byte& byte : bytes) byte = static_cast<std::byte>((state = state * 69069 + 1) >> 24);
   return bytes;
-}
-
-void ExpectNoLoss(const std::optional<PeerLoss>& loss) {
-  EXPECT_FALSE(loss) << "rank " << loss->peer << ": " << loss->reason;
 }
 
 // Every rank sends to every other one a message of each size, all at once.
@@ -381,132 +296,6 @@ TEST(UcxTransportTest, RefusesUnknownDevicesAndRanks) {
   EXPECT_EQ(create({.rank = -1}).code(), absl::StatusCode::kInvalidArgument);
   EXPECT_EQ(create({.rank = 1 << 15}).code(), absl::StatusCode::kInvalidArgument);
 }
-
-// A peer in a process of its own: this program, running DISABLED_Peer. It sends its address as one
-// line of hexadecimal digits on descriptor 4, reads this rank's on 3 and then follows its orders.
-constexpr int kPeerReads = 3, kPeerWrites = 4;
-
-std::string ReadAddressFrom(int descriptor) {
-  std::string text;
-  char c = 0;
-  while (read(descriptor, &c, 1) == 1 && c != '\n') text.push_back(c);
-  std::string address;
-  for (size_t i = 0; i + 1 < text.size(); i += 2) {
-    address.push_back(static_cast<char>(std::stoi(text.substr(i, 2), nullptr, 16)));
-  }
-  return address;
-}
-
-void WriteAddressTo(int descriptor, const std::string& address) {
-  std::string text;
-  for (unsigned char byte : address) text += fmt::format("{:02x}", byte);
-  text += '\n';
-  CADRE_CHECK(write(descriptor, text.data(), text.size()) == static_cast<ssize_t>(text.size()));
-}
-
-class PeerProcess {
- public:
-  PeerProcess() {
-    int to[2], from[2];
-    CADRE_CHECK(pipe2(to, O_CLOEXEC) == 0 && pipe2(from, O_CLOEXEC) == 0);
-    posix_spawn_file_actions_t actions;
-    posix_spawn_file_actions_init(&actions);
-    // Copies first, above the numbers that they are to get.
-    const int reads = fcntl(to[0], F_DUPFD_CLOEXEC, 10),
-              writes = fcntl(from[1], F_DUPFD_CLOEXEC, 10);
-    posix_spawn_file_actions_adddup2(&actions, reads, kPeerReads);
-    posix_spawn_file_actions_adddup2(&actions, writes, kPeerWrites);
-    posix_spawn_file_actions_addopen(&actions, 1, "/dev/null", O_WRONLY, 0);
-    std::string program = "/proc/self/exe", disabled = "--gtest_also_run_disabled_tests",
-                filter = "--gtest_filter=UcxTransportTest.DISABLED_Peer";
-    char* arguments[] = {program.data(), disabled.data(), filter.data(), nullptr};
-    CADRE_CHECK(posix_spawn(&pid_, program.c_str(), &actions, nullptr, arguments, environ) == 0);
-    posix_spawn_file_actions_destroy(&actions);
-    for (int descriptor : {to[0], from[1], reads, writes}) close(descriptor);
-    writes_ = to[1];
-    reads_ = from[0];
-  }
-  ~PeerProcess() {
-    Kill();
-    close(reads_);
-    close(writes_);
-  }
-
-  std::string ReadAddress() { return ReadAddressFrom(reads_); }
-  void Connect(Rank& rank) {
-    absl::Status status = rank.transport().Connect({{1, ReadAddress()}});
-    CADRE_CHECK(status.ok(), "{}", Message(status));
-    WriteAddressTo(writes_, rank.transport().address());
-  }
-  void Kill() {
-    if (pid_ <= 0) return;
-    kill(pid_, SIGKILL);
-    waitpid(pid_, nullptr, 0);
-    pid_ = -1;
-  }
-
- private:
-  pid_t pid_ = -1;
-  int reads_ = -1;
-  int writes_ = -1;
-};
-
-TEST(UcxTransportTest, DISABLED_Peer) {
-  Rank rank(1);
-  WriteAddressTo(kPeerWrites, rank.transport().address());
-  CADRE_CHECK(rank.transport().Connect({{0, ReadAddressFrom(kPeerReads)}}).ok());
-  Bytes request(1), large(64 << 20), received(64 << 20);
-  Transfer* asked = rank.Receive(0, 1, request);
-  rank.Receive(0, 2, received);
-  rank.Wait([&] { return asked->done; });
-  rank.Send(0, 1, request);
-  rank.Send(0, 2, large);
-  rank.Wait([] { return false; });  // killed here
-}
-
-enum class Meanwhile { kNothing, kReceiving, kTransferring };
-class UcxKillTest : public testing::TestWithParam<Meanwhile> {};
-
-TEST_P(UcxKillTest, KilledPeerIsReported) {
-  PeerProcess peer;
-  Rank rank(0);
-  peer.Connect(rank);
-  Bytes request(1), reply(1), large(64 << 20), received(64 << 20), never(8);
-  rank.Send(1, 1, request);
-  rank.Receive(1, 1, reply);
-  ExpectNoLoss(rank.WaitForAll());
-  if (GetParam() == Meanwhile::kTransferring) {
-    rank.Send(1, 2, large);
-    rank.Receive(1, 2, received);
-    rank.transport().Progress();
-  }
-  if (GetParam() != Meanwhile::kNothing) rank.Receive(1, 3, never);
-  peer.Kill();
-  const PeerLoss loss = rank.WaitForLoss();
-  rank.Leave();
-  EXPECT_EQ(loss.peer, 1);
-  EXPECT_THAT(loss.reason,
-              testing::AnyOf(HasSubstr("its connection failed: "), HasSubstr("ucp_tag_")));
-}
-
-TEST(UcxTransportTest, PeerThatDiedBeforeConnectIsReported) {
-  Rank rank(0);
-  PeerProcess peer;
-  const Addresses addresses = {{1, peer.ReadAddress()}};
-  peer.Kill();
-  // The system may refuse the connection at once or later.
-  absl::Status status = rank.transport().Connect(addresses);
-  if (status.ok()) {
-    EXPECT_EQ(rank.WaitForLoss().peer, 1);
-  } else {
-    EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable);
-    EXPECT_THAT(Message(status), HasSubstr("ucp_ep_create to rank 1 "));
-  }
-}
-
-INSTANTIATE_TEST_SUITE_P(While, UcxKillTest,
-                         testing::Values(Meanwhile::kNothing, Meanwhile::kReceiving,
-                                         Meanwhile::kTransferring));
 
 }  // namespace
 }  // namespace cadre
