@@ -14,27 +14,45 @@ absl::StatusOr<std::unique_ptr<LauncherLink>> LauncherLink::Connect(const Rendez
   return link;
 }
 
+// One call while it is under way. Its context holds the channel.
+template <typename Request, typename Reply>
+struct LauncherLink::Call {
+  grpc::ClientContext context;
+  Request request;
+  Reply reply;
+};
+
 LauncherLink::~LauncherLink() {
   std::unique_lock lock(mutex_);
   ending_ = true;
   // A call that is cancelled may end on this thread.
-  const std::set<std::shared_ptr<grpc::ClientContext>> calls = calls_;
+  const std::map<uint64_t, std::shared_ptr<grpc::ClientContext>> calls = calls_;
   lock.unlock();
-  for (const auto& call : calls) call->TryCancel();
+  for (const auto& [ticket, context] : calls) context->TryCancel();
   lock.lock();
-  idle_.wait(lock, [this] { return calls_.empty(); });
+  idle_.wait(lock, [this] { return under_way_ == 0; });
 }
 
-bool LauncherLink::Begin(const std::shared_ptr<grpc::ClientContext>& context) {
+template <typename Request, typename Reply>
+LauncherLink::Call<Request, Reply>* LauncherLink::Begin(uint64_t* ticket) {
+  auto call = std::make_shared<Call<Request, Reply>>();
   const std::lock_guard lock(mutex_);
-  if (ending_) return false;
-  calls_.insert(context);
-  return true;
+  if (ending_) return nullptr;
+  *ticket = next_ticket_++;
+  ++under_way_;
+  calls_.emplace(*ticket, std::shared_ptr<grpc::ClientContext>(call, &call->context));
+  return call.get();
 }
 
-void LauncherLink::End(const std::shared_ptr<grpc::ClientContext>& context) {
-  const std::lock_guard lock(mutex_);
-  calls_.erase(context);
+// The call goes before this link may: its share of the channel must not be the last one, which
+// would end gRPC's threads for callbacks, and this may be one of them.
+void LauncherLink::End(uint64_t ticket) {
+  std::unique_lock lock(mutex_);
+  auto call = calls_.extract(ticket);
+  lock.unlock();
+  call = {};
+  lock.lock();
+  --under_way_;
   idle_.notify_all();
 }
 
@@ -45,20 +63,13 @@ rendezvous::Caller LauncherLink::CallerOf(int64_t generation) const {
 }
 
 void LauncherLink::Attend() {
-  struct Call {
-    grpc::ClientContext context;
-    rendezvous::AttendRequest request;
-    rendezvous::AttendReply reply;
-  };
-  auto call = std::make_shared<Call>();
-  const std::shared_ptr<grpc::ClientContext> context(call, &call->context);
-  if (!Begin(context)) return;
+  uint64_t ticket;
+  auto* const call = Begin<rendezvous::AttendRequest, rendezvous::AttendReply>(&ticket);
+  if (call == nullptr) return;
   *call->request.mutable_caller() = caller_;
   // Where it is refused, Join is, too.
   stub_->async()->Attend(&call->context, &call->request, &call->reply,
-                         [this, call](const grpc::Status&) {
-                           End(std::shared_ptr<grpc::ClientContext>(call, &call->context));
-                         });
+                         [this, ticket](const grpc::Status&) { End(ticket); });
 }
 
 absl::StatusOr<rendezvous::JoinReply> LauncherLink::Join(int64_t generation, int processes) {
@@ -75,32 +86,28 @@ absl::StatusOr<rendezvous::JoinReply> LauncherLink::Join(int64_t generation, int
 }
 
 void LauncherLink::WatchFrom(int64_t generation, int number, OnEvent on_event) {
-  struct Call {
-    grpc::ClientContext context;
-    rendezvous::WatchRequest request;
-    Event event;
-  };
-  auto call = std::make_shared<Call>();
-  const std::shared_ptr<grpc::ClientContext> context(call, &call->context);
-  if (!Begin(context)) return;
+  uint64_t ticket;
+  auto* const call = Begin<rendezvous::WatchRequest, Event>(&ticket);
+  if (call == nullptr) return;
   *call->request.mutable_caller() = CallerOf(generation);
   call->request.set_number(number);
   stub_->async()->Watch(
-      &call->context, &call->request, &call->event,
-      [this, call, generation, number, on_event = std::move(on_event)](const grpc::Status& status) {
+      &call->context, &call->request, &call->reply,
+      [this, ticket, generation, number, event = &call->reply,
+       on_event = std::move(on_event)](const grpc::Status& status) {
         if (!status.ok()) {
-          call->event.set_kind(Event::FAILED);
+          event->set_kind(Event::FAILED);
           const bool out = status.error_code() == grpc::StatusCode::FAILED_PRECONDITION;
-          rendezvous::Failure& failure = *call->event.mutable_failure();
+          rendezvous::Failure& failure = *event->mutable_failure();
           failure.set_kind(out ? rendezvous::Failure::LEFT_OUT
                                : rendezvous::Failure::LAUNCHER_GONE);
           failure.set_rank(-1);
           if (out) failure.set_node(peer_.number);
         }
-        on_event(call->event);
-        const bool over = call->event.kind() == Event::DONE || call->event.kind() == Event::FAILED;
+        on_event(*event);
+        const bool over = event->kind() == Event::DONE || event->kind() == Event::FAILED;
         if (!over) WatchFrom(generation, number + 1, on_event);
-        End(std::shared_ptr<grpc::ClientContext>(call, &call->context));
+        End(ticket);
       });
 }
 
@@ -128,22 +135,17 @@ void LauncherLink::SendNextReport() {
 }
 
 void LauncherLink::SendReport(int64_t generation, const Event& event) {
-  struct Call {
-    grpc::ClientContext context;
-    rendezvous::ReportRequest request;
-    rendezvous::ReportReply reply;
-  };
-  auto call = std::make_shared<Call>();
-  const std::shared_ptr<grpc::ClientContext> context(call, &call->context);
-  if (!Begin(context)) return;
+  uint64_t ticket;
+  auto* const call = Begin<rendezvous::ReportRequest, rendezvous::ReportReply>(&ticket);
+  if (call == nullptr) return;
   call->context.set_deadline(CallDeadline(peer_));
   *call->request.mutable_caller() = CallerOf(generation);
   *call->request.mutable_event() = event;
   // Where it does not arrive, Watch breaks, too.
   stub_->async()->Report(&call->context, &call->request, &call->reply,
-                         [this, call](const grpc::Status&) {
+                         [this, ticket](const grpc::Status&) {
                            SendNextReport();
-                           End(std::shared_ptr<grpc::ClientContext>(call, &call->context));
+                           End(ticket);
                          });
 }
 

@@ -8,9 +8,9 @@
 #include <cstdint>
 #include <deque>
 #include <functional>
+#include <map>
 #include <memory>
 #include <mutex>
-#include <set>
 #include <utility>
 
 #include "cluster/rendezvous_channel.h"
@@ -48,9 +48,12 @@ class LauncherLink {
   void SendReport(int64_t generation, const rendezvous::Event& event);
   void SendNextReport();
   rendezvous::Caller CallerOf(int64_t generation) const;
-  // Keeps a call's context while it is under way. False: this link ends.
-  bool Begin(const std::shared_ptr<grpc::ClientContext>& context);
-  void End(const std::shared_ptr<grpc::ClientContext>& context);
+  template <typename Request, typename Reply>
+  struct Call;
+  // A call that lives until End(*ticket); null: this link ends.
+  template <typename Request, typename Reply>
+  Call<Request, Reply>* Begin(uint64_t* ticket);
+  void End(uint64_t ticket);
 
   const RendezvousPeer peer_;
   const rendezvous::Caller caller_;
@@ -58,7 +61,9 @@ class LauncherLink {
   std::mutex mutex_;
   std::condition_variable idle_;
   bool ending_ = false;
-  std::set<std::shared_ptr<grpc::ClientContext>> calls_;
+  int under_way_ = 0;
+  uint64_t next_ticket_ = 0;
+  std::map<uint64_t, std::shared_ptr<grpc::ClientContext>> calls_;
   bool reporting_ = false;
   std::deque<std::pair<int64_t, rendezvous::Event>> reports_;  // that wait, with their generations
 };

@@ -111,5 +111,35 @@ TEST_F(LauncherLinkTest, ItsEndGivesUpReportsThatWait) {
   EXPECT_EQ(service_.Await(1).size(), 1);
 }
 
+// Threads of its own serve it, so that a link's channel is the only one whose calls end on those
+// that gRPC has for callbacks.
+class PlainService final : public rendezvous::Rendezvous::Service {
+ public:
+  grpc::Status Attend(grpc::ServerContext*, const rendezvous::AttendRequest*,
+                      rendezvous::AttendReply*) override {
+    return grpc::Status::OK;
+  }
+  grpc::Status Report(grpc::ServerContext*, const rendezvous::ReportRequest*,
+                      rendezvous::ReportReply*) override {
+    return grpc::Status::OK;
+  }
+};
+
+// gRPC ends those threads with the last channel; a channel that goes on one of them would end the
+// thread under its own feet.
+TEST(LauncherLink, ItsChannelGoesWithIt) {
+  PlainService service;
+  grpc::ServerBuilder builder;
+  int port = 0;
+  builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port);
+  builder.RegisterService(&service);
+  const auto server = builder.BuildAndStart();
+  for (int i = 0; i < 200; ++i) {
+    auto link = LauncherLink::Connect({.host = "127.0.0.1", .port = port, .size = 1});
+    ASSERT_TRUE(link.ok()) << link.status();
+    (*link)->Report(0, Event());
+  }
+}
+
 }  // namespace
 }  // namespace cadre
