@@ -113,10 +113,15 @@ void PipelineExecutor::RunBackward(Context& ctx, const Action& action) {
   if (!pass.gradient.defined()) passes_.erase({stage, microbatch});
 }
 
-void PipelineExecutor::Send(const Tensor& tensor, const Action& action) {
+void PipelineExecutor::Send(const Action& action, Tensor Pass::*what) {
+  const auto pass = passes_.find({action.stage, action.microbatch});
+  CADRE_CHECK(pass != passes_.end(), "{}: no such pass", ToString(action));
+  const Tensor tensor = std::exchange(pass->second.*what, {});
   CADRE_CHECK(tensor.defined() && tensor.dtype() == options_.dtype, "{}: {}", ToString(action),
               tensor.defined() ? Name(tensor.dtype()) : "nothing");
   sends_.push_back(options_.group->Send(tensor, action.peer, LabelOf(action)));
+  // Without a tape no backward is to come.
+  if (pass->second.tape == nullptr) passes_.erase(pass);
 }
 
 void PipelineExecutor::Post(Context& ctx, const Action& action) {
@@ -156,20 +161,12 @@ absl::Status PipelineExecutor::Execute(Context& ctx, const Action& action) {
     case ActionKind::kBackwardWeight:
       RunBackward(ctx, action);
       break;
-    case ActionKind::kSendActivation: {
-      const auto pass = passes_.find(key);
-      Send(pass->second.activation, action);
-      pass->second.activation = {};
-      if (!trains_) passes_.erase(pass);
+    case ActionKind::kSendActivation:
+      Send(action, &Pass::activation);
       break;
-    }
-    case ActionKind::kSendGradient: {
-      const auto pass = passes_.find(key);
-      Send(pass->second.gradient, action);
-      pass->second.gradient = {};
-      if (pass->second.tape == nullptr) passes_.erase(pass);
+    case ActionKind::kSendGradient:
+      Send(action, &Pass::gradient);
       break;
-    }
     case ActionKind::kReceiveActivation: {
       CADRE_ASSIGN_OR_RETURN(passes_[key].activation, Receive(ctx, action));
       break;

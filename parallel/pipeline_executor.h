@@ -72,7 +72,8 @@ class PipelineExecutor {
   void SeedOutput(Pass& pass, int stage);
   void TakeInputGradient(Context& ctx, int stage, int microbatch);
   bool Holds(int stage) const;
-  void Send(const Tensor& tensor, const Action& action);
+  // The pass's tensor of that name, which the pass lets go.
+  void Send(const Action& action, Tensor Pass::*what);
   // What `action`, a receive, asks for.
   void Post(Context& ctx, const Action& action);
   // The receives among `actions` up to the next computation.
