@@ -2,6 +2,7 @@
 
 #include <utility>
 
+#include "cluster/gathering.h"
 #include "cluster/rendezvous_channel.h"
 #include "proto/rendezvous.grpc.pb.h"
 
@@ -37,6 +38,10 @@ absl::StatusOr<std::unique_ptr<RendezvousBootstrap>> RendezvousBootstrap::Connec
 
 absl::StatusOr<std::vector<std::string>> RendezvousBootstrap::AllGather(std::string_view key,
                                                                         std::string mine) {
+  if (mine.size() > Gathering::kMaxValueBytes) {
+    return InvalidArgument("rank {}: {}: a value of {} bytes; {} are allowed", rank(), key,
+                           mine.size(), Gathering::kMaxValueBytes);
+  }
   rendezvous::AllGatherRequest request;
   *request.mutable_caller() = parts_->caller;
   request.set_key(std::string(key));

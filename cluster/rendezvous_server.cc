@@ -1,5 +1,6 @@
 #include "cluster/rendezvous_server.h"
 
+#include <grpc/grpc.h>
 #include <grpcpp/grpcpp.h>
 #include <netdb.h>
 #include <sys/socket.h>
@@ -67,6 +68,9 @@ absl::StatusOr<std::unique_ptr<RendezvousServer>> RendezvousServer::Start(
                            Gathering::kMaxMembers);
   }
   CADRE_RETURN_IF_ERROR(CheckListens(options));
+  // Never undone: where a socket was full lately gRPC polls it for up to 10 s, and its own end,
+  // which comes with its last object, would wait for that.
+  grpc_init();
   std::unique_ptr<RendezvousServer> server(new RendezvousServer);
   server->parts_ = std::make_unique<Parts>(options);
   grpc::ServerBuilder builder;

@@ -9,7 +9,9 @@
 #include <thread>
 
 #include "cluster/rendezvous_bootstrap.h"
+#include "cluster/rendezvous_channel.h"
 #include "cluster/rendezvous_server.h"
+#include "proto/rendezvous.grpc.pb.h"
 
 namespace cadre {
 namespace {
@@ -57,6 +59,23 @@ class RendezvousTest : public testing::Test {
   static Values Gather(const RendezvousBootstrapOptions& options, const std::string& value) {
     auto bootstrap = RendezvousBootstrap::Connect(options);
     return bootstrap.ok() ? (*bootstrap)->AllGather("world", value) : bootstrap.status();
+  }
+  // As a peer does that keeps to no bound.
+  grpc::Status SendUnchecked(const std::string& value) const {
+    const RendezvousPeer peer = {.host = "127.0.0.1",
+                                 .port = server_->port(),
+                                 .token = "secret",
+                                 .generation = 4,
+                                 .size = 1};
+    const auto channel = ConnectRendezvous(peer);
+    EXPECT_TRUE(channel.ok()) << channel.status();
+    rendezvous::AllGatherRequest request;
+    *request.mutable_caller() = MakeCaller(peer);
+    request.set_key("world");
+    request.set_value(value);
+    rendezvous::AllGatherReply reply;
+    grpc::ClientContext context;
+    return rendezvous::Rendezvous::NewStub(*channel)->AllGather(&context, request, &reply);
   }
   std::unique_ptr<RendezvousServer> server_;
 };
@@ -135,9 +154,12 @@ TEST_F(RendezvousTest, ANumberBelongsToOneProcess) {
 
 TEST_F(RendezvousTest, AValueOverTheBoundIsRefused) {
   StartServer(1);
-  EXPECT_THAT(Message(Gather(Options(0, 1), std::string((1 << 20) + 1, 'v')).status()),
-              HasSubstr("1048576 are allowed"));
-  EXPECT_FALSE(Gather(Options(0, 1), std::string(8 << 20, 'v')).ok());
+  const std::string over((1 << 20) + 1, 'v');
+  EXPECT_EQ(Message(Gather(Options(0, 1), over).status()),
+            "rank 0: world: a value of 1048577 bytes; 1048576 are allowed");
+  EXPECT_THAT(SendUnchecked(over).error_message(), HasSubstr("1048576 are allowed"));
+  EXPECT_EQ(SendUnchecked(std::string(8 << 20, 'v')).error_code(),
+            grpc::StatusCode::RESOURCE_EXHAUSTED);
 }
 
 TEST_F(RendezvousTest, AServerThatEndsEndsTheWait) {
