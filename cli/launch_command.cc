@@ -1,6 +1,7 @@
 #include <unistd.h>
 
 #include <cmath>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -25,7 +26,7 @@ struct LaunchFlags {
   int node_rank = -1;  // not given
   std::string endpoint;
   double rendezvous_timeout = 60;
-  double last_call = 30;
+  std::optional<double> last_call;
   std::string log_folder;
   int64_t max_restarts = 0;
   double hang_timeout = 0;
@@ -59,6 +60,17 @@ std::chrono::milliseconds Milliseconds(double seconds) {
   return std::chrono::milliseconds(std::llround(std::ceil(seconds * 1000)));
 }
 
+absl::Status CheckLastCall(const LaunchFlags& flags, const NodeRange& nodes) {
+  if (!(*flags.last_call >= 0) || *flags.last_call > flags.rendezvous_timeout) {
+    return InvalidArgument("--rdzv-last-call {}: 0 to --rdzv-timeout, {} seconds", *flags.last_call,
+                           flags.rendezvous_timeout);
+  }
+  if (nodes.elastic()) return absl::OkStatus();
+  return InvalidArgument(
+      "--rdzv-last-call {}: --nnodes {} waits for all of them; it needs MIN:MAX, MIN less than MAX",
+      *flags.last_call, nodes.max);
+}
+
 absl::StatusOr<LauncherOptions> ResolveOptions(const LaunchFlags& flags,
                                                const std::vector<std::string>& rest) {
   const std::string host = Variable("JOB_COMPLETION_INDEX") ? HostName() : "";
@@ -81,10 +93,10 @@ absl::StatusOr<LauncherOptions> ResolveOptions(const LaunchFlags& flags,
                            flags.rendezvous_timeout);
   }
   options.rendezvous_timeout = Milliseconds(flags.rendezvous_timeout);
-  if (!(flags.last_call >= 0) || flags.last_call > 86400) {
-    return InvalidArgument("--rdzv-last-call {}: 0 to 86400 seconds", flags.last_call);
+  if (flags.last_call) {
+    CADRE_RETURN_IF_ERROR(CheckLastCall(flags, options.nodes));
+    options.last_call = Milliseconds(*flags.last_call);
   }
-  options.last_call = Milliseconds(flags.last_call);
   if (!(flags.hang_timeout >= 0) || flags.hang_timeout > 1e8) {
     return InvalidArgument("--hang-timeout {}: seconds, or 0 to report only", flags.hang_timeout);
   }
@@ -170,12 +182,10 @@ void AddLaunchCommand(CLI::App& root, absl::Status* status) {
   command
       ->add_option("--rdzv-timeout", flags->rendezvous_timeout, "Seconds to wait for other nodes")
       ->capture_default_str();
-  command
-      ->add_option(
-          "--rdzv-last-call", flags->last_call,
-          "With MIN:MAX, seconds that a start waits for more nodes than MIN, and a run for "
-          "further ones before it makes room for one; node 0's counts")
-      ->capture_default_str();
+  command->add_option(
+      "--rdzv-last-call", flags->last_call,
+      "With MIN:MAX, seconds that a start waits for more nodes than MIN, and a run for "
+      "further ones before it makes room for one; at most --rdzv-timeout; node 0's counts [30]");
   command->add_option("--log-dir", flags->log_folder, "Folder for all that each rank writes");
   command
       ->add_option("--max-restarts", flags->max_restarts,

@@ -158,12 +158,15 @@ void AddSize(CLI::App* command, ScheduleFlags* flags) {
   ActionDurations* durations = &flags->durations;
   command->add_option("--forward", durations->forward, "Time of a rank's forward")
       ->capture_default_str();
-  command->add_option("--backward", flags->backward, "Time of its backward, half for inputs");
+  CLI::Option* const whole =
+      command->add_option("--backward", flags->backward, "Time of its backward, half for inputs");
   command->add_option("--backward-input", durations->backward_input, "Time of the input gradients")
-      ->capture_default_str();
+      ->capture_default_str()
+      ->excludes(whole);
   command
       ->add_option("--backward-weight", durations->backward_weight, "Time of the weight gradients")
-      ->capture_default_str();
+      ->capture_default_str()
+      ->excludes(whole);
   command->add_option("--communication", durations->communication, "Time of a message")
       ->capture_default_str();
   command->add_flag("--recompute", flags->recompute, "Recompute a stage before its backward");

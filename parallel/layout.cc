@@ -53,11 +53,41 @@ absl::Status FitWorld(const ParallelConfig& c, int world, Layout* layout) {
   return absl::OkStatus();
 }
 
+// Sizes of data-parallel axes may shrink to 1 where machines are lost, so what rests on them is
+// never said to do nothing.
+absl::Status CheckUses(const ParallelConfig& c, const Layout& layout) {
+  if (layout.cp == 1 && c.context_parallel_method() == config::CONTEXT_PARALLEL_METHOD_RING) {
+    return InvalidArgument(
+        "context_parallel_method: ring does nothing with context_parallel_size 1; allowed: "
+        "all_gather");
+  }
+  if (layout.pp == 1 && c.pipeline_schedule() != config::PIPELINE_SCHEDULE_1F1B) {
+    return InvalidArgument(
+        "pipeline_schedule: {} does nothing with pipeline_parallel_size 1; allowed: 1f1b",
+        Name(c.pipeline_schedule()));
+  }
+  const int usual = ParallelConfig::default_instance().zero_prefetch();
+  if (c.zero_stage() < 3 && c.zero_prefetch() != usual) {
+    return InvalidArgument(
+        "zero_prefetch {} does nothing with zero_stage {}, which gathers no weights; allowed: {}, "
+        "or zero_stage 3",
+        c.zero_prefetch(), c.zero_stage(), usual);
+  }
+  return absl::OkStatus();
+}
+
 absl::Status FitExperts(const ParallelConfig& c, const LayoutNeeds& needs, Layout* layout) {
   layout->ep = c.expert_parallel_size();
   layout->etp = c.expert_tensor_parallel_size() != 0 ? c.expert_tensor_parallel_size() : layout->tp;
-  if (needs.num_layers != 0 && needs.num_moe_layers == 0 && layout->ep > 1) {
-    return InvalidArgument("expert_parallel_size {}: the model has no experts", layout->ep);
+  if (needs.num_layers != 0 && needs.num_moe_layers == 0) {
+    if (layout->ep > 1) {
+      return InvalidArgument("expert_parallel_size {}: the model has no experts; allowed: 1",
+                             layout->ep);
+    }
+    if (c.expert_tensor_parallel_size() != 0) {
+      return InvalidArgument("expert_tensor_parallel_size {}: the model has no experts; allowed: 0",
+                             layout->etp);
+    }
   }
   const int mesh = layout->tp * layout->cp * layout->dp;
   const int64_t share = int64_t{layout->etp} * layout->ep;
@@ -163,11 +193,11 @@ absl::Status FitBatch(const LayoutNeeds& needs, Layout* layout) {
 }
 
 absl::Status FitSchedule(const ParallelConfig& c, const LayoutNeeds& needs, Layout* layout) {
-  layout->schedule = layout->pp > 1 ? c.pipeline_schedule() : config::PIPELINE_SCHEDULE_1F1B;
+  layout->schedule = c.pipeline_schedule();
   layout->stages_per_rank = c.virtual_pipeline_size() != 0 ? c.virtual_pipeline_size()
                                                            : LeastStagesPerRank(layout->schedule);
   if (layout->pp == 1 && layout->stages_per_rank > 1) {
-    return InvalidArgument("virtual_pipeline_size {}: pipeline_parallel_size is 1",
+    return InvalidArgument("virtual_pipeline_size {}: pipeline_parallel_size is 1; allowed: 0, 1",
                            layout->stages_per_rank);
   }
   const ScheduleSpec spec = PipelineOf(*layout);
@@ -215,11 +245,11 @@ absl::StatusOr<Layout> ResolveLayout(const ParallelConfig& config, int world,
   const bool sequence_parallel =
       config.has_sequence_parallel() ? config.sequence_parallel() : !needs.ladder;
   layout.sequence_parallel = sequence_parallel && layout.tp > 1;
-  layout.ring =
-      layout.cp > 1 && config.context_parallel_method() == config::CONTEXT_PARALLEL_METHOD_RING;
+  layout.ring = config.context_parallel_method() == config::CONTEXT_PARALLEL_METHOD_RING;
   CADRE_RETURN_IF_ERROR(CheckTensors(needs, layout.tp));
   CADRE_RETURN_IF_ERROR(FitExperts(config, needs, &layout));
   CADRE_RETURN_IF_ERROR(FitZero(config, &layout));
+  CADRE_RETURN_IF_ERROR(CheckUses(config, layout));
   CADRE_RETURN_IF_ERROR(CheckSequence(needs, layout));
   CADRE_RETURN_IF_ERROR(FitBatch(needs, &layout));
   CADRE_RETURN_IF_ERROR(FitSchedule(config, needs, &layout));

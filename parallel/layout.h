@@ -68,7 +68,8 @@ struct Layout {
 };
 
 // kInvalidArgument, one line with the arithmetic, where the sizes do not fit the world, the model,
-// the batch or one another.
+// the batch or one another; or where a field that has another value than its default does nothing,
+// whatever the data-parallel size.
 absl::StatusOr<Layout> ResolveLayout(const config::ParallelConfig& config, int world,
                                      const LayoutNeeds& needs);
 

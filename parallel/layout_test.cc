@@ -88,14 +88,65 @@ TEST(Layout, ExpertsAreSharedAsTensorsUnlessSaidOtherwise) {
   EXPECT_EQ(layout.edp, 1);
 }
 
-TEST(Layout, WithoutAPipelineTheScheduleSaysNothing) {
-  config::ParallelConfig config;
+TEST(Layout, AScheduleHasItsStages) {
+  config::ParallelConfig config = Config(1, 1, 2);
   config.set_pipeline_schedule(config::PIPELINE_SCHEDULE_ZB_V);
-  const Layout layout = Resolved(config, 4, Needs());
-  EXPECT_EQ(layout.schedule, config::PIPELINE_SCHEDULE_1F1B);
-  EXPECT_EQ(layout.stages(), 1);
-  config.set_pipeline_parallel_size(2);
   EXPECT_EQ(Resolved(config, 4, Needs()).stages(), 4);
+}
+
+TEST(Layout, RefusesWhatWouldDoNothing) {
+  config::ParallelConfig config = Config(2, 1, 1);
+  config.set_context_parallel_method(config::CONTEXT_PARALLEL_METHOD_RING);
+  EXPECT_EQ(Refusal(config, 4),
+            "context_parallel_method: ring does nothing with context_parallel_size 1; allowed: "
+            "all_gather");
+  config.set_context_parallel_size(2);
+  EXPECT_TRUE(Resolved(config, 4, Needs()).ring);
+
+  config = Config(1, 1, 1);
+  config.set_pipeline_schedule(config::PIPELINE_SCHEDULE_ZB_V);
+  EXPECT_EQ(Refusal(config, 4),
+            "pipeline_schedule: zb_v does nothing with pipeline_parallel_size 1; allowed: 1f1b");
+
+  config = Config(1, 1, 1);
+  for (const int stage : {0, 1, 2}) {
+    config.set_zero_stage(stage);
+    for (const int layers : {0, 4}) {
+      config.set_zero_prefetch(layers);
+      EXPECT_EQ(Refusal(config, 4),
+                fmt::format("zero_prefetch {} does nothing with zero_stage {}, which gathers no "
+                            "weights; allowed: 1, or zero_stage 3",
+                            layers, stage));
+    }
+  }
+  config.set_zero_stage(3);
+  EXPECT_EQ(Resolved(config, 4, Needs()).zero_stage, 3);
+}
+
+TEST(Layout, RefusesTensorsOfExpertsWhereThereAreNone) {
+  const LayoutNeeds dense = Needs([](LayoutNeeds* n) { n->num_moe_layers = 0; });
+  config::ParallelConfig config = Config(2, 1, 1);
+  for (const int size : {1, 2}) {
+    config.set_expert_tensor_parallel_size(size);
+    EXPECT_EQ(
+        Refusal(config, 4, dense),
+        fmt::format("expert_tensor_parallel_size {}: the model has no experts; allowed: 0", size));
+  }
+}
+
+// A run's config.yaml has every default, and an elastic job may shrink to one rank.
+TEST(Layout, TakesDefaultsAndWhatOtherWorldsUse) {
+  config::ParallelConfig config = Config(1, 1, 1);
+  config.set_context_parallel_method(config::CONTEXT_PARALLEL_METHOD_ALL_GATHER);
+  config.set_pipeline_schedule(config::PIPELINE_SCHEDULE_1F1B);
+  config.set_virtual_pipeline_size(0);
+  config.set_zero_prefetch(1);
+  config.set_expert_tensor_parallel_size(0);
+  EXPECT_EQ(Resolved(config, 1, Needs([](LayoutNeeds* n) { n->num_moe_layers = 0; })).world(), 1);
+  config.set_zero_stage(3);
+  config.set_zero_prefetch(4);
+  config.set_zero_group_size(1);
+  EXPECT_EQ(Resolved(config, 1, Needs()).world(), 1);
 }
 
 TEST(Layout, RefusesWhatTheWorldCannotHold) {
@@ -157,7 +208,7 @@ TEST(Layout, RefusesExpertsThatDoNotDivide) {
   EXPECT_EQ(Refusal(config, 4, Needs([](LayoutNeeds* n) { n->num_experts = 6; })),
             "num_experts 6 is not a multiple of expert_parallel_size 4");
   EXPECT_EQ(Refusal(config, 4, Needs([](LayoutNeeds* n) { n->num_moe_layers = 0; })),
-            "expert_parallel_size 4: the model has no experts");
+            "expert_parallel_size 4: the model has no experts; allowed: 1");
 }
 
 TEST(Layout, RefusesSequencesThatDoNotDivide) {
@@ -216,9 +267,10 @@ TEST(Layout, RefusesStagesThatAScheduleDoesNotHave) {
   config.set_virtual_pipeline_size(1);
   EXPECT_EQ(Refusal(config, 2),
             "virtual_pipeline_size 1: 1 stages on each rank: interleaved_1f1b takes 2 or more");
-  config.set_pipeline_parallel_size(1);
+  config = Config(1, 1, 1);
   config.set_virtual_pipeline_size(2);
-  EXPECT_EQ(Refusal(config, 2), "virtual_pipeline_size 2: pipeline_parallel_size is 1");
+  EXPECT_EQ(Refusal(config, 2),
+            "virtual_pipeline_size 2: pipeline_parallel_size is 1; allowed: 0, 1");
 }
 
 TEST(Layout, RefusesMicrobatchesThatAScheduleDoesNotTake) {

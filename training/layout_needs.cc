@@ -1,6 +1,7 @@
 #include "training/layout_needs.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "model/hf_config.h"
 #include "model/model_cost.h"
@@ -16,6 +17,38 @@ absl::Status CheckSupported(const DecoderSpec& spec, const Layout& layout) {
       "parallel.context_parallel_method: ring knows no attention sinks, which {} has; allowed: "
       "all_gather",
       spec.model_type);
+}
+
+// As for a layout's fields: what has another value than its default, or than what turns it off,
+// must have something to act on.
+absl::Status CheckMixture(const DecoderSpec& spec, const config::MoeTrainingConfig& moe) {
+  const bool experts = std::ranges::any_of(spec.layers, &LayerSpec::is_moe);
+  const bool biases = std::ranges::any_of(spec.layers, [](const LayerSpec& layer) {
+    return layer.is_moe && layer.moe.router.kind == moe::RouterKind::kSigmoidBias;
+  });
+  if (!biases && moe.router_bias_update_rate() != 0) {
+    return InvalidArgument(
+        "moe.router_bias_update_rate {}: {} has no router with a bias that chooses; allowed: 0",
+        moe.router_bias_update_rate(), spec.model_type);
+  }
+  if (experts) return absl::OkStatus();
+  const double balance = moe.balance_loss_coef();
+  const double usual = config::MoeTrainingConfig::default_instance().balance_loss_coef();
+  if (balance != 0 && balance != usual) {
+    return InvalidArgument("moe.balance_loss_coef {}: {} has no experts; allowed: 0, {}", balance,
+                           spec.model_type, usual);
+  }
+  if (moe.balance_scope() != config::BALANCE_SCOPE_SEQUENCE) {
+    return InvalidArgument("moe.balance_scope: {} has no experts; allowed: sequence",
+                           spec.model_type);
+  }
+  for (const auto& [field, value] : {std::pair("router_z_loss_coef", moe.router_z_loss_coef()),
+                                     std::pair("capacity_factor", moe.capacity_factor())}) {
+    if (value == 0) continue;
+    return InvalidArgument("moe.{} {}: {} has no experts; allowed: 0", field, value,
+                           spec.model_type);
+  }
+  return absl::OkStatus();
 }
 
 }  // namespace
@@ -72,6 +105,7 @@ absl::StatusOr<Layout> LayoutOfRun(const config::TrainConfig& config, int world)
   CADRE_ASSIGN_OR_RETURN(const Layout layout,
                          ResolveLayout(config.parallel(), world, LayoutNeedsOf(spec, config)));
   CADRE_RETURN_IF_ERROR(CheckSupported(spec, layout));
+  CADRE_RETURN_IF_ERROR(CheckMixture(spec, config.moe()));
   return layout;
 }
 

@@ -17,7 +17,8 @@ absl::StatusOr<DecoderSpec> SpecOfRun(const config::TrainConfig& config);
 LayoutNeeds LayoutNeedsOf(const DecoderSpec& spec, const config::TrainConfig& config);
 
 // Whether `config` can run on `world` ranks, read from its files alone: for launchers, before they
-// start a rank. Errors as ResolveLayout's and the model configuration's.
+// start a rank. Errors as ResolveLayout's and the model configuration's; kInvalidArgument, too, for
+// fields of `moe` that this model gives nothing to do.
 absl::StatusOr<Layout> LayoutOfRun(const config::TrainConfig& config, int world);
 
 }  // namespace cadre

@@ -425,7 +425,13 @@ class Nodes(Case):
                 (("--nproc-per-node", 2, "--nnodes", "1:"), "--nnodes 1:: N or MIN:MAX"),
                 (("--nproc-per-node", 2, "--nnodes", 2**31), "--nnodes 2147483648: N or MIN:MAX"),
                 (("--nproc-per-node", 2, "--nnodes", 65536), "a job has at most 65536 ranks"),
-                (("--nproc-per-node", 2, "--rdzv-last-call", -1), "--rdzv-last-call -1: 0 to 86400"),
+                (("--nproc-per-node", 2, "--nnodes", "1:2", "--rdzv-last-call", -1),
+                 "--rdzv-last-call -1: 0 to --rdzv-timeout, 60 seconds"),
+                (("--nproc-per-node", 2, "--nnodes", "1:2", "--rdzv-last-call", 61),
+                 "--rdzv-last-call 61: 0 to --rdzv-timeout, 60 seconds"),
+                (("--nproc-per-node", 2, "--nnodes", "2:2", "--rdzv-last-call", 5),
+                 "--rdzv-last-call 5: --nnodes 2 waits for all of them; it needs MIN:MAX"),
+                (("--nproc-per-node", 2, "--rdzv-last-call", 5), "--rdzv-last-call 5: --nnodes 1 waits"),
                 (("--nproc-per-node", 2, "--nnodes", 2, "--rdzv-endpoint", "a:1"), "CADRE_JOB_TOKEN"),
                 (("--nproc-per-node", 2, "--node-rank", 1), "--node-rank 1: 0 to 0"),
                 (("--nproc-per-node", 2, "--max-restarts", -1), "--max-restarts -1"),
@@ -501,7 +507,8 @@ class Elastic(Case):
     def test_one_that_gets_sigterm_leaves_and_the_others_go_on(self):
         actions = (*self.HERE, "0:environ=TORCHELASTIC_RESTART_COUNT", "*:wait")
         # No last call: it would not end before the test does.
-        nodes = [self.node(number, *actions, nodes="2:3", last_call=1000) for number in range(3)]
+        nodes = [self.node(number, *actions, nodes="2:3", last_call=1000, flags=["--rdzv-timeout", 1000])
+                 for number in range(3)]
         self.wait_for_nodes(nodes[0], "nodes 0-2")
         nodes[1].send_signal(signal.SIGTERM)
         self.assert_done(nodes[1])

@@ -376,6 +376,11 @@ class Refusals(Case):
         self.assertIn("num_experts 4 is not a multiple of",
                       self.refused(3, "parallel.expert_parallel_size=3", "global_batch_size=12"))
 
+    def test_options_that_do_nothing(self):
+        self.assertIn("zero_prefetch 4 does nothing with zero_stage 1", self.refused(2, "parallel.zero_prefetch=4"))
+        self.assertIn("ring does nothing with context_parallel_size 1",
+                      self.refused(2, "parallel.context_parallel_method=ring"))
+
     def ends(self, ranks):
         """What each of some ranks says last, started with no launcher: (program, overrides) of each."""
         with free_port() as port, contextlib.ExitStack() as stack:

@@ -48,6 +48,7 @@ class Show(unittest.TestCase):
         self.assertIn("at most", refused(*show, "--microbatches", "2000000000", code=2))
         self.assertIn("4096", refused("schedule", "show", "--stages", "2000000000", code=2))
         self.assertIn("durations", refused(*show, "--backward", "-1", code=2))
+        self.assertIn("--backward excludes", refused(*show, "--backward", 2, "--backward-weight", 1, code=2))
         self.assertIn("durations", refused(*show, "--split", "1,2", code=2))
         self.assertIn("--split", refused(*show, "--split", "0,0,0,0", code=2))
 
