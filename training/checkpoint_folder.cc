@@ -9,7 +9,12 @@
 #include <filesystem>
 #include <string_view>
 
+#include <absl/strings/str_join.h>
+#include <absl/strings/str_split.h>
+
 #include "core/file.h"
+#include "parallel/agree.h"
+#include "parallel/groups.h"
 
 namespace cadre {
 namespace {
@@ -58,6 +63,25 @@ absl::Status PointLatest(const std::string& root, int64_t step) {
   return Rename(temporary, root + "/latest");
 }
 
+// Newest first. Rank 0's list is everyone's: a network folder may not show its newest names
+// everywhere at once.
+absl::StatusOr<std::vector<std::string>> Candidates(const std::string& root, Communicator* group) {
+  auto entries = GroupRank(group) == 0 ? ListCheckpoints(root) : std::vector<CheckpointEntry>();
+  CADRE_RETURN_IF_ERROR(AgreeIn(group, entries.status(), {"checkpoints"}));
+  std::vector<std::string> names;
+  for (const CheckpointEntry& entry : *entries) {
+    names.push_back(fs::path(entry.path).filename().string());
+  }
+  if (group != nullptr) {
+    // No name has a slash.
+    CADRE_ASSIGN_OR_RETURN(const auto all,
+                           GatherText(*group, absl::StrJoin(names, "/"), {"checkpoints"}));
+    names = absl::StrSplit(all[0], '/', absl::SkipEmpty());
+  }
+  for (std::string& name : names) name = root + "/" + name;
+  return names;
+}
+
 // Under another name first: a half-removed folder must not look like a checkpoint.
 absl::Status Remove(const std::string& root, const std::string& name) {
   std::string doomed = fmt::format("{}/{}{}", root, kRemoving, name);
@@ -93,14 +117,17 @@ absl::StatusOr<std::vector<CheckpointEntry>> ListCheckpoints(const std::string& 
 }
 
 absl::StatusOr<std::optional<FoundCheckpoint>> FindGoodCheckpoint(
-    const std::string& root, const std::function<void(const std::string&)>& warn) {
-  CADRE_ASSIGN_OR_RETURN(std::vector<CheckpointEntry> entries, ListCheckpoints(root));
-  for (const CheckpointEntry& entry : entries) {
-    auto manifest = ReadManifest(entry.path);
-    absl::Status status = manifest.status();
-    if (status.ok()) status = VerifyFiles(entry.path, *manifest);
-    if (status.ok()) return FoundCheckpoint{entry.path, *std::move(manifest)};
-    warn(fmt::format("checkpoint passed over: {}", Message(status)));
+    const std::string& root, const std::function<void(const std::string&)>& warn,
+    Communicator* group) {
+  CADRE_ASSIGN_OR_RETURN(const std::vector<std::string> paths, Candidates(root, group));
+  for (const std::string& path : paths) {
+    auto manifest = ReadManifest(path);
+    absl::Status status = AgreeIn(group, manifest.status(), {"manifest"});
+    if (status.ok()) status = VerifyFiles(path, *manifest, group);
+    if (status.ok()) return FoundCheckpoint{path, *std::move(manifest)};
+    // Ranks that have lost one another know nothing of the checkpoint.
+    CADRE_RETURN_IF_ERROR(AgreeIn(group, absl::OkStatus(), {"checkpoint passed over"}));
+    warn(Message(status));
   }
   return std::nullopt;
 }

@@ -32,10 +32,12 @@ struct FoundCheckpoint {
   Manifest manifest;
 };
 
-// The newest checkpoint whose files all have their checksums; nothing where there is none. Each one
-// that is passed over is told to `warn` as one line.
+// The newest checkpoint whose files all have their checksums; nothing where there is none. Why one
+// is passed over is told to `warn` as one line. Collective over `group` (null: one process): its
+// ranks share the reading, and find and are told the same.
 absl::StatusOr<std::optional<FoundCheckpoint>> FindGoodCheckpoint(
-    const std::string& root, const std::function<void(const std::string&)>& warn);
+    const std::string& root, const std::function<void(const std::string&)>& warn,
+    Communicator* group = nullptr);
 
 // Where a checkpoint lies while it is written.
 std::string WritingFolder(const std::string& root, int64_t step);

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 #include <sys/mount.h>
 
+#include <fstream>
 #include <map>
 #include <numeric>
 
@@ -119,6 +120,63 @@ TEST(CheckpointRanks, OptimizersOfShardsSaveAndLoadWhatOneWould) {
     for (const auto& [name, bytes] : expected) EXPECT_TRUE(files.at(name) == bytes) << name;
     std::filesystem::remove_all(root);
   }
+}
+
+void FlipLastByte(const std::string& path) {
+  std::string bytes = *ReadFile(path);
+  bytes.back() = static_cast<char>(bytes.back() ^ 1);
+  std::ofstream(path, std::ios::binary | std::ios::trunc) << bytes;
+}
+
+TEST(CheckpointRanks, EachFileIsVerifiedByOneRankForAll) {
+  const std::string root = FreshFolder("ranks_verify");
+  const Grid grid(3, 5);
+  for (const int64_t step : {1, 2}) SaveUnder(grid, DType::kBF16, root, step);
+  const std::string newest = root + "/step-000002";
+  RunRanks(3, [&](World& world) {
+    auto group = Everyone(world);
+    const auto find = [&](std::string* why) {
+      const auto found = FindGoodCheckpoint(
+          root, [why](const auto& line) { *why += line; }, group.get());
+      EXPECT_TRUE(found.ok() && found->has_value()) << Message(found.status());
+      return (*found)->manifest.state.step;
+    };
+    std::string why;
+    EXPECT_EQ(find(&why), 2);
+    EXPECT_EQ(why, "");
+    const Manifest manifest = *ReadManifest(newest);
+    ASSERT_GT(manifest.files.size(), 3);
+    int verifier = 0;
+    for (const auto& [name, file] : manifest.files) {
+      const std::string path = newest + "/" + name;
+      const auto flip = [&] {
+        EXPECT_TRUE(Agree(*group, absl::OkStatus(), {"before"}).ok());
+        if (world.rank() == 0) FlipLastByte(path);
+        EXPECT_TRUE(Agree(*group, absl::OkStatus(), {"after"}).ok());
+      };
+      flip();
+      why.clear();
+      EXPECT_EQ(find(&why), 1);
+      EXPECT_THAT(why, testing::StartsWith(fmt::format("rank {}: {}: checksum ", verifier, path)));
+      flip();
+      verifier = (verifier + 1) % 3;
+    }
+  });
+  std::filesystem::remove_all(root);
+}
+
+TEST(CheckpointRanks, RanksThatAreLostPassNoCheckpointOver) {
+  const std::string root = FreshFolder("ranks_verify_lost");
+  const Grid grid(2, 5);
+  SaveUnder(grid, DType::kBF16, root, 1);
+  RunRanks(2, [&](World& world) {
+    auto group = Everyone(world);
+    if (world.rank() == 1) return;
+    const auto found = FindGoodCheckpoint(
+        root, [](const std::string& line) { ADD_FAILURE() << line; }, group.get());
+    EXPECT_EQ(found.status().code(), absl::StatusCode::kUnavailable) << found.status();
+  });
+  std::filesystem::remove_all(root);
 }
 
 TEST(CheckpointRanks, AFolderThatARankHasForItselfIsNamed) {

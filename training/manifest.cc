@@ -134,6 +134,20 @@ absl::StatusOr<std::vector<std::string>> FilesIn(const std::string& folder) {
   return names;
 }
 
+absl::Status VerifyFile(const std::string& path, const ManifestFile& expected) {
+  const auto actual = Describe(path);
+  if (absl::IsNotFound(actual.status())) return DataLoss("{}: missing", path);
+  CADRE_RETURN_IF_ERROR(actual.status());
+  if (actual->size != expected.size) {
+    return DataLoss("{}: {} bytes, the manifest says {}", path, actual->size, expected.size);
+  }
+  if (actual->checksum != expected.checksum) {
+    return DataLoss("{}: checksum {}, the manifest says {}", path, Hex(actual->checksum),
+                    Hex(expected.checksum));
+  }
+  return absl::OkStatus();
+}
+
 // What each rank hands in, as an array by rank.
 absl::StatusOr<Json> GatherJson(Communicator* group, Json mine) {
   if (group == nullptr) return Json::array({std::move(mine)});
@@ -210,21 +224,15 @@ absl::StatusOr<Manifest> ReadManifest(const std::string& folder) {
   }
 }
 
-absl::Status VerifyFiles(const std::string& folder, const Manifest& manifest) {
+absl::Status VerifyFiles(const std::string& folder, const Manifest& manifest, Communicator* group) {
+  absl::Status mine;
+  int turn = 0;
   for (const auto& [name, expected] : manifest.files) {
-    std::string path = fmt::format("{}/{}", folder, name);
-    auto actual = Describe(path);
-    if (absl::IsNotFound(actual.status())) return DataLoss("{}: missing", path);
-    CADRE_RETURN_IF_ERROR(actual.status());
-    if (actual->size != expected.size) {
-      return DataLoss("{}: {} bytes, the manifest says {}", path, actual->size, expected.size);
-    }
-    if (actual->checksum != expected.checksum) {
-      return DataLoss("{}: checksum {}, the manifest says {}", path, Hex(actual->checksum),
-                      Hex(expected.checksum));
-    }
+    if (turn++ % GroupSize(group) != GroupRank(group)) continue;
+    mine = VerifyFile(fmt::format("{}/{}", folder, name), expected);
+    if (!mine.ok()) break;
   }
-  return absl::OkStatus();
+  return AgreeIn(group, mine, {"checksums"});
 }
 
 }  // namespace cadre

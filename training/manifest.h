@@ -54,7 +54,9 @@ absl::Status WriteManifest(const std::string& folder, const Manifest& manifest);
 absl::StatusOr<Manifest> ReadManifest(const std::string& folder);
 
 // Reads all files of a checkpoint: each must be there with its size and checksum. kDataLoss names
-// the first file that differs.
-absl::Status VerifyFiles(const std::string& folder, const Manifest& manifest);
+// the first file that differs. Collective over `group` (null: one process), whose ranks have read
+// the same manifest: each file is read by one rank, and all return the first failing rank's error.
+absl::Status VerifyFiles(const std::string& folder, const Manifest& manifest,
+                         Communicator* group = nullptr);
 
 }  // namespace cadre

@@ -45,28 +45,18 @@ absl::Status Trainer::StartAnew(const std::string& root) {
   return absl::OkStatus();
 }
 
-// What the leader finds is what every rank continues from.
 absl::StatusOr<std::optional<FoundCheckpoint>> Trainer::FindResumePoint(const std::string& root) {
-  std::optional<FoundCheckpoint> found;
-  if (ranks_.leader()) {
-    CADRE_ASSIGN_OR_RETURN(found, FindGoodCheckpoint(root, [this](const std::string& line) {
-                             options_.log->warn("{}", line);
-                           }));
-    if (!found.has_value()) {
-      CADRE_ASSIGN_OR_RETURN(auto all, ListCheckpoints(root));
-      if (!all.empty()) {
-        return DataLoss("{}: none of its {} checkpoints is whole; --resume never sets them aside",
-                        root, all.size());
-      }
-    }
-  }
-  CADRE_ASSIGN_OR_RETURN(
-      const int64_t step,
-      ranks_.FromLeader(found.has_value() ? found->manifest.state.step : -1, {"resume"}));
-  if (ranks_.leader() || step < 0) return found;
-  found.emplace(FoundCheckpoint{.path = root + "/" + CheckpointName(step)});
-  CADRE_ASSIGN_OR_RETURN(found->manifest, ReadManifest(found->path));
-  return found;
+  std::vector<std::string> passed_over;
+  const auto warn = [&](const std::string& why) {
+    passed_over.push_back(why);
+    if (ranks_.leader()) options_.log->warn("checkpoint passed over: {}", why);
+  };
+  CADRE_ASSIGN_OR_RETURN(auto found, FindGoodCheckpoint(root, warn, ranks_.checkpoint_group()));
+  if (found.has_value() || passed_over.empty()) return found;
+  return DataLoss(
+      "{}: none of its {} checkpoints is whole, the newest because of {}; --resume "
+      "never sets them aside",
+      root, passed_over.size(), passed_over.front());
 }
 
 absl::Status Trainer::Resume() {

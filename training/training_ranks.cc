@@ -105,15 +105,6 @@ absl::StatusOr<bool> TrainingRanks::Any(bool mine, const OpLabel& label) {
   return *flag.data<int32_t>() != 0;
 }
 
-absl::StatusOr<int64_t> TrainingRanks::FromLeader(int64_t value, const OpLabel& label) {
-  if (mesh_.world() == nullptr) return value;
-  // The leader may have had to read a whole checkpoint for it, which takes longer than a step may.
-  const Tensor said = Tensor::Zeros(allocator_, {1}, DType::kI64);
-  *said.data<int64_t>() = value;
-  CADRE_RETURN_IF_ERROR(mesh_.checkpoint()->Broadcast(said, 0, label)->Wait());
-  return *said.data<int64_t>();
-}
-
 absl::Status TrainingRanks::Meet(const OpLabel& label) {
   return mesh_.world() == nullptr ? absl::OkStatus() : mesh_.checkpoint()->Barrier(label)->Wait();
 }

@@ -59,8 +59,6 @@ class TrainingRanks {
   absl::StatusOr<double> MostOfStages(double mine, const OpLabel& label);
   // Whether any rank of the world says so.
   absl::StatusOr<bool> Any(bool mine, const OpLabel& label);
-  // The leader's value. As Meet.
-  absl::StatusOr<int64_t> FromLeader(int64_t value, const OpLabel& label);
   // All ranks of the world are here, however long their disks take; while no checkpoint is written.
   absl::Status Meet(const OpLabel& label);
 
