@@ -45,6 +45,23 @@ TEST(Reduce, OrderAndRounding) {
   EXPECT_EQ(wrapped, INT32_MIN);
 }
 
+TEST(Reduce, AnAverageOfIntegersIsAMistake) {
+  int32_t sum = 4;
+  const std::vector<const std::byte*> sources = {reinterpret_cast<const std::byte*>(&sum)};
+  EXPECT_DEATH(ReduceInRankOrder(DType::kI32, ReduceOp::kAverage, sources, 1,
+                                 reinterpret_cast<std::byte*>(&sum)),
+               "an average of i32");
+  RunRanks(1, [](World& world) {
+    HostAllocator memory;
+    auto group = world.NewGroup("all", {0});
+    const Tensor a = Tensor::Empty(memory, {4}, DType::kI64), b = a;
+    EXPECT_DEATH(group->AllReduce(a, ReduceOp::kAverage, {"test"}), "an average of i64");
+    EXPECT_DEATH(group->ReduceScatter(a, b, ReduceOp::kAverage, {"test"}), "an average of i64");
+    EXPECT_DEATH(group->ReduceScatterV(a, b, std::vector<int64_t>{4}, ReduceOp::kAverage, {"test"}),
+                 "an average of i64");
+  });
+}
+
 class Collectives : public testing::TestWithParam<int> {};
 INSTANTIATE_TEST_SUITE_P(Sizes, Collectives, testing::Values(1, 2, 3, 4, 5, 8));
 

@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <numeric>
 
+#include "parallel/reduce.h"
+
 namespace cadre {
 namespace {
 
@@ -91,6 +93,7 @@ WorkPtr CpuCommunicator::StartPointToPoint(Call call, int peer, uint32_t* sequen
 }
 
 WorkPtr CpuCommunicator::AllReduce(const Tensor& buffer, ReduceOp op, const OpLabel& label) {
+  CheckReduction(buffer.dtype(), op);
   return Start({"all_reduce",
                 label,
                 buffer.bytes(),
@@ -127,6 +130,7 @@ WorkPtr CpuCommunicator::ReduceScatterV(const Tensor& input, const Tensor& outpu
 WorkPtr CpuCommunicator::ReduceParts(Call call, std::vector<int64_t> parts, ReduceOp op) {
   const Tensor &input = call.tensors[0], &output = call.tensors[1];
   CheckSameType(input, output);
+  CheckReduction(input.dtype(), op);
   call.begin = [reduction = Reduction{input.dtype(), op}, from = input.raw(), to = output.raw(),
                 parts = std::move(parts)](const Messages& messages) {
     return cadre::ReduceScatter(messages, reduction, from, to, parts);

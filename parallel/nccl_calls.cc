@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <numeric>
 
+#include "parallel/reduce.h"
+
 namespace cadre {
 namespace {
 
@@ -11,12 +13,6 @@ using Kind = NcclCall::Kind;
 void CheckPair(const Tensor& input, const Tensor& output) {
   CADRE_CHECK(input.dtype() == output.dtype(), "{} and {}", Name(input.dtype()),
               Name(output.dtype()));
-}
-
-void CheckReduction(DType dtype, ReduceOp op) {
-  const bool floating =
-      dtype == DType::kF64 || dtype == DType::kF32 || dtype == DType::kBF16 || dtype == DType::kF16;
-  CADRE_CHECK(floating || op != ReduceOp::kAverage, "an average of {}", Name(dtype));
 }
 
 // A run of a tensor's elements.

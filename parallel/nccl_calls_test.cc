@@ -105,6 +105,10 @@ TEST_F(CallsDeathTest, WhatDoesNotFitIsABrokenInvariant) {
   const Tensor a = Make({6}), b = Make({4}), ints = Make({6}, DType::kI32);
   const std::vector<int64_t> rows = {2, 3}, two = {2, 2};
   EXPECT_DEATH(AllReduceCalls(ints, ReduceOp::kAverage), "an average of i32");
+  EXPECT_DEATH(ReduceScatterCalls({0, 1}, ints, ints, ReduceOp::kAverage), "an average of i32");
+  EXPECT_DEATH(ReduceScatterVCalls({0, 1}, ints, ints, std::vector<int64_t>{ints.dim(0)},
+                                   ReduceOp::kAverage),
+               "an average of i32");
   EXPECT_DEATH(ReduceScatterCalls({0, 2}, a, b, ReduceOp::kSum), "\\[6\\] into 2 parts of \\[4\\]");
   EXPECT_DEATH(AllGatherCalls({0, 2}, a, ints), "f32 and i32");
   EXPECT_DEATH(AllGatherVCalls({0, 2}, b, a, rows), "\\[6\\] for 5 rows");

@@ -79,8 +79,15 @@ void Reduce(ReduceOp op, std::span<const std::byte* const> sources, int64_t nume
 
 }  // namespace
 
+void CheckReduction(DType dtype, ReduceOp op) {
+  const bool floating =
+      dtype == DType::kF64 || dtype == DType::kF32 || dtype == DType::kBF16 || dtype == DType::kF16;
+  CADRE_CHECK(floating || op != ReduceOp::kAverage, "an average of {}", Name(dtype));
+}
+
 void ReduceInRankOrder(DType dtype, ReduceOp op, std::span<const std::byte* const> sources,
                        int64_t numel, std::byte* out) {
+  CheckReduction(dtype, op);
   switch (dtype) {
     case DType::kF64:
       return Reduce<double>(op, sources, numel, out);
