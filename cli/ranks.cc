@@ -1,11 +1,16 @@
 #include "cli/ranks.h"
 
+#include <spdlog/spdlog.h>
 #include <xxhash.h>
 
 #include <algorithm>
+#include <condition_variable>
 #include <cstddef>
 #include <memory>
+#include <mutex>
 #include <optional>
+#include <stop_token>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -64,7 +69,35 @@ bool TellsOfPeers(const absl::Status& status) {
   return absl::IsUnavailable(status) || absl::IsDeadlineExceeded(status);
 }
 
-absl::Status Connect(const RankEnvironment& environment, WorldOptions options, Ranks* ranks) {
+// Says what is waited for, once it took a while, so that nobody looks at a silent program.
+class WaitNotice {
+ public:
+  WaitNotice(const RankEnvironment& environment, spdlog::logger& log)
+      : thread_([this, &log, text = TextFor(environment)](const std::stop_token& over) {
+          std::unique_lock lock(mutex_);
+          woken_.wait_for(lock, over, kPatience, [] { return false; });
+          if (!over.stop_requested()) log.info("{}", text);
+        }) {}
+
+ private:
+  static constexpr std::chrono::seconds kPatience{10};
+
+  static std::string TextFor(const RankEnvironment& environment) {
+    return fmt::format("rank {} of {} ({}) waits for the others at {}, for up to {} s",
+                       environment.rank, environment.world_size, environment.source,
+                       Endpoint(environment.master_address, environment.master_port),
+                       std::chrono::seconds(kJoinTimeout).count());
+  }
+
+  std::mutex mutex_;
+  std::condition_variable_any woken_;
+  std::jthread thread_;  // last: it ends before what it uses
+};
+
+absl::Status Connect(const RankEnvironment& environment, WorldOptions options, spdlog::logger& log,
+                     Ranks* ranks) {
+  std::optional<WaitNotice> notice;
+  if (environment.local_rank == 0) notice.emplace(environment, log);
   CADRE_ASSIGN_OR_RETURN(ranks->membership, JoinJob(environment, kJoinTimeout));
   options.recorder = ranks->membership.recorder.get();
   CADRE_ASSIGN_OR_RETURN(ranks->world, World::Create(*ranks->membership.bootstrap, options));
@@ -87,7 +120,8 @@ absl::StatusOr<OwnStart> FindOwnStart() {
 }
 
 absl::StatusOr<std::unique_ptr<Ranks>> JoinRanks(const config::CommConfig& comm,
-                                                 const std::string& configuration, bool trace) {
+                                                 const std::string& configuration, bool trace,
+                                                 spdlog::logger& log) {
   CADRE_ASSIGN_OR_RETURN(const TransportKind transport, KindOf(comm.transport()));
   CADRE_ASSIGN_OR_RETURN(const auto environment, Environment());
   if (!environment.has_value() || environment->world_size == 1) return nullptr;
@@ -99,7 +133,7 @@ absl::StatusOr<std::unique_ptr<Ranks>> JoinRanks(const config::CommConfig& comm,
                                           .must_agree = {{"program", program},
                                                          {"configuration", Hash(configuration)},
                                                          {"--trace", trace ? "one" : "none"}}},
-                                         ranks.get());
+                                         log, ranks.get());
   CADRE_RETURN_IF_ERROR(WithPeerLoss(connected, ranks.get()));
   return ranks;
 }

@@ -8,6 +8,10 @@
 #include "core/status.h"
 #include "parallel/world.h"
 
+namespace spdlog {
+class logger;
+}
+
 namespace cadre::config {
 class CommConfig;
 }
@@ -21,9 +25,11 @@ struct Ranks {
 
 // Joins the job and connects to its ranks; null where this process is the only one.
 // `configuration`, and whether they trace, must be the same on all of them, and so must the
-// program. A rank that does not come is a peer lost, in the status' exit code.
+// program. A rank that does not come is a peer lost, in the status' exit code; `log` is told where
+// that takes a while.
 absl::StatusOr<std::unique_ptr<Ranks>> JoinRanks(const config::CommConfig& comm,
-                                                 const std::string& configuration, bool trace);
+                                                 const std::string& configuration, bool trace,
+                                                 spdlog::logger& log);
 
 // Why a rank ended, with the exit code of one that lost a peer where that is it: `status` is of
 // what needed the other ranks, and their world, if it came to be, has failed.

@@ -57,6 +57,7 @@ class Variables {
 
 constexpr int kMaxRanks = Gathering::kMaxMembers;
 constexpr int kMaxCount = 1 << 30;
+constexpr int kMaxPort = 65535;
 
 // What one convention calls them; an empty name is never set.
 struct Names {
@@ -88,7 +89,7 @@ void ReadNumbers(Variables& variables, const Names& names, RankEnvironment* envi
 
 // MASTER_ADDR and MASTER_PORT, which every convention may set; `derived` is what this one knows.
 void ReadMaster(Variables& variables, const std::string& derived, RankEnvironment* environment) {
-  environment->master_port = variables.NumberOr("MASTER_PORT", 1, 65535, kDefaultRendezvousPort);
+  environment->master_port = variables.NumberOr("MASTER_PORT", 1, kMaxPort, kDefaultRendezvousPort);
   const bool one_node = environment->local_world_size == environment->world_size;
   environment->master_address = variables.TextOr("MASTER_ADDR", !derived.empty() ? derived
                                                                 : one_node       ? kLoopback
@@ -105,7 +106,14 @@ void Torchrun(Variables& variables, RankEnvironment* environment) {
   environment->node_rank = variables.NumberOr("GROUP_RANK", 0, kMaxRanks - 1, 0);
   environment->restart_count = variables.NumberOr("TORCHELASTIC_RESTART_COUNT", 0, kMaxCount, 0);
   const std::optional<std::string> hosted = variables.Text(kRendezvousVariable);
-  if (!hosted) return ReadMaster(variables, "", environment);
+  if (!hosted) {
+    ReadMaster(variables, "", environment);
+    // torchrun's own store listens at MASTER_PORT then.
+    if (variables.TextOr("TORCHELASTIC_USE_AGENT_STORE", "") == "True") {
+      environment->master_port += environment->master_port < kMaxPort ? 1 : -1;
+    }
+    return;
+  }
   const absl::StatusOr<HostPort> endpoint = ParseEndpoint(kRendezvousVariable, *hosted);
   if (!endpoint.ok()) return variables.Wrong(endpoint.status());
   environment->master_address = endpoint->host;
@@ -192,7 +200,7 @@ void Kubeflow(Variables& variables, RankEnvironment* environment) {
   }
   ReadMaster(variables, variables.TextOr("PET_MASTER_ADDR", ""), environment);
   environment->master_port =
-      variables.NumberOr("PET_MASTER_PORT", 1, 65535, environment->master_port);
+      variables.NumberOr("PET_MASTER_PORT", 1, kMaxPort, environment->master_port);
 }
 
 void IndexedJob(Variables& variables, const std::string& host_name, RankEnvironment* environment) {
@@ -271,7 +279,8 @@ absl::StatusOr<NodeEnvironment> FindNodeEnvironment(const VariableLookup& lookup
     address = variables.TextOr("MASTER_ADDR", SlurmMaster(variables));
   }
   if (!address.empty()) {
-    node.rendezvous = HostPort{address, variables.NumberOr(port, 1, 65535, kDefaultRendezvousPort)};
+    node.rendezvous =
+        HostPort{address, variables.NumberOr(port, 1, kMaxPort, kDefaultRendezvousPort)};
   }
   CADRE_RETURN_IF_ERROR(variables.status());
   return node;

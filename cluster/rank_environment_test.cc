@@ -11,6 +11,7 @@ namespace cadre {
 namespace {
 
 using ::testing::ElementsAre;
+using ::testing::EndsWith;
 using ::testing::HasSubstr;
 using Variables = std::map<std::string, std::string>;
 
@@ -59,6 +60,19 @@ TEST(RankEnvironment, Torchrun) {
   EXPECT_EQ(
       Found({{"RANK", "1"}, {"WORLD_SIZE", "2"}, {"LOCAL_RANK", "1"}, {"LOCAL_WORLD_SIZE", "2"}}),
       "torchrun 1/2 1/2 0 0 127.0.0.1:29500");
+}
+
+TEST(RankEnvironment, ThePortOfTorchrunsOwnStoreIsLeftToIt) {
+  Variables torchrun = {{"RANK", "0"},
+                        {"WORLD_SIZE", "2"},
+                        {"MASTER_ADDR", "host0"},
+                        {"MASTER_PORT", "1234"},
+                        {"TORCHELASTIC_USE_AGENT_STORE", "False"}};
+  EXPECT_THAT(Found(torchrun), EndsWith(" host0:1234"));
+  torchrun["TORCHELASTIC_USE_AGENT_STORE"] = "True";
+  EXPECT_THAT(Found(torchrun), EndsWith(" host0:1235"));
+  torchrun["MASTER_PORT"] = "65535";
+  EXPECT_THAT(Found(torchrun), EndsWith(" host0:65534"));
 }
 
 TEST(RankEnvironment, OurLauncherHostsTheRendezvous) {

@@ -1,5 +1,7 @@
 #include "cluster/rendezvous_channel.h"
 
+#include <netdb.h>
+
 #include <random>
 
 #include "cluster/gathering.h"
@@ -7,6 +9,18 @@
 #include "cluster/rendezvous_server.h"
 
 namespace cadre {
+namespace {
+
+// Empty where the name is known here.
+std::string WhyUnknown(const std::string& host) {
+  addrinfo* found = nullptr;
+  const int error = getaddrinfo(host.c_str(), nullptr, nullptr, &found);
+  if (error != 0) return fmt::format(": '{}': {}", host, gai_strerror(error));
+  freeaddrinfo(found);
+  return "";
+}
+
+}  // namespace
 
 absl::StatusOr<std::shared_ptr<grpc::Channel>> ConnectRendezvous(const RendezvousPeer& peer) {
   grpc::ChannelArguments arguments;
@@ -25,8 +39,8 @@ absl::StatusOr<std::shared_ptr<grpc::Channel>> ConnectRendezvous(const Rendezvou
   auto channel = grpc::CreateCustomChannel(endpoint, grpc::InsecureChannelCredentials(), arguments);
   if (!channel->WaitForConnected(std::chrono::system_clock::now() + peer.timeout)) {
     return absl::DeadlineExceededError(
-        fmt::format("rendezvous: nobody answers at {} after {:g} s", endpoint,
-                    static_cast<double>(peer.timeout.count()) / 1000));
+        fmt::format("rendezvous: nobody answers at {} after {:g} s{}", endpoint,
+                    static_cast<double>(peer.timeout.count()) / 1000, WhyUnknown(peer.host)));
   }
   return channel;
 }

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Installs the Debian packages that Cadre builds and runs with; does nothing where all are present.
-# --fuzz adds clang and its run-time libraries, for the preset `fuzz`.
+# --fuzz adds clang and its run-time libraries, for the preset `fuzz`; --starters Slurm and Open MPI, for
+# tests/e2e/starters_test.py.
 set -euo pipefail
 
 packages=(
@@ -12,7 +13,13 @@ packages=(
   libgtest-dev libgmock-dev libbenchmark-dev librapidcheck-dev
   bible-kjv curl zstd
 )
-if [[ "${1:-}" == "--fuzz" ]]; then packages+=(clang libclang-rt-14-dev libomp-dev); fi
+for flag in "$@"; do
+  case $flag in
+    --fuzz) packages+=(clang libclang-rt-14-dev libomp-dev) ;;
+    --starters) packages+=(slurm-wlm munge openmpi-bin) ;;
+    *) echo "error: unknown option $flag; --fuzz and --starters are there" >&2; exit 2 ;;
+  esac
+done
 
 missing=()
 for package in "${packages[@]}"; do
