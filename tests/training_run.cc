@@ -56,7 +56,7 @@ absl::StatusOr<std::unique_ptr<Trainer>> OpenRun(const config::TrainConfig& conf
   static spdlog::logger quiet("test", std::make_shared<spdlog::sinks::null_sink_mt>());
   more.output = output;
   more.threads = threads;
-  more.log = &quiet;
+  if (more.log == nullptr) more.log = &quiet;
   return Trainer::Create(config, more);
 }
 

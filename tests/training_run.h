@@ -36,8 +36,8 @@ absl::Status WriteCorpus(const std::string& prefix, int vocabulary, int document
 // From YAML text; the test fails where it is wrong.
 config::TrainConfig ParseTrainConfig(const std::string& yaml);
 
-// The trainer logs nothing and shows no progress. `more`: what else is set, its output and threads
-// apart.
+// The trainer shows no progress, and logs nothing but to the log that `more` may have. `more`: what
+// else is set, its output and threads apart.
 absl::StatusOr<std::unique_ptr<Trainer>> OpenRun(const config::TrainConfig& config,
                                                  const std::string& output, int threads,
                                                  TrainerOptions more = {});
