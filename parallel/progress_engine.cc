@@ -74,6 +74,8 @@ ProgressEngine::~ProgressEngine() {
   {
     Lock lock(mutex_);
     stopping_ = true;
+    // Others must not take it for the first who left.
+    if (const auto told = failure_.ok() ? Announced() : std::nullopt) FailAll(*told);
     if (failure_.ok()) failure_ = absl::CancelledError("the world has ended");
     EndAfterFailure();
     doorbell_.WakeAt(Seat::kProgressThread, doorbell_.rings());
@@ -266,8 +268,9 @@ void ProgressEngine::CheckNow() {
   if (in_flight_.empty() || !failure_.ok() || now < next_check_) return;
   next_check_ = now + kCheckInterval;
   for (const auto& transport : transports_) {
-    if (auto loss = transport->CheckPeers()) {
-      FailAll(*loss);
+    if (const auto loss = transport->CheckPeers()) {
+      // Who left may have been told of what went wrong first, after this rank's last step.
+      FailAll(Announced().value_or(*loss));
       break;
     }
   }
@@ -304,6 +307,14 @@ std::string ProgressEngine::DescribeLoss(const PeerLoss& loss) const {
   const OperationInfo& info = (found == in_flight_.end() ? in_flight_.front() : *found)->plan.info;
   return fmt::format("rank {} is lost in {} '{}' of group {}: {}", loss.peer, info.operation,
                      info.label, info.group, loss.reason);
+}
+
+std::optional<PeerLoss> ProgressEngine::Announced() {
+  for (const auto& transport : transports_) {
+    auto loss = transport->Progress();
+    if (loss && loss->announced) return loss;
+  }
+  return std::nullopt;
 }
 
 void ProgressEngine::FailAll(const PeerLoss& loss) {

@@ -17,6 +17,7 @@
 #include <list>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <thread>
 #include <vector>
@@ -101,6 +102,8 @@ class ProgressEngine {
   void Finish(const std::shared_ptr<Operation>& operation, const absl::Status& status);
   void DrawFlights();
   static void DrawFlight(Trace& trace, const Operation& operation);
+  // What a rank that gave up has told of and no step has seen yet.
+  std::optional<PeerLoss> Announced();
   void FailAll(const PeerLoss& loss);
   void EndAfterFailure();
   std::string DescribeLoss(const PeerLoss& loss) const;

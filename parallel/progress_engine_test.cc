@@ -132,5 +132,74 @@ TEST(Failure, TimeOutNamesWhoDidNotCome) {
            {.timeout = std::chrono::milliseconds(300)});
 }
 
+constexpr char kTimeOut[] = "all_reduce 'loss' of group dp: rank 2 did not come within 1 s";
+
+// Rank 1 was told of a time-out and left, both after this rank had last looked for messages.
+class Overtaken final : public Transport {
+ public:
+  struct State {
+    bool told = false;
+    std::string gave_up;
+  };
+  explicit Overtaken(State* state) : state_(state) {}
+
+  void Send(int, uint64_t, std::span<const std::byte>, Transfer*) override {}
+  void Receive(int, uint64_t, std::span<std::byte>, Transfer*) override {}
+  std::optional<PeerLoss> Progress() override {
+    if (!state_->told) return std::nullopt;
+    return PeerLoss{.peer = 2, .reason = kTimeOut, .announced = true};
+  }
+  std::optional<PeerLoss> CheckPeers() override {
+    state_->told = true;
+    return PeerLoss{.peer = 1, .reason = "it has left"};
+  }
+  void GiveUp(const PeerLoss& loss) override { state_->gave_up = loss.reason; }
+  bool Arm() override { return true; }
+  size_t one_ring_bytes() const override { return 0; }
+
+ private:
+  State* const state_;
+};
+
+class FirstCause : public testing::Test {
+ protected:
+  FirstCause() {
+    auto transport = std::make_unique<Overtaken>(&state_);
+    peers_ = {{.rank = 0}, {.rank = 1, .transport = transport.get()}};
+    ProgressEngine::Options options{.doorbell = &doorbell_, .recorder = recorder_.get()};
+    options.transports.push_back(std::move(transport));
+    engine_ = std::make_unique<ProgressEngine>(std::move(options));
+  }
+  static Collective Receive(const Messages& messages) {
+    TransferBatch batch(messages);
+    batch.Receive(1, 0, {});
+    co_await batch;
+  }
+
+  Overtaken::State state_;
+  Doorbell::State doorbell_ = {};
+  std::unique_ptr<FlightRecorder> recorder_ = *FlightRecorder::Create("", 0);
+  std::vector<Messages::Peer> peers_;
+  std::unique_ptr<ProgressEngine> engine_;
+};
+
+TEST_F(FirstCause, IsNotThatATellerLeft) {
+  const WorkPtr work = engine_->Start({.info = {.group = "dp", .operation = "recv"},
+                                       .messages = {.peers = peers_,
+                                                    .rank = 0,
+                                                    .communicator = 0,
+                                                    .operation = 0,
+                                                    .staging = engine_->staging()},
+                                       .begin = Receive});
+  EXPECT_EQ(Message(work->Wait()), kTimeOut);
+  EXPECT_EQ(state_.gave_up, kTimeOut);
+}
+
+TEST_F(FirstCause, IsPassedOnByWhoLeaves) {
+  state_.told = true;
+  engine_.reset();
+  EXPECT_EQ(state_.gave_up, kTimeOut);
+}
+
 }  // namespace
 }  // namespace cadre

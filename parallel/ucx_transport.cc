@@ -233,7 +233,7 @@ void UcxTransport::TakeGoodbye(Peer& peer, size_t bytes) {
   if (loss.peer < 0 || loss.peer >= kMaxRanks) loss.peer = peer.rank;
   loss.reason.assign(reinterpret_cast<const char*>(peer.goodbye_bytes.data()) + sizeof(loss.peer),
                      bytes - sizeof(loss.peer));
-  if (!loss_) loss_ = std::move(loss);
+  if (!loss_ || !loss_->announced) loss_ = std::move(loss);
 }
 
 void UcxTransport::GiveUp(const PeerLoss& loss) {
