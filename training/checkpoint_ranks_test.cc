@@ -1,7 +1,10 @@
 // Checkpoints written by several ranks under any cut of the parameters, and read under any other.
+#include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/file.h>
 #include <sys/mount.h>
+#include <unistd.h>
 
 #include <fstream>
 #include <map>
@@ -195,6 +198,29 @@ TEST(CheckpointRanks, AFolderThatARankHasForItselfIsNamed) {
     ASSERT_TRUE(Agree(*group, absl::OkStatus(), {"looked"}).ok());
     EXPECT_THAT(NamesIn(root + "/0"), testing::IsEmpty());
   });
+  std::filesystem::remove_all(root);
+}
+
+TEST(CheckpointRanks, ASharedFolderIsLeftCleanWhoeverIsLost) {
+  const std::string root = FreshFolder("ranks_probe");
+  std::filesystem::create_directories(root);
+  const auto make = [&](const std::string& name) {
+    const int file = open((root + "/" + name).c_str(), O_CREAT | O_RDWR | O_CLOEXEC, 0644);
+    EXPECT_GE(file, 0);
+    return file;
+  };
+  // Of a job that was killed, of one that runs, and not of a job.
+  close(make(".shared-0123456789abcdef"));
+  const int in_use = make(".shared-fedcba9876543210");
+  ASSERT_EQ(flock(in_use, LOCK_EX), 0);
+  close(make(".shared-notes"));
+  RunRanks(2, [&](World& world) {
+    auto group = Everyone(world);
+    if (world.rank() == 1) return;
+    EXPECT_EQ(CheckSharedFolder(group.get(), root).code(), absl::StatusCode::kUnavailable);
+  });
+  EXPECT_THAT(NamesIn(root), ElementsAre(".shared-fedcba9876543210", ".shared-notes"));
+  close(in_use);
   std::filesystem::remove_all(root);
 }
 

@@ -11,7 +11,8 @@ namespace cadre {
 
 // OK where every rank of `group` (null: one process) sees what its first rank writes into `folder`,
 // which exists. Otherwise, on every rank: kInvalidArgument that names the first one that does
-// not (a disk of its own under the same path), or the first rank's error. Leaves nothing there.
+// not (a disk of its own under the same path), or the first rank's error. Leaves nothing there, and
+// removes what ranks that were killed in here left.
 absl::Status CheckSharedFolder(Communicator* group, const std::string& folder);
 
 }  // namespace cadre
