@@ -99,8 +99,4 @@ class LaunchRun {
   std::unique_ptr<HangWatchdog> watchdog_;
 };
 
-// "rank 3 was killed by signal 9 (SIGKILL)", with its node where there are several.
-std::string Describe(const rendezvous::Failure& failure, int nodes);
-int ExitCode(const rendezvous::Failure& failure);
-
 }  // namespace cadre

@@ -15,6 +15,7 @@
 #include <thread>
 
 #include "cluster/gathering.h"
+#include "cluster/launch_failure.h"
 #include "cluster/launch_folder.h"
 #include "cluster/launch_run.h"
 #include "core/file.h"

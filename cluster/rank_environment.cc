@@ -167,6 +167,13 @@ void Slurm(Variables& variables, RankEnvironment* environment) {
   environment->source = "Slurm";
   const std::string size = SlurmName(variables, "SLURM_STEP_NUM_TASKS", "SLURM_NTASKS");
   ReadNumbers(variables, {"SLURM_PROCID", size, "SLURM_LOCALID", ""}, environment);
+  // sbatch gives its script the job's number of tasks, and runs it once, as task 0 of no step.
+  if (!variables.Has("SLURM_STEP_ID") && environment->rank == 0 && environment->world_size > 1) {
+    variables.Wrong(InvalidArgument(
+        "{}={}, but this process alone was started, by sbatch: start it with srun (with srun "
+        "--ntasks 1 as one process)",
+        size, environment->world_size));
+  }
   environment->node_rank = variables.NumberOr("SLURM_NODEID", 0, kMaxRanks - 1, 0);
   const int nodes = variables.NumberOr(SlurmName(variables, "SLURM_STEP_NUM_NODES", "SLURM_NNODES"),
                                        1, kMaxRanks, 1);

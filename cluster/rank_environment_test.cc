@@ -115,11 +115,18 @@ TEST(RankEnvironment, WhatIsWrongIsNamed) {
 }
 
 TEST(RankEnvironment, Slurm) {
-  const Variables slurm = {{"SLURM_PROCID", "5"},       {"SLURM_LOCALID", "1"},
-                           {"SLURM_NODEID", "1"},       {"SLURM_NTASKS", "7"},
-                           {"SLURM_NNODES", "2"},       {"SLURM_JOB_NODELIST", "node[08-09]"},
+  const Variables slurm = {{"SLURM_STEP_ID", "0"},
+                           {"SLURM_PROCID", "5"},
+                           {"SLURM_LOCALID", "1"},
+                           {"SLURM_NODEID", "1"},
+                           {"SLURM_NTASKS", "7"},
+                           {"SLURM_NNODES", "2"},
+                           {"SLURM_JOB_NODELIST", "node[08-09]"},
                            {"SLURM_RESTART_COUNT", "3"}};
   EXPECT_EQ(Found(slurm), "Slurm 5/7 1/4 1 3 node08:29500");
+  Variables first = slurm;
+  first["SLURM_PROCID"] = first["SLURM_LOCALID"] = first["SLURM_NODEID"] = "0";
+  EXPECT_EQ(Found(first), "Slurm 0/7 0/4 0 3 node08:29500");
   Variables more = slurm;
   more["SLURM_NTASKS_PER_NODE"] = "6";
   EXPECT_EQ(Found(more), "Slurm 5/7 1/6 1 3 node08:29500");
@@ -135,6 +142,26 @@ TEST(RankEnvironment, Slurm) {
   more = slurm;
   more["SLURM_JOB_NODELIST"] = "node[3-";
   EXPECT_EQ(Found(more), "SLURM_JOB_NODELIST: host list node[3-: not understood");
+}
+
+TEST(RankEnvironment, SlurmsBatchScriptIsNoTask) {
+  Variables batch = {{"SLURM_PROCID", "0"},
+                     {"SLURM_LOCALID", "0"},
+                     {"SLURM_NODEID", "0"},
+                     {"SLURM_NTASKS", "8"},
+                     {"SLURM_TASKS_PER_NODE", "4(x2)"},
+                     {"SLURM_NNODES", "2"},
+                     {"SLURM_JOB_NODELIST", "node[1-2]"}};
+  EXPECT_EQ(Found(batch),
+            "SLURM_NTASKS=8, but this process alone was started, by sbatch: start it with srun "
+            "(with srun --ntasks 1 as one process)");
+  // cadre launch in the script starts ranks, too.
+  batch["RANK"] = "3";
+  batch["WORLD_SIZE"] = "4";
+  batch["LOCAL_WORLD_SIZE"] = "4";
+  batch["LOCAL_RANK"] = "3";
+  EXPECT_THAT(Found(batch), HasSubstr("torchrun 3/4"));
+  EXPECT_EQ(Found({{"SLURM_PROCID", "0"}, {"SLURM_NTASKS", "1"}}), "one process");
 }
 
 TEST(RankEnvironment, OpenMpi) {

@@ -138,6 +138,17 @@ class Starters(unittest.TestCase):
             self.assertIn("train rank 3: peak memory", said)
             self.run_ranks("srun-launch", ["srun", "-N", NODES, "--ntasks-per-node", 1],
                            "launch", "--nproc-per-node", 2, environment=slurm.environment)
+            self.submit_without_srun(slurm)
+
+    def submit_without_srun(self, slurm):
+        said = slurm.folder / "batch.out"
+        batch = ["sbatch", "--wait", "-N", NODES, "--ntasks-per-node", 2, "--chdir", e2e.ROOT, "--output", said]
+        program = ["#!/bin/sh\nexec", e2e.Options.cadre, *self.train("no-srun")]
+        done = subprocess.run(list(map(str, batch)), input=" ".join(map(str, program)), timeout=e2e.TIMEOUT,
+                              env=slurm.environment, capture_output=True, text=True, check=False)  # fmt: skip
+        text = said.read_text(encoding="utf-8")
+        self.assertEqual(done.returncode, 2, done.stderr + text)
+        self.assertIn("SLURM_NTASKS=4, but this process alone was started, by sbatch: start it with srun", text)
 
 
 if __name__ == "__main__":
