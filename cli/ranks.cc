@@ -127,13 +127,14 @@ absl::StatusOr<std::unique_ptr<Ranks>> JoinRanks(const config::CommConfig& comm,
   if (!environment.has_value() || environment->world_size == 1) return nullptr;
   CADRE_ASSIGN_OR_RETURN(const std::string program, HashOfProgram());
   auto ranks = std::make_unique<Ranks>();
-  const absl::Status connected = Connect(*environment,
-                                         {.transport = transport,
-                                          .timeout = std::chrono::seconds(comm.timeout_seconds()),
-                                          .must_agree = {{"program", program},
-                                                         {"configuration", Hash(configuration)},
-                                                         {"--trace", trace ? "one" : "none"}}},
-                                         log, ranks.get());
+  const absl::Status connected =
+      Connect(*environment,
+              {.transport = transport,
+               .timeout = std::chrono::seconds(comm.timeout_seconds()),
+               .must_agree = {{"program", program},
+                              {"configuration", Hash(configuration), configuration},
+                              {"--trace", trace ? "one" : "none"}}},
+              log, ranks.get());
   CADRE_RETURN_IF_ERROR(WithPeerLoss(connected, ranks.get()));
   return ranks;
 }

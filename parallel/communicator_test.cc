@@ -340,6 +340,21 @@ TEST(World, RanksThatDisagreeAreNamed) {
       "in all; all must have the same");
 }
 
+TEST(World, TheFieldThatRanksDifferInIsNamed) {
+  const auto has = [](const std::string& yaml) {
+    return WorldOptions{.must_agree = {{"program", "p"}, {"configuration", "hash " + yaml, yaml}}};
+  };
+  EXPECT_EQ(
+      Disagreement({has("a: 1\nb: {c: 2}\n"), has("a: 1\nb: {c: 2}\n"), has("a: 1\nb: {c: 3}\n")}),
+      "configuration: b.c is 3 on rank 2, 2 on ranks 0, 1; all must have the same");
+  EXPECT_EQ(Disagreement({has("a: 1\nb: 5\n"), has("a: 2\nc: 7\n"), has("a: 3\n")}),
+            "configuration: a is 2 on rank 1, 1 on rank 0 (and 2 more differ); all must have the "
+            "same");
+  // What cannot be read tells who has what all the same.
+  EXPECT_EQ(Disagreement({has("a: ["), has("a: {")}),
+            "configuration: rank 1 has hash a: {, rank 0 has hash a: [; all must have the same");
+}
+
 TEST(World, RanksThatMustAgreeOnOtherThingsRunAnotherVersion) {
   EXPECT_EQ(Disagreement({Has("p", "a"), Has("p", "a"), {.must_agree = {{"program", "p"}}}}),
             "rank 2 and rank 0 run different versions of the program");

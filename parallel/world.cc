@@ -10,6 +10,7 @@
 
 #include "core/file.h"
 #include "core/host_allocator.h"
+#include "core/yaml_difference.h"
 #include "parallel/cpu_communicator.h"
 #include "parallel/nccl_communicator.h"
 #include "parallel/rank_list.h"
@@ -31,8 +32,10 @@ std::string HostIdentity() {
 
 const std::string& NameOf(const std::pair<std::string, std::string>& thing) { return thing.first; }
 
+using RanksByValue = std::map<std::string, std::vector<int>>;
+
 // "rank 2 has a, ranks 0, 1, 3 have b": the fewest first.
-std::string WhoHasWhat(const std::map<std::string, std::vector<int>>& ranks) {
+std::string WhoHasWhat(const RanksByValue& ranks) {
   constexpr size_t kShown = 4;
   std::vector<std::pair<std::string, std::vector<int>>> groups(ranks.begin(), ranks.end());
   std::ranges::sort(groups, {}, [](const auto& group) {
@@ -48,12 +51,38 @@ std::string WhoHasWhat(const std::map<std::string, std::vector<int>>& ranks) {
   return text;
 }
 
+// "seed is 7 on rank 2, 0 on ranks 0, 1": the first field in which the first rank that differs from
+// rank 0 does. Those two hand in what they have; "" where that tells nothing.
+absl::StatusOr<std::string> DifferentField(Bootstrap& bootstrap, const MustAgree& mine,
+                                           const std::vector<std::string>& values) {
+  const auto other = std::ranges::find_if(values, [&](const auto& v) { return v != values[0]; });
+  const auto differs = static_cast<size_t>(other - values.begin());
+  const bool asked = bootstrap.rank() == 0 || bootstrap.rank() == static_cast<int>(differs);
+  CADRE_ASSIGN_OR_RETURN(
+      const std::vector<std::string> texts,
+      bootstrap.AllGather(mine.what + " of those that differ", asked ? mine.yaml : ""));
+  const auto found = CompareYaml(texts[differs], texts[0]);
+  if (!found.ok() || found->empty()) return std::string();
+  const auto ranks_with = [&](const std::string& value) {
+    std::vector<int> ranks;
+    for (size_t rank = 0; rank < values.size(); ++rank) {
+      if (values[rank] == value) ranks.push_back(static_cast<int>(rank));
+    }
+    return RankList("rank", ranks);
+  };
+  const YamlDifference& field = found->front();
+  std::string text = fmt::format("{} is {} on {}, {} on {}", field.path, field.first,
+                                 ranks_with(*other), field.second, ranks_with(values[0]));
+  if (found->size() > 1) text += fmt::format(" (and {} more differ)", found->size() - 1);
+  return text;
+}
+
 }  // namespace
 
 struct World::Member {
   std::string host;
   int64_t pid = 0;
-  std::vector<std::pair<std::string, std::string>> must_agree;
+  std::vector<std::pair<std::string, std::string>> must_agree = {};
 
   std::string ToJson() const {
     return nlohmann::json{{"host", host}, {"pid", pid}, {"must_agree", must_agree}}.dump();
@@ -73,7 +102,8 @@ struct World::Member {
   }
 };
 
-absl::Status World::CheckAgreement(const std::vector<Member>& members) {
+absl::Status World::CheckAgreement(const std::vector<Member>& members, Bootstrap& bootstrap,
+                                   const WorldOptions& options) {
   const auto& expected = members.front().must_agree;
   std::vector<int> others;  // that must agree on other things
   for (size_t rank = 1; rank < members.size(); ++rank) {
@@ -87,12 +117,19 @@ absl::Status World::CheckAgreement(const std::vector<Member>& members) {
                            RankList("rank", others));
   }
   for (size_t i = 0; i < expected.size(); ++i) {
-    std::map<std::string, std::vector<int>> ranks;  // by what they have
+    RanksByValue ranks;
+    std::vector<std::string> values;
     for (size_t rank = 0; rank < members.size(); ++rank) {
-      ranks[members[rank].must_agree[i].second].push_back(static_cast<int>(rank));
+      values.push_back(members[rank].must_agree[i].second);
+      ranks[values.back()].push_back(static_cast<int>(rank));
     }
     if (ranks.size() == 1) continue;
-    return InvalidArgument("{}: {}; all must have the same", expected[i].first, WhoHasWhat(ranks));
+    std::string who;
+    if (const MustAgree& mine = options.must_agree[i]; !mine.yaml.empty()) {
+      who = DifferentField(bootstrap, mine, values).value_or("");
+    }
+    if (who.empty()) who = WhoHasWhat(ranks);
+    return InvalidArgument("{}: {}; all must have the same", expected[i].first, who);
   }
   return absl::OkStatus();
 }
@@ -141,7 +178,10 @@ absl::StatusOr<std::unique_ptr<World>> World::Create(Bootstrap& bootstrap,
   std::unique_ptr<World> world(new World);
   world->rank_ = bootstrap.rank();
   world->size_ = bootstrap.size();
-  const Member self = {HostIdentity(), getpid(), options.must_agree};
+  Member self = {.host = HostIdentity(), .pid = getpid()};
+  for (const MustAgree& thing : options.must_agree) {
+    self.must_agree.emplace_back(thing.what, thing.value);
+  }
   CADRE_ASSIGN_OR_RETURN(const std::vector<std::string> texts,
                          bootstrap.AllGather("members", self.ToJson()));
   std::vector<Member> members;
@@ -149,7 +189,7 @@ absl::StatusOr<std::unique_ptr<World>> World::Create(Bootstrap& bootstrap,
     CADRE_ASSIGN_OR_RETURN(members.emplace_back(),
                            Member::FromJson(texts[rank], static_cast<int>(rank)));
   }
-  CADRE_RETURN_IF_ERROR(CheckAgreement(members));
+  CADRE_RETURN_IF_ERROR(CheckAgreement(members, bootstrap, options));
   CADRE_RETURN_IF_ERROR(world->ChooseTransports(members, options.transport));
   CADRE_RETURN_IF_ERROR(world->OpenShm(bootstrap, members));
   CADRE_RETURN_IF_ERROR(world->OpenUcx(bootstrap));

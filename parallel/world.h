@@ -27,11 +27,19 @@ namespace cadre {
 
 enum class TransportKind : uint8_t { kAuto, kShm, kUcx };
 
+// What all ranks must have the same of.
+struct MustAgree {
+  std::string what;
+  std::string value;
+  // The YAML document that `value` is the hash of, if it is one: ranks that differ exchange theirs
+  // to name the field.
+  std::string yaml = {};
+};
+
 struct WorldOptions {
   TransportKind transport = TransportKind::kAuto;
   std::chrono::milliseconds timeout = std::chrono::minutes(10);  // of one operation
-  // What all ranks must have the same of: {"configuration", hash}.
-  std::vector<std::pair<std::string, std::string>> must_agree;
+  std::vector<MustAgree> must_agree;                             // the same names in the same order
   FlightRecorder* recorder = nullptr;  // outlives the world; null: kept in this process alone
   std::shared_ptr<NcclDevice> nccl;    // this rank's GPU, no other rank's; null: no device groups
 };
@@ -73,7 +81,8 @@ class World {
   struct Member;  // what a rank tells the others
   struct GroupPlace;
   World() = default;
-  static absl::Status CheckAgreement(const std::vector<Member>& members);
+  static absl::Status CheckAgreement(const std::vector<Member>& members, Bootstrap& bootstrap,
+                                     const WorldOptions& options);
   void StartEngine(const std::vector<Member>& members, const WorldOptions& options);
   absl::Status ChooseTransports(const std::vector<Member>& members, TransportKind forced);
   absl::Status OpenShm(Bootstrap& bootstrap, const std::vector<Member>& members);
