@@ -7,6 +7,15 @@
 #include <iterator>
 
 namespace cadre {
+namespace {
+
+// Not with fmt::print, which throws where the reader is gone or the disk is full.
+void Write(std::FILE* file, const std::string& text) {
+  std::fputs(text.c_str(), file);
+  std::fflush(file);
+}
+
+}  // namespace
 
 std::string FormatDuration(double seconds) {
   if (!std::isfinite(seconds) || seconds < 0 || seconds > 1e9) return "?";
@@ -47,18 +56,16 @@ void Progress::Update(const ProgressValues& values, double now_seconds) {
   const std::string text = Text(values, now_seconds);
   if (options_.terminal) {
     // "\x1b[K" erases what a longer line before has left.
-    fmt::print(options_.file, "\r{}\x1b[K", Bar(text, values.step));
+    Write(options_.file, fmt::format("\r{}\x1b[K", Bar(text, values.step)));
     line_open_ = true;
   } else {
-    fmt::print(options_.file, "{}\n", text);
+    Write(options_.file, text + "\n");
   }
-  std::fflush(options_.file);
 }
 
 void Progress::Finish() {
-  if (line_open_) fmt::print(options_.file, "\n");
+  if (line_open_) Write(options_.file, "\n");
   line_open_ = false;
-  std::fflush(options_.file);
 }
 
 bool Progress::Due(const ProgressValues& values, double now_seconds) const {

@@ -52,6 +52,19 @@ TEST(Progress, ATerminalHasOneLine) {
   EXPECT_THAT(narrow, HasSubstr("\rstep 1/20 loss 10.0\x1b[K"));
 }
 
+TEST(Progress, AFileThatTakesNothingHarmsNothing) {
+  for (const bool terminal : {false, true}) {
+    FILE* full = std::fopen("/dev/full", "w");
+    ASSERT_NE(full, nullptr);
+    std::setvbuf(full, nullptr, _IONBF, 0);
+    Progress progress({.file = full, .terminal = terminal, .total_steps = 2});
+    progress.Update({.step = 1}, 1);
+    progress.Update({.step = 2}, 2);
+    progress.Finish();
+    std::fclose(full);
+  }
+}
+
 TEST(Progress, Units) {
   EXPECT_EQ(FormatDuration(59.4), "59s");
   EXPECT_EQ(FormatDuration(59.6), "1m 00s");
