@@ -1,7 +1,6 @@
 #include "cluster/follow_launcher.h"
 
 #include <poll.h>
-#include <sys/prctl.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -16,24 +15,33 @@ namespace {
 // Time to end a step and save.
 constexpr int kSecondsToStop = 10;
 
+void Follow(int launcher) {
+  // A handler that runs on this thread would cut its sleep short.
+  sigset_t all;
+  sigfillset(&all);
+  pthread_sigmask(SIG_BLOCK, &all, nullptr);
+  pollfd gone = {.fd = launcher, .events = POLLIN, .revents = 0};
+  while (poll(&gone, 1, -1) < 0 && errno == EINTR) {
+  }
+  kill(getpid(), SIGTERM);
+  // A rank that waits for one that is stopped does not come to the end of its step.
+  sleep(kSecondsToStop);
+  kill(getpid(), SIGKILL);
+}
+
 }  // namespace
 
 absl::Status FollowLauncher(int64_t launcher) {
-  prctl(PR_SET_PDEATHSIG, SIGTERM);
   const int parent = OpenProcess(launcher);
-  // Asked after both, so that a launcher that dies in between is noticed.
+  // Asked after, so that a launcher that dies in between is noticed.
   if (getppid() != launcher || parent < 0) {
     if (parent >= 0) close(parent);
     return Unavailable("the launcher, process {}, is gone", launcher);
   }
-  // A rank that waits for one that is stopped does not come to the end of its step.
-  std::thread([parent] {
-    pollfd gone = {.fd = parent, .events = POLLIN, .revents = 0};
-    while (poll(&gone, 1, -1) < 0 && errno == EINTR) {
-    }
-    sleep(kSecondsToStop);
-    kill(getpid(), SIGKILL);
-  }).detach();
+  // Nobody reads what a rank says before it saves.
+  std::signal(SIGPIPE, SIG_IGN);
+  // PR_SET_PDEATHSIG is no choice: it signals once for each thread of the parent that dies.
+  std::thread(Follow, parent).detach();
   return absl::OkStatus();
 }
 

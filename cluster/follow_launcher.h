@@ -7,8 +7,9 @@
 
 namespace cadre {
 
-// From now on this process gets SIGTERM when its parent dies, and SIGKILL some seconds later where
-// it still runs then. Called once, early, by a rank; `launcher` is what its parent must be.
+// From now on this process gets SIGTERM, once, when its parent dies, and SIGKILL some seconds later
+// where it still runs then; until that, writing to the parent's pipes fails but ends nothing.
+// Called once, early, by a rank; `launcher` is what its parent must be.
 // kUnavailable: the launcher is gone already.
 absl::Status FollowLauncher(int64_t launcher);
 

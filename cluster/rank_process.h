@@ -28,8 +28,7 @@ struct RankExit {
 
 class RankProcess {
  public:
-  // In a process group of its own, with signals as at a login. By the launcher's main thread: ranks
-  // follow that thread when it dies.
+  // In a process group of its own, with signals as at a login.
   static absl::StatusOr<RankProcess> Start(const RankCommand& command);
   RankProcess(RankProcess&& other) noexcept;
   RankProcess& operator=(RankProcess&& other) noexcept;

@@ -11,10 +11,11 @@ import re
 import shutil
 import signal
 import subprocess
+import time
 import unittest
 
 import e2e
-from launch_test import free_port
+from launch_test import alive, free_port
 
 STEPS = 60
 TWO_BY_TWO = ("parallel.tensor_parallel_size=2", "parallel.zero_stage=1")
@@ -260,6 +261,36 @@ class Faults(Case):
             os.kill(ranks[1], signal.SIGCONT)
             job.send_signal(signal.SIGINT)
             job.wait(e2e.TIMEOUT)
+
+    def assert_saved(self, run):
+        last = e2e.metrics(run)[-1]["step"]
+        self.assertEqual(e2e.last_checkpoint(run).name, f"step-{last:06d}")
+
+    def test_the_ranks_of_a_killed_launcher_save(self):
+        for kill in range(10 if e2e.Options.long else 3):
+            run = self.workshop.folder / f"orphans-{kill}"
+            arguments = self.arguments(run.name, 2, "train_steps=100000")
+            with self.subTest(kill=kill), e2e.running(*arguments) as job:
+                e2e.wait_until(lambda r=run: len(e2e.metrics(r)) >= 5, job, "some steps")
+                ranks = children(job.pid)
+                job.send_signal(signal.SIGKILL)
+                job.wait()
+                deadline = time.monotonic() + e2e.TIMEOUT
+                while any(alive(rank) for rank in ranks):
+                    self.assertLess(time.monotonic(), deadline)
+                    time.sleep(0.02)
+                self.assert_saved(run)
+
+    def test_ranks_that_get_a_signal_from_others_too_save(self):
+        arguments = self.arguments("signalled", 2, "train_steps=100000")
+        run = self.workshop.folder / "signalled"
+        with e2e.running(*arguments) as job:
+            e2e.wait_until(lambda: len(e2e.metrics(run)) >= 5, job, "some steps")
+            # As a service manager does: all processes of a job, all at once.
+            for process in (job.pid, *children(job.pid)):
+                os.kill(process, signal.SIGTERM)
+            self.assertEqual(job.wait(e2e.TIMEOUT), 0, job.output())
+        self.assert_saved(run)
 
     def test_ctrl_c_saves_and_goes_on(self):
         arguments = self.arguments("interrupted", 2, "train_steps=100000")
