@@ -34,8 +34,8 @@ class LayoutFaults : public testing::Test {
   // Each is noticed by the bounds that the layouts are held to.
   void ExpectNoticed(const FaultyLayouts& faulty) {
     for (const auto& [c, fault] : faulty) {
-      SCOPED_TRACE(fmt::format("{} on {} {{{}}}: {} {} {}", c.model, c.world, c.parallel,
-                               fault.group, fault.label, fault.other));
+      SCOPED_TRACE(testing::PrintToString(c) + ": " + fault.group + " " + fault.label + " " +
+                   fault.other);
       const LayoutRun got = runs_.TrainWrongly(c, fault);
       const Gap gap = LargestGap(Right(c.model), got);
       const double loss_gap = LargestLossGap(Right(c.model), got);
@@ -48,7 +48,7 @@ class LayoutFaults : public testing::Test {
   // As many steps of one process.
   const LayoutRun& Right(const std::string& model) {
     auto& run = right_[model];
-    if (run.losses.empty()) run = runs_.TrainWrongly({model.c_str(), 1, ""}, {});
+    if (run.losses.empty()) run = runs_.TrainWrongly({model, 1}, {});
     return run;
   }
 
@@ -255,7 +255,7 @@ TEST_F(FullLayoutFaults, OfMessagesAreNoticed) {
 
 TEST_F(LayoutFaults, WrongRoutingIsNoCloseChoice) {
   for (const char* model : {"moe", "bias", "oss"}) {
-    const LayoutRun& right = runs_.Reference(model, "f64");
+    const LayoutRun& right = runs_.Reference({model}, "f64");
     RoutingLog wrong = right.routing;
     auto& [place, choices] = *std::next(wrong.begin(), 7);
     ExpertChoice& choice = choices[11];
@@ -273,7 +273,7 @@ TEST_F(LayoutFaults, WrongRoutingIsNoCloseChoice) {
   // Routers that drift apart: their gradients are not summed.
   const Case tp{"moe", 2, "tensor_parallel_size: 2, zero_stage: 0"};
   const LayoutRun drifted = runs_.TrainWrongly(tp, {kDropped, "stage", "gradients"}, kSteps);
-  const LayoutRun& right = runs_.Reference(tp.model, "f64");
+  const LayoutRun& right = runs_.Reference(tp, "f64");
   EXPECT_GT(FirstSplit(right.spec, right.routing, drifted.routing).gap, kCloseChoice);
 }
 
@@ -281,11 +281,11 @@ TEST_F(LayoutFaults, WrongRoutingIsNoCloseChoice) {
 TEST(LayoutCapacity, DropsTheSameEveryTime) {
   Runs runs;
   const Case ep{"moe-capped", 2, "expert_parallel_size: 2"};
-  const LayoutRun one = runs.Train(ep.model, "f32", ep.world, ep.parallel);
-  const LayoutRun two = runs.Train(ep.model, "f32", ep.world, ep.parallel);
+  const LayoutRun one = runs.Train(ep, "f32");
+  const LayoutRun two = runs.Train(ep, "f32");
   EXPECT_EQ(one.losses, two.losses);
   EXPECT_EQ(one.gradients, two.gradients);
-  EXPECT_GT(LargestGap(runs.Reference("moe", "f32"), one).relative, 1e-3);
+  EXPECT_GT(LargestGap(runs.Reference({"moe"}, "f32"), one).relative, 1e-3);
 }
 
 }  // namespace

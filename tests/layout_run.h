@@ -27,8 +27,8 @@ LayoutRun TrainUnder(const config::TrainConfig& config, int world, const std::st
 std::vector<absl::Status> LoseRankOne(const config::TrainConfig& config, int world,
                                       const std::string& output);
 
-// The largest relative L2 difference over all parameters, and which it was. Here and below no number
-// is larger than NaN.
+// The largest relative L2 difference over all parameters, and which it was. Here and below no
+// number is larger than NaN.
 struct Gap {
   double relative = 0;
   std::string parameter;

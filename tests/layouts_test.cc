@@ -19,8 +19,8 @@ class Layouts : public testing::TestWithParam<Case> {
 
 TEST_P(Layouts, ReferenceOpsAgreeWithOneProcess) {
   const Case& c = GetParam();
-  const LayoutRun& expected = runs_->Reference(c.model, "f64");
-  const LayoutRun got = runs_->Train(c.model, "f64", c.world, c.parallel);
+  const LayoutRun& expected = runs_->Reference(c, "f64");
+  const LayoutRun got = runs_->Train(c, "f64");
   const Gap gap = LargestGap(expected, got);
   EXPECT_LE(gap.relative, 1e-10) << gap.parameter;
   EXPECT_LE(LargestLossGap(expected, got), 1e-9);
@@ -28,8 +28,8 @@ TEST_P(Layouts, ReferenceOpsAgreeWithOneProcess) {
 
 TEST_P(Layouts, ProductionKernelsAgreeWithOneProcess) {
   const Case& c = GetParam();
-  const LayoutRun& expected = runs_->Reference(c.model, "f32");
-  const LayoutRun got = runs_->Train(c.model, "f32", c.world, c.parallel);
+  const LayoutRun& expected = runs_->Reference(c, "f32");
+  const LayoutRun got = runs_->Train(c, "f32");
   const RoutingSplit split = FirstSplit(expected.spec, expected.routing, got.routing);
   EXPECT_LT(split.gap, kCloseChoice)
       << "step " << split.step << ", layer " << split.layer << ", token " << split.token;
@@ -245,6 +245,72 @@ INSTANTIATE_TEST_SUITE_P(
         Case{"bias", 8, "expert_parallel_size: 8, zero_stage: 1"},
         Case{"bias", 8,
              "expert_parallel_size: 2, tensor_parallel_size: 4, expert_tensor_parallel_size: 1"}));
+
+// Sizes that are no powers of two.
+INSTANTIATE_TEST_SUITE_P(
+    OddWorlds, Layouts,
+    testing::Values(
+        Case{"sixes", 3, "tensor_parallel_size: 3, zero_stage: 1", {8, 48}},
+        Case{"sixes-moe",
+             6,
+             "pipeline_parallel_size: 2, pipeline_schedule: zb_h1, expert_parallel_size: 3",
+             {6, 32}}));
+
+INSTANTIATE_TEST_SUITE_P(
+    FullOddWorlds, Layouts,
+    testing::Values(
+        Case{"dense", 3, "zero_stage: 0", {9, 32}}, Case{"tied", 3, "zero_stage: 2", {9, 32}},
+        Case{"bias", 3, "zero_stage: 1", {9, 32}},
+        Case{"dense", 3, "pipeline_parallel_size: 3, pipeline_split: [0, 1, 1]"},
+        Case{"rungs", 3, "pipeline_parallel_size: 3, pipeline_schedule: zb_h1"},
+        Case{"rungs", 3,
+             "pipeline_parallel_size: 3, pipeline_schedule: gpipe, pipeline_split: [0, 2, 1]"},
+        Case{"deep", 3, "pipeline_parallel_size: 3, pipeline_schedule: zb_h1"},
+        Case{"deep",
+             3,
+             "pipeline_parallel_size: 3, pipeline_schedule: interleaved_1f1b, "
+             "pipeline_split: [0, 1, 1, 1, 1, 1]",
+             {9, 32}},
+        Case{"deep", 3,
+             "pipeline_parallel_size: 3, pipeline_schedule: zb_v, "
+             "pipeline_split: [1, 1, 1, 1, 1, 0]"},
+        Case{"sixes", 3, "tensor_parallel_size: 3, sequence_parallel: false, zero_stage: 0"},
+        Case{"sixes/ladder", 3, "tensor_parallel_size: 3", {8, 48}},
+        Case{"sixes-moe", 3, "tensor_parallel_size: 3", {8, 48}},
+        Case{"sixes-moe", 3, "expert_tensor_parallel_size: 3", {9, 32}},
+        Case{"sixes-bias", 3, "tensor_parallel_size: 3, zero_stage: 3", {8, 48}},
+        Case{"dense", 3, "context_parallel_size: 3, zero_stage: 1", {8, 48}},
+        Case{"tied", 3, "context_parallel_size: 3, context_parallel_method: ring", {8, 48}},
+        Case{"bias", 3, "context_parallel_size: 3, context_parallel_method: ring", {8, 48}},
+        Case{"oss", 3, "context_parallel_size: 3, zero_stage: 0", {8, 48}},
+        Case{"sixes-moe", 3, "expert_parallel_size: 3, zero_stage: 2", {9, 32}},
+        Case{"sixes-bias", 3, "expert_parallel_size: 3, context_parallel_size: 3", {8, 48}},
+        Case{"dense", 5, "zero_stage: 3", {10, 32}}, Case{"moe", 5, "zero_stage: 1", {10, 32}},
+        Case{"tied", 5, "context_parallel_size: 5, zero_stage: 2", {8, 40}},
+        Case{"rungs", 6, "pipeline_parallel_size: 3, zero_stage: 1"},
+        Case{"deep", 6, "pipeline_parallel_size: 3, zero_stage: 2"},
+        Case{"deep", 6, "pipeline_parallel_size: 2, tensor_parallel_size: 3", {8, 48}},
+        Case{"sixes", 6, "pipeline_parallel_size: 2, tensor_parallel_size: 3", {8, 48}},
+        Case{"sixes", 6, "tensor_parallel_size: 6, zero_stage: 1", {8, 48}},
+        Case{"sixes", 6, "tensor_parallel_size: 3, zero_stage: 3", {8, 48}},
+        Case{"dense", 6, "context_parallel_size: 3, tensor_parallel_size: 2", {8, 48}},
+        Case{"tied", 6, "zero_stage: 3, zero_group_size: 3", {12, 32}},
+        Case{"dense", 6, "zero_stage: 2, zero_group_size: 2", {12, 32}},
+        Case{"sixes-moe",
+             6,
+             "tensor_parallel_size: 2, expert_parallel_size: 3, expert_tensor_parallel_size: 1",
+             {9, 48}},
+        Case{"sixes-moe", 6, "expert_parallel_size: 2, expert_tensor_parallel_size: 3", {12, 32}},
+        Case{"sixes-bias",
+             6,
+             "tensor_parallel_size: 3, expert_parallel_size: 6, expert_tensor_parallel_size: 1",
+             {8, 48}},
+        Case{"bias", 7, "zero_stage: 1", {14, 32}}, Case{"dense", 7, "zero_stage: 3", {7, 32}},
+        Case{"deep", 5, "pipeline_parallel_size: 5, pipeline_schedule: gpipe"},
+        Case{"deep", 7,
+             "pipeline_parallel_size: 7, pipeline_split: [0, 1, 1, 1, 1, 1, 0], "
+             "pipeline_schedule: zb_h1"},
+        Case{"dense", 7, "context_parallel_size: 7", {8, 56}}));
 
 }  // namespace
 }  // namespace cadre::testing_run
