@@ -2,6 +2,7 @@
 
 #include <poll.h>
 #include <sys/eventfd.h>
+#include <sys/resource.h>
 #include <sys/signalfd.h>
 #include <unistd.h>
 
@@ -89,6 +90,15 @@ class DiesOnSignals {
   int over_;
   std::thread thread_;
 };
+
+// Each rank takes three of them, and each connection one: where gRPC finds none left it stops taking
+// connections for good.
+void AllowManyFiles() {
+  rlimit files;
+  if (getrlimit(RLIMIT_NOFILE, &files) != 0) return;
+  files.rlim_cur = files.rlim_max;
+  setrlimit(RLIMIT_NOFILE, &files);
+}
 
 std::string DrawToken() {
   std::random_device random;
@@ -274,6 +284,7 @@ absl::Status CheckLauncherOptions(const LauncherOptions& options) {
 
 absl::StatusOr<LaunchOutcome> Launch(const LauncherOptions& options) {
   CADRE_RETURN_IF_ERROR(CheckLauncherOptions(options));
+  AllowManyFiles();
   return Launcher(options).Run();
 }
 

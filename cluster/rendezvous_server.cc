@@ -18,6 +18,8 @@ namespace {
 constexpr int kMaxRequestBytes = (1 << 20) + (64 << 10);
 // How long answers under way may take when the server ends.
 constexpr std::chrono::seconds kDrain{1};
+// How long a connection may take to say what it is: each one holds a descriptor.
+constexpr int kHandshakeMilliseconds = 10'000;
 
 // gRPC says in its own log alone why it could not listen; this says it to the user.
 absl::Status CheckListens(const RendezvousServerOptions& options) {
@@ -82,6 +84,7 @@ absl::StatusOr<std::unique_ptr<RendezvousServer>> RendezvousServer::Start(
   // Two servers on one port would each get some of the ranks.
   builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
   builder.AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS, 64);
+  builder.AddChannelArgument(GRPC_ARG_SERVER_HANDSHAKE_TIMEOUT_MS, kHandshakeMilliseconds);
   builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, 30'000);
   builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 20'000);
   builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 5'000);

@@ -147,6 +147,12 @@ class Ends(Case):
                       code=2)
         self.assertEqual(done.stderr.count("--what"), 1, done.stderr)
 
+    def test_many_ranks_under_a_small_limit_of_open_files(self):
+        command = [e2e.Options.cadre, *map(str, arguments((), ["*:gather=a"], 16))]
+        done = subprocess.run(["sh", "-c", 'ulimit -Sn 40; exec "$@"', "sh", *command], timeout=e2e.TIMEOUT,
+                              capture_output=True, text=True, check=False)  # fmt: skip
+        self.assertEqual((done.returncode, done.stderr), (0, ""))
+
     def test_a_program_that_is_not_there(self):
         line = e2e.refused("launch", "--nproc-per-node", 2, "--program", "/no/such", "x", code=1)
         self.assertIn("/no/such", line)
@@ -299,6 +305,27 @@ class Nodes(Case):
                 self.assertEqual(process.wait(e2e.TIMEOUT), 0, process.output())
             self.assertEqual(sorted(nodes[1].output().splitlines()),
                              [f"[rank {rank}] warning: here" for rank in (1, 2, 3)])
+
+    def test_bytes_of_strangers_harm_nothing(self):
+        hello = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+        strange = [b"", b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", b"\x16\x03\x01\x02\x00\x01" + os.urandom(500),
+                   os.urandom(4096), hello, hello + os.urandom(4096), hello + b"\xff\xff\xff" + bytes(1000),
+                   hello + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])]
+        with self.nodes(*self.files(range(2)), "*:wait", ranks=(1, 1)) as nodes, contextlib.ExitStack() as kept:
+            def meet():
+                for data in strange:
+                    with contextlib.suppress(OSError):
+                        connection = socket.create_connection(("127.0.0.1", self.port), 1)
+                        kept.enter_context(connection).sendall(data)
+                return all((self.folder / f"pid{rank}").exists() for rank in range(2))
+
+            e2e.wait_until(meet, nodes[0], "the ranks run")
+            meet()
+            nodes[1].send_signal(signal.SIGINT)
+            for process in nodes:
+                self.assertEqual(process.wait(e2e.TIMEOUT), 0, process.output())
+                self.assertTrue(all("warning: got signal" in line for line in process.output().splitlines()),
+                                process.output())
 
     def test_a_death_on_one_ends_the_other(self):
         with self.nodes(*self.files(), "*:gather=a", "3:say=error: no bread", "3:exit=9",
