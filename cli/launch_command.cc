@@ -7,6 +7,7 @@
 
 #include <CLI/CLI.hpp>
 
+#include "cli/arguments.h"
 #include "cli/commands.h"
 #include "cli/environment.h"
 #include "cli/train_command.h"
@@ -14,7 +15,6 @@
 #include "cluster/launcher.h"
 #include "cluster/rank_environment.h"
 #include "core/status.h"
-#include "model/hf_config.h"
 #include "training/layout_needs.h"
 
 namespace cadre::cli {
@@ -127,24 +127,42 @@ void ShowVerbHelp(const std::vector<std::string>& rest) {
 // The verb itself knows which worlds it can be laid over: null where any will do.
 absl::StatusOr<NodeRounds::CheckWorld> WorldCheck(const LaunchFlags& flags,
                                                   const std::vector<std::string>& rest) {
-  if (!flags.program.empty() || rest.front() != "train") return NodeRounds::CheckWorld();
+  if (!flags.program.empty()) return NodeRounds::CheckWorld();
   CADRE_ASSIGN_OR_RETURN(config::TrainConfig config, TrainConfigOf({rest.begin() + 1, rest.end()}));
   // Asked of the same model whatever becomes of its folder.
-  if (!config.has_model()) {
-    CADRE_ASSIGN_OR_RETURN(
-        const HfConfig hf,
-        LoadHfConfig(config.has_init_from() ? config.init_from() : config.model_path()));
-    *config.mutable_model() = hf.model;
-  }
+  CADRE_ASSIGN_OR_RETURN(HfConfig hf, ModelOfRun(config));
+  config.clear_model_path();
+  config.clear_init_from();
+  *config.mutable_model() = std::move(hf.model);
   return [config](int world) { return LayoutOfRun(config, world).status(); };
 }
 
-absl::Status RunLaunch(const LaunchFlags& flags, const std::vector<std::string>& rest) {
+// What ranks would refuse one by one.
+absl::Status CheckVerb(const CLI::App& command, const LaunchFlags& flags,
+                       const std::vector<std::string>& rest) {
   if (rest.empty()) return InvalidArgument("a verb is needed, such as train; --help has examples");
-  if (rest.front().starts_with('-')) {
-    return InvalidArgument("{}: no such option of launch; --help says more", rest.front());
+  const std::string& verb = rest.front();
+  if (verb.starts_with('-')) {
+    return InvalidArgument("{}: no such option of launch; --help says more", verb);
   }
-  if (rest.front() == "launch") return InvalidArgument("launch: a launcher cannot be launched");
+  if (!flags.program.empty()) return absl::OkStatus();
+  if (verb == "launch") return InvalidArgument("launch: a launcher cannot be launched");
+  CADRE_RETURN_IF_ERROR(CheckVerbs(*command.get_parent(), rest));
+  if (verb != "train") {
+    return InvalidArgument("launch: {} is one process; allowed: train, or any --program", verb);
+  }
+  for (const std::string& argument : rest) {
+    const std::string option = argument.substr(0, argument.find('='));
+    if (!option.starts_with("--") || option == "--help") continue;
+    if (command.get_option_no_throw(option) == nullptr) continue;
+    return InvalidArgument("{}: an option of launch, it stands before {}", option, verb);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status RunLaunch(const CLI::App& command, const LaunchFlags& flags) {
+  const std::vector<std::string> rest = command.remaining();
+  CADRE_RETURN_IF_ERROR(CheckVerb(command, flags, rest));
   for (const std::string& argument : rest) {
     if (flags.program.empty() && (argument == "--help" || argument == "-h")) ShowVerbHelp(rest);
   }
@@ -197,8 +215,7 @@ void AddLaunchCommand(CLI::App& root, absl::Status* status) {
       ->capture_default_str();
   // For tests.
   command->add_option("--program", flags->program)->group("");
-  command->callback(
-      [flags, command, status] { *status = RunLaunch(*flags, command->remaining()); });
+  command->callback([flags, command, status] { *status = RunLaunch(*command, *flags); });
 }
 
 }  // namespace cadre::cli

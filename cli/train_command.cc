@@ -13,6 +13,7 @@
 #include <spdlog/spdlog.h>
 #include <CLI/CLI.hpp>
 
+#include "cli/arguments.h"
 #include "cli/commands.h"
 #include "cli/compute_flags.h"
 #include "cli/ranks.h"
@@ -192,13 +193,13 @@ void AddTrainCommand(CLI::App& root, absl::Status* status) {
 
 absl::StatusOr<config::TrainConfig> TrainConfigOf(std::vector<std::string> arguments) {
   auto flags = std::make_shared<TrainFlags>();
-  CLI::App app;
+  CLI::App app("", "train");
   AddOptions(&app, flags);
   std::reverse(arguments.begin(), arguments.end());  // as parse takes them
   try {
     app.parse(std::move(arguments));
   } catch (const CLI::ParseError& error) {
-    return InvalidArgument("{}; --help says more", error.what());
+    return InvalidArgument("{}", ParseFailure(app, error));
   }
   return ConfigOf(*flags);
 }

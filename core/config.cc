@@ -155,8 +155,10 @@ absl::Status ApplyOverride(const std::string& text, pb::Message* message) {
 
 absl::Status LoadYaml(const std::string& path, std::span<const std::string> overrides,
                       pb::Message* message) {
-  CADRE_ASSIGN_OR_RETURN(const std::string text, ReadFile(path, 1 << 20));
-  CADRE_RETURN_IF_ERROR(ParseYaml(text, path, message));
+  const absl::StatusOr<std::string> text = ReadFile(path, 1 << 20);
+  if (absl::IsNotFound(text.status())) return InvalidArgument("{}", Message(text.status()));
+  CADRE_RETURN_IF_ERROR(text.status());
+  CADRE_RETURN_IF_ERROR(ParseYaml(*text, path, message));
   return ApplyOverrides(overrides, message);
 }
 

@@ -9,8 +9,8 @@
 // values are their names without the enum's prefix, in lower case. Bounds come from the schema's
 // (min) and (max). Defaults are the schema's: a field that is not given reads as its default.
 //
-// Each error is kInvalidArgument and one line: file and line (or the override), field path, value,
-// what is allowed. After an error the message holds some of the values and is of no use. Files are
+// Each error of what is given is kInvalidArgument and one line: file and line (or the override),
+// field path, value, what is allowed; a file that is not there is one, too. After an error the message holds some of the values and is of no use. Files are
 // taken as hostile: bounds in core/yaml_tree.h. Callable from any thread.
 #pragma once
 

@@ -3,12 +3,10 @@
 #include <fmt/core.h>
 #include <fmt/ranges.h>
 
-#include <algorithm>
 #include <cctype>
-#include <numeric>
-#include <utility>
 #include <vector>
 
+#include "core/near_names.h"
 #include "proto/options.pb.h"
 
 namespace cadre {
@@ -33,20 +31,6 @@ size_t PrefixLength(const std::string& type_name, const std::string& value_name)
   return i < value_name.size() && value_name[i] == '_' ? i + 1 : 0;
 }
 
-size_t EditDistance(std::string_view a, std::string_view b) {
-  std::vector<size_t> row(b.size() + 1);
-  std::iota(row.begin(), row.end(), size_t{0});
-  for (size_t i = 0; i < a.size(); ++i) {
-    size_t diagonal = std::exchange(row[0], i + 1);
-    for (size_t j = 0; j < b.size(); ++j) {
-      const size_t substituted = diagonal + (a[i] == b[j] ? 0 : 1);
-      diagonal = row[j + 1];
-      row[j + 1] = std::min({substituted, row[j] + 1, row[j + 1] + 1});
-    }
-  }
-  return row.back();
-}
-
 }  // namespace
 
 std::string ShortName(const pb::EnumValueDescriptor& value) {
@@ -69,22 +53,10 @@ std::string EnumNames(const pb::EnumDescriptor& type) {
 }
 
 std::string SuggestFields(const pb::Descriptor& type, std::string_view name) {
-  std::vector<std::pair<size_t, std::string>> near;
   std::vector<std::string> all;
-  name = name.substr(0, 100);
-  for (int i = 0; i < type.field_count(); ++i) {
-    const std::string& field = type.field(i)->name();
-    all.push_back(field);
-    const size_t distance = EditDistance(name, field);
-    const bool part = name.size() >= 3 && field.find(name) != std::string::npos;
-    if (distance <= std::max<size_t>(1, field.size() / 3) || part)
-      near.emplace_back(distance, field);
-  }
-  if (near.empty()) return fmt::format("fields of {}: {}", type.name(), fmt::join(all, ", "));
-  std::sort(near.begin(), near.end());
-  std::vector<std::string> names;
-  for (size_t i = 0; i < near.size() && i < 3; ++i) names.push_back(near[i].second);
-  return fmt::format("did you mean {}?", fmt::join(names, ", "));
+  for (int i = 0; i < type.field_count(); ++i) all.push_back(type.field(i)->name());
+  if (std::string text = DidYouMean(name, all); !text.empty()) return text;
+  return fmt::format("fields of {}: {}", type.name(), fmt::join(all, ", "));
 }
 
 bool Bounds::Hold(double value) const { return (!min || value >= *min) && (!max || value <= *max); }

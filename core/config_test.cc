@@ -237,7 +237,7 @@ TEST(Config, LoadsAFileAndNamesAMissingOne) {
   ASSERT_TRUE(LoadYaml(path, overrides, &c).ok());
   EXPECT_EQ(c.seed(), 4);
   const absl::Status missing = LoadYaml(path + ".not", overrides, &c);
-  EXPECT_EQ(missing.code(), absl::StatusCode::kNotFound);
+  EXPECT_EQ(missing.code(), absl::StatusCode::kInvalidArgument);
   EXPECT_THAT(Message(missing), HasSubstr(path + ".not"));
   std::filesystem::remove(path);
 }

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <utility>
 
-#include "model/hf_config.h"
 #include "model/model_cost.h"
 
 namespace cadre {
@@ -92,11 +91,22 @@ LayoutNeeds LayoutNeedsOf(const DecoderSpec& spec, const config::TrainConfig& co
   return needs;
 }
 
+absl::StatusOr<HfConfig> ModelOfRun(const config::TrainConfig& config) {
+  const int given =
+      int{config.has_model()} + int{config.has_model_path()} + int{config.has_init_from()};
+  if (given != 1) {
+    return InvalidArgument(
+        "model, model_path, init_from: {} of them are given, exactly one is needed", given);
+  }
+  if (config.has_model()) return HfConfig{.model = config.model()};
+  const bool weights = config.has_init_from();
+  auto hf = LoadHfConfig(weights ? config.init_from() : config.model_path());
+  if (!absl::IsNotFound(hf.status())) return hf;
+  return InvalidArgument("{}: {}", weights ? "init_from" : "model_path", Message(hf.status()));
+}
+
 absl::StatusOr<DecoderSpec> SpecOfRun(const config::TrainConfig& config) {
-  if (config.has_model()) return ResolveModelConfig(config.model());
-  CADRE_ASSIGN_OR_RETURN(
-      const HfConfig hf,
-      LoadHfConfig(config.has_init_from() ? config.init_from() : config.model_path()));
+  CADRE_ASSIGN_OR_RETURN(const HfConfig hf, ModelOfRun(config));
   return ResolveModelConfig(hf.model);
 }
 

@@ -4,12 +4,17 @@
 #include "core/dtype.h"
 #include "core/status.h"
 #include "model/decoder_spec.h"
+#include "model/hf_config.h"
 #include "parallel/layout.h"
 #include "proto/train_config.pb.h"
 
 namespace cadre {
 
 DType ComputeTypeOf(const config::TrainConfig& config);
+
+// The configuration's model, or that of the folder that it names. kInvalidArgument: not exactly one
+// of model, model_path and init_from is given; their folder is not there.
+absl::StatusOr<HfConfig> ModelOfRun(const config::TrainConfig& config);
 
 // The model that the run trains, from its configuration or its folder's.
 absl::StatusOr<DecoderSpec> SpecOfRun(const config::TrainConfig& config);

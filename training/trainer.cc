@@ -32,12 +32,6 @@ double Now() {
 }
 
 absl::Status CheckConfig(const config::TrainConfig& config) {
-  const int given =
-      int{config.has_model()} + int{config.has_model_path()} + int{config.has_init_from()};
-  if (given != 1) {
-    return InvalidArgument(
-        "model, model_path, init_from: {} of them are given, exactly one is needed", given);
-  }
   if (config.global_batch_size() % config.micro_batch_size() != 0) {
     return InvalidArgument("global_batch_size: {} is not a multiple of micro_batch_size {}",
                            config.global_batch_size(), config.micro_batch_size());
@@ -117,11 +111,7 @@ absl::Status Trainer::OpenModel() {
                                 config_.frozen_parameters().end());
   options.decoder.max_position = config_.data().seq_len();
   options.decoder.part = ranks_.part();
-  HfConfig hf{.model = config_.model()};
-  if (!config_.has_model()) {
-    const bool weights = config_.has_init_from();
-    CADRE_ASSIGN_OR_RETURN(hf, LoadHfConfig(weights ? config_.init_from() : config_.model_path()));
-  }
+  CADRE_ASSIGN_OR_RETURN(HfConfig hf, ModelOfRun(config_));
   CADRE_ASSIGN_OR_RETURN(const DecoderSpec spec, ResolveModelConfig(hf.model));
   CADRE_RETURN_IF_ERROR(CheckFits(PlanOf(spec), ranks_.rank()));
   if (config_.has_init_from()) {

@@ -33,6 +33,12 @@ absl::StatusOr<std::shared_ptr<const DocumentSource>> ReadChats(const std::strin
   return documents;
 }
 
+// What is not there was named wrongly: starting the run again would not bring it.
+absl::Status OfField(const absl::Status& status, const std::string& field) {
+  if (!absl::IsNotFound(status)) return Annotate(status, field);
+  return InvalidArgument("{}.path: {}", field, Message(status));
+}
+
 using DataSources = google::protobuf::RepeatedPtrField<config::DataSource>;
 
 absl::StatusOr<std::vector<WeightedSource>> OpenAll(const DataSources& sources,
@@ -56,7 +62,7 @@ absl::StatusOr<std::shared_ptr<const DocumentSource>> OpenDataSource(
   bool indexed = std::filesystem::exists(source.path() + ".idx", error);
   if (indexed || source.kind() == config::SOURCE_KIND_PRETRAIN) {
     auto documents = OpenIndexedDocuments(source.path());
-    if (!documents.ok()) return Annotate(documents.status(), field);
+    if (!documents.ok()) return OfField(documents.status(), field);
     if (source.kind() == config::SOURCE_KIND_CHAT && !(*documents)->masked()) {
       return InvalidArgument("{}: {} has no loss mask ({}.idx); build it with data build --chat",
                              field, source.path(), MaskPrefix(source.path()));
@@ -69,7 +75,7 @@ absl::StatusOr<std::shared_ptr<const DocumentSource>> OpenDataSource(
         source.path());
   }
   auto documents = ReadChats(source.path(), tools);
-  if (!documents.ok()) return Annotate(documents.status(), field);
+  if (!documents.ok()) return OfField(documents.status(), field);
   return documents;
 }
 

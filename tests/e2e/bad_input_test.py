@@ -44,6 +44,17 @@ class Usage(Case):
             with self.subTest(arguments=arguments):
                 self.assertEqual(e2e.cadre(*arguments, code=None).returncode, 2)
 
+    def test_a_verb_that_is_none_is_named(self):
+        self.assertEqual(refused("trian", code=2), "trian: no verb of cadre; did you mean train?")
+        self.assertEqual(refused("checkpoint", "verfy", "x", code=2),
+                         "verfy: no verb of checkpoint; did you mean verify?")
+        self.assert_says(refused("fly", code=2), "fly: no verb of cadre; allowed: ", "train", "serve")
+
+    def test_what_is_not_expected_stands_in_order(self):
+        self.assertEqual(refused("train", "-c", e2e.CONFIG, "runs/a", "--ouput", "runs/b", code=2),
+                         "train: not expected: runs/a --ouput runs/b; --ouput: did you mean --output?; "
+                         "--help says more")
+
     def test_help_is_0(self):
         self.assertIn("train", e2e.cadre("--help").stdout)
 
@@ -71,12 +82,32 @@ class Configs(Case):
         self.assert_says(self.train("model.num_experts_per_tok=9"), "num_experts_per_tok", "9")
 
     def test_what_needs_a_gpu_says_so(self):
-        self.assert_says(self.train("comm.transport=nccl", code=1), "comm.transport: nccl", "GPUs",
+        self.assert_says(self.train("device=cuda"), "device: cuda", "CPU")
+        self.assert_says(self.train("comm.transport=nccl"), "comm.transport: nccl", "GPUs",
                          "auto, shm and ucx")
 
     def test_a_missing_config_is_named(self):
-        self.assert_says(refused("train", "-c", self.folder / "no.yaml", "--output", self.folder / "o"),
-                         "no.yaml")
+        self.assert_says(refused("train", "-c", self.folder / "no.yaml", "--output", self.folder / "o",
+                                 code=2), "no.yaml")
+
+    def test_data_and_models_that_are_not_there_are_named(self):
+        self.assert_says(self.train("data.sources[0].path=/nope/tokens"),
+                         "data.sources[0].path: /nope/tokens.idx")
+        for field in ("model_path", "init_from"):
+            self.assert_says(self.train("model=null", f"{field}=/nope"), f"{field}: /nope/config.json")
+
+    def test_an_output_that_cannot_be_written_may_be_tried_again(self):
+        (self.folder / "out").touch()
+        self.assert_says(self.train(code=1), "out")
+
+    def test_no_model_is_said_alike_by_all(self):
+        config = self.folder / "none.yaml"
+        config.write_text("train_steps: 2\n", encoding="utf-8")
+        line = "model, model_path, init_from: 0 of them are given, exactly one is needed"
+        train = ("train", "-c", config, "--output", self.folder / "out")
+        for command in (train, ("launch", "--nproc-per-node", 2, *train), ("plan", "-c", config)):
+            with self.subTest(command=command):
+                self.assertEqual(refused(*command, code=2), line)
 
 
 class ModelFolders(Case):

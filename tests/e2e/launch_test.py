@@ -468,6 +468,14 @@ class Nodes(Case):
             with self.subTest(flags=flags):
                 self.assertIn(text, e2e.refused("launch", *flags, "train", code=2))
         self.assertIn("a verb is needed", e2e.refused("launch", "--nproc-per-node", 2, code=2))
+        self.assertIn("plan is one process", e2e.refused("launch", "--nproc-per-node", 2, "plan", code=2))
+        self.assertIn("trian: no verb of cadre; did you mean train?",
+                      e2e.refused("launch", "--nproc-per-node", 2, "trian", code=2))
+        self.assertIn("--log-dir: an option of launch, it stands before train",
+                      e2e.refused("launch", "--nproc-per-node", 2, "train", "--log-dir", "logs", code=2))
+        # As torchrun's users write it.
+        self.assertIn("--zork", e2e.refused("launch", "--nproc-per-node", 2, "--", "train", "-c", e2e.CONFIG,
+                                            "--zork", code=2))
         self.assertIn("Train a model", e2e.cadre("launch", "--nproc-per-node", 2, "train", "--help").stdout)
 
 
