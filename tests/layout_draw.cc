@@ -11,11 +11,16 @@
 
 namespace cadre::testing_run {
 
+void Say(const std::string& line) {
+  std::puts(line.c_str());
+  std::fflush(stdout);
+}
+
 uint32_t SeedOfDraws() {
   const auto given = static_cast<uint32_t>(GTEST_FLAG_GET(random_seed));
   // What the flag takes.
   const uint32_t seed = given != 0 ? given : std::random_device()() % 99999 + 1;
-  std::printf("--gtest_random_seed=%u\n", seed);
+  Say(fmt::format("--gtest_random_seed={}", seed));
   return seed;
 }
 
@@ -49,7 +54,7 @@ std::string LayoutDraw::Parallel(int layers) {
   std::string fields = fmt::format(
       "tensor_parallel_size: {}, context_parallel_size: {}, expert_parallel_size: {}, "
       "zero_stage: {}, sequence_parallel: {}",
-      OneOf({1, 1, 1, 2, 3, 4, 6}), OneOf({1, 1, 1, 2, 3, 4}), OneOf({1, 1, 2, 3, 4, 6, 8}),
+      OneOf({1, 1, 1, 2, 3, 4, 6}), OneOf({1, 1, 1, 2, 3, 4}), OneOf({1, 2, 3, 4, 6, 8}),
       OneOf({0, 1, 2, 3}), OneOf({"true", "true", "false"}));
   if (OneOf({true, false})) {
     fields += fmt::format(", expert_tensor_parallel_size: {}", OneOf({1, 2, 3}));

@@ -11,7 +11,10 @@
 
 namespace cadre::testing_run {
 
-// Says on stdout what it draws from: the seed that --gtest_random_seed names, a new one without it.
+// A line on stdout, there even if the program ends right after it.
+void Say(const std::string& line);
+
+// Says what it draws from: the seed that --gtest_random_seed names, a new one without it.
 uint32_t SeedOfDraws();
 
 // The same seed draws the same.

@@ -1,6 +1,5 @@
 // Layouts drawn at random agree with one process, and what was saved under one goes on under
 // another.
-#include <cstdio>
 #include <functional>
 
 #include <gtest/gtest.h>
@@ -20,7 +19,7 @@ void CompareAtRandom(int layouts) {
     const Case c = draw.Next();
     const std::string drawn = testing::PrintToString(c);
     SCOPED_TRACE(drawn);
-    std::printf("%s\n", drawn.c_str());
+    Say(drawn);
     const LayoutRun& expected = runs.Reference(c, "f64");
     const LayoutRun got = runs.Train(c, "f64");
     const Gap gap = LargestGap(expected, got);
@@ -79,7 +78,7 @@ void ContinueAtRandom(int pairs) {
     const std::string drawn =
         testing::PrintToString(first) + " -> " + testing::PrintToString(second);
     SCOPED_TRACE(drawn);
-    std::printf("%s\n", drawn.c_str());
+    Say(drawn);
     const Runs::Halves halves = runs.Continue(first, second, "f64");
     EXPECT_EQ(halves.stayed.size(), kSteps - kSteps / 2);
     EXPECT_LE(LargestLossGap({.losses = halves.stayed}, {.losses = halves.went_on}), 1e-9);
