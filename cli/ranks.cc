@@ -120,21 +120,22 @@ absl::StatusOr<OwnStart> FindOwnStart() {
 }
 
 absl::StatusOr<std::unique_ptr<Ranks>> JoinRanks(const config::CommConfig& comm,
-                                                 const std::string& configuration, bool trace,
+                                                 const RankArguments& arguments,
                                                  spdlog::logger& log) {
   CADRE_ASSIGN_OR_RETURN(const TransportKind transport, KindOf(comm.transport()));
   CADRE_ASSIGN_OR_RETURN(const auto environment, Environment());
   if (!environment.has_value() || environment->world_size == 1) return nullptr;
   CADRE_ASSIGN_OR_RETURN(const std::string program, HashOfProgram());
   auto ranks = std::make_unique<Ranks>();
-  const absl::Status connected =
-      Connect(*environment,
-              {.transport = transport,
-               .timeout = std::chrono::seconds(comm.timeout_seconds()),
-               .must_agree = {{"program", program},
-                              {"configuration", Hash(configuration), configuration},
-                              {"--trace", trace ? "one" : "none"}}},
-              log, ranks.get());
+  const absl::Status connected = Connect(
+      *environment,
+      {.transport = transport,
+       .timeout = std::chrono::seconds(comm.timeout_seconds()),
+       .must_agree = {{"program", program},
+                      {"configuration", Hash(arguments.configuration), arguments.configuration},
+                      {"--resume", arguments.resume},
+                      {"--trace", arguments.trace ? "one" : "none"}}},
+      log, ranks.get());
   CADRE_RETURN_IF_ERROR(WithPeerLoss(connected, ranks.get()));
   return ranks;
 }

@@ -23,12 +23,18 @@ struct Ranks {
   std::unique_ptr<World> world;
 };
 
+// What must be the same on all ranks, besides their program.
+struct RankArguments {
+  std::string configuration;
+  std::string resume;
+  bool trace = false;
+};
+
 // Joins the job and connects to its ranks; null where this process is the only one.
-// `configuration`, and whether they trace, must be the same on all of them, and so must the
-// program. A rank that does not come is a peer lost, in the status' exit code; `log` is told where
+// A rank that does not come is a peer lost, in the status' exit code; `log` is told where
 // that takes a while.
 absl::StatusOr<std::unique_ptr<Ranks>> JoinRanks(const config::CommConfig& comm,
-                                                 const std::string& configuration, bool trace,
+                                                 const RankArguments& arguments,
                                                  spdlog::logger& log);
 
 // Why a rank ended, with the exit code of one that lost a peer where that is it: `status` is of

@@ -147,7 +147,11 @@ absl::Status RunTrain(const TrainFlags& flags) {
   CADRE_ASSIGN_OR_RETURN(std::shared_ptr<spdlog::logger> log, MakeLogger("train", flags.log_level));
   CADRE_ASSIGN_OR_RETURN(BeginsAnew anew, BeginsAnew::Find(flags));
   CADRE_ASSIGN_OR_RETURN(const std::unique_ptr<Ranks> ranks,
-                         JoinRanks(config.comm(), DumpYaml(config), !flags.trace.empty(), *log));
+                         JoinRanks(config.comm(),
+                                   {.configuration = DumpYaml(config),
+                                    .resume = flags.resume,
+                                    .trace = !flags.trace.empty()},
+                                   *log));
   const int rank = ranks == nullptr ? 0 : ranks->world->rank();
   if (rank > 0) {
     CADRE_ASSIGN_OR_RETURN(log, MakeLogger(fmt::format("train rank {}", rank), flags.log_level));

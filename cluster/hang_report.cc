@@ -4,6 +4,7 @@
 
 #include <fmt/core.h>
 
+#include "parallel/checkpoint_group.h"
 #include "parallel/rank_list.h"
 
 namespace cadre {
@@ -144,6 +145,12 @@ std::string Where(const RankView& rank) {
   return where;
 }
 
+// A disk is what holds them up, as far as one can see.
+bool WaitsForDisk(const Ranks& ranks, const OperationRecord* waited) {
+  return waited != nullptr && waited->group == kCheckpointGroup &&
+         std::ranges::none_of(ranks, [](const RankView& rank) { return rank.stopped; });
+}
+
 // "rank 2 hangs (stopped by a signal) in forward of layer 3 at step 17"
 std::string Who(const RankView& rank) {
   return fmt::format("rank {} hangs{}{}", rank.rank,
@@ -205,6 +212,9 @@ std::optional<HangReport> FindHang(const Ranks& ranks, int64_t now_ns, const Han
   Waiting waiting{.in = OldestPending(ranks, Waiter::kComputing)};
   if (waiting.in == nullptr) {
     waiting = {.in = OldestPending(ranks, Waiter::kBeside), .waiter = Waiter::kBeside};
+  }
+  if (WaitsForDisk(ranks, waiting.in) && now_ns - report.progress_ns < options.disk_ns) {
+    return std::nullopt;
   }
   const RankView* culprit = FindCulprit(ranks, waiting.in, waiting.waiter);
   if (culprit == nullptr && waiting.in == nullptr) {

@@ -22,6 +22,7 @@ struct HangOptions {
   double median_steps = 3;
   int64_t least_ns = 2'000'000'000;
   int64_t startup_ns = 120'000'000'000;  // before any step is done
+  int64_t disk_ns = 600'000'000'000;     // where ranks wait for one another's disks
   int world_size = 0;                    // more than the views: other nodes have ranks, too
   std::string others_wait;               // what another node says that its ranks wait in, if any,
   int64_t others_wait_ns = 0;            // and when: it is over if something moved here since
@@ -36,7 +37,8 @@ struct HangReport {
 
 // Where ranks of another node wait, the one here that waits for nobody is it.
 // Nothing where something moved within max(median_steps x the median step, least_ns), or nobody
-// waits for anybody.
+// waits for anybody. Disks are slow without anything being wrong: a wait in the group of
+// checkpoints is no hang for disk_ns, unless a rank is stopped.
 std::optional<HangReport> FindHang(const std::vector<RankView>& ranks, int64_t now_ns,
                                    const HangOptions& options);
 

@@ -185,7 +185,23 @@ TEST(HangReport, WaitsBesideTheComputationSayLess) {
   for (RankView& view : views)
     std::erase_if(view.record->operations, [](const auto& o) { return o.group == "tp"; });
   views[2].record->operations.clear();
-  EXPECT_EQ(FindHang(views, 103 * kSecond, {})->rank, 2);
+  views[2].record->activity = "saving a checkpoint";
+  EXPECT_EQ(Text(views), "");
+  EXPECT_EQ(Text(views, 701),
+            "rank 2 hangs in saving a checkpoint at step 17; ranks 0, 1, 3 wait for it in "
+            "all_reduce 'layer 3 mlp' of group checkpoint since 603.0 s");
+}
+
+// A disk may be slow; what is stopped is not waiting for one.
+TEST(HangReport, WaitsForDisksAreNoHangUnlessARankIsStopped) {
+  auto views = Waiting({2});
+  for (RankView& view : views) {
+    for (OperationRecord& operation : view.record->operations) operation.group = "checkpoint";
+  }
+  EXPECT_EQ(Text(views, 200), "");
+  EXPECT_THAT(Text(views, 701), testing::HasSubstr("rank 2 hangs"));
+  views[2].stopped = true;
+  EXPECT_THAT(Text(views), testing::HasSubstr("rank 2 hangs (stopped by a signal)"));
 }
 
 TEST(HangReport, ARankThatHasNotRecordedAnything) {

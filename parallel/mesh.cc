@@ -2,6 +2,7 @@
 
 #include <numeric>
 
+#include "parallel/checkpoint_group.h"
 #include "parallel/schedule.h"
 
 namespace cadre {
@@ -33,8 +34,7 @@ Mesh::Mesh(World* world, const Layout& layout, const Wrap& wrap) : layout_(layou
   std::vector<int> all(static_cast<size_t>(world->size()));
   std::iota(all.begin(), all.end(), 0);
   world_ = world->NewGroup("world", all);
-  // Ranks wait there for one another's disks; a lost one is noticed all the same.
-  checkpoint_ = world->NewGroup("checkpoint", all, std::chrono::hours(24));
+  checkpoint_ = world->NewGroup(kCheckpointGroup, all, kCheckpointTimeout);
   // Every rank makes every group, so that all count alike.
   const auto make = [&](GroupsByAxis& groups, Axis axis, std::string_view suffix,
                         std::vector<int> ranks) {

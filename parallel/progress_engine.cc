@@ -94,8 +94,8 @@ WorkPtr ProgressEngine::Start(OperationPlan plan) {
   Lock lock(mutex_);
   auto operation = std::make_shared<Operation>(std::move(plan));
   const OperationInfo& info = operation->plan.info;
-  operation->record =
-      recorder_->Begin(info.group, info.operation, info.label, info.sequence, info.bytes, info.peer);
+  operation->record = recorder_->Begin(info.group, info.operation, info.label, info.sequence,
+                                       info.bytes, info.peer);
   if (trace_ != nullptr) operation->began = trace_->Now();
   auto work = std::make_shared<EngineWork>(*this, operation);
   if (!failure_.ok()) {
@@ -167,11 +167,17 @@ uint32_t ProgressEngine::RingsNeeded() const {
   return needed;
 }
 
+// What has ended belongs to the trace that it began on.
 void ProgressEngine::set_trace(Trace* trace) {
-  DrawFlights();
   const std::lock_guard drawing(drawing_);
-  Lock lock(mutex_);
-  trace_ = trace;
+  std::vector<std::shared_ptr<Operation>> ended;
+  Trace* old = nullptr;
+  {
+    Lock lock(mutex_);
+    ended.swap(undrawn_);
+    old = std::exchange(trace_, trace);
+  }
+  for (const auto& operation : ended) DrawFlight(*old, *operation);
 }
 
 void ProgressEngine::DrawFlights() {

@@ -111,20 +111,34 @@ absl::Status CheckpointSaver::CheckTogether(const CheckpointState& state) {
   return absl::OkStatus();
 }
 
-absl::Status CheckpointSaver::Write(const StatePart& snapshot, const CheckpointState& state) {
-  const std::string folder = WritingFolder(options_.root, state.step);
-  absl::Status status = CheckTogether(state);
-  if (status.ok()) {
-    status = ByFirstRank("checkpoint's folder",
-                         [&] { return StartCheckpoint(options_.root, state.step).status(); });
-  }
-  if (status.ok()) status = WriteInto(folder, snapshot, state);
+absl::StatusOr<std::string> CheckpointSaver::StartTogether(int64_t step) {
+  Communicator* group = options_.group;
+  std::string folder;
+  CADRE_RETURN_IF_ERROR(ByFirstRank("checkpoint's folder", [&]() -> absl::Status {
+    CADRE_ASSIGN_OR_RETURN(folder, StartCheckpoint(options_.root, step));
+    return absl::OkStatus();
+  }));
+  if (group == nullptr) return folder;
+  const std::string name = std::filesystem::path(folder).filename().string();
+  CADRE_ASSIGN_OR_RETURN(const auto all, GatherText(*group, name, {"checkpoint's folder"}));
+  return options_.root + "/" + all[0];
+}
+
+absl::Status CheckpointSaver::WriteTogether(const StatePart& snapshot,
+                                            const CheckpointState& state) {
+  CADRE_RETURN_IF_ERROR(CheckTogether(state));
+  CADRE_ASSIGN_OR_RETURN(const std::string folder, StartTogether(state.step));
+  absl::Status status = WriteInto(folder, snapshot, state);
   if (status.ok()) {
     status = ByFirstRank("checkpoint published",
                          [&] { return PublishCheckpoint(options_.root, folder, state.step); });
   }
-  if (!status.ok()) {
-    if (GroupRank(options_.group) == 0) DiscardCheckpoint(folder);
+  if (!status.ok() && GroupRank(options_.group) == 0) DiscardCheckpoint(folder);
+  return status;
+}
+
+absl::Status CheckpointSaver::Write(const StatePart& snapshot, const CheckpointState& state) {
+  if (absl::Status status = WriteTogether(snapshot, state); !status.ok()) {
     return Annotate(status, fmt::format("checkpoint of step {} not saved", state.step));
   }
   return ByFirstRank("old checkpoints removed", [&] {

@@ -90,7 +90,10 @@ class CheckpointSaver {
   template <typename Body>
   absl::Status ByFirstRank(const char* what, Body&& body);
   absl::Status CheckTogether(const CheckpointState& state);
+  // The folder to write into, the same one on all ranks.
+  absl::StatusOr<std::string> StartTogether(int64_t step);
   absl::Status Write(const StatePart& snapshot, const CheckpointState& state);
+  absl::Status WriteTogether(const StatePart& snapshot, const CheckpointState& state);
   absl::Status WriteInto(const std::string& folder, const StatePart& snapshot,
                          const CheckpointState& state);
   absl::Status WriteSlot(const std::string& folder, const StateSlot& slot);

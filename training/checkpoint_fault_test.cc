@@ -116,12 +116,15 @@ TEST_F(CheckpointFault, HostileManifestsAreRefused) {
 TEST_F(CheckpointFault, LeftoversOfAKilledSaveAreNoCheckpoints) {
   std::filesystem::rename(newest_, root_ + "/.writing-step-000002");
   EXPECT_EQ(SearchIn(root_).step, 1);
-  // The next save of that step starts from an empty folder.
-  auto folder = StartCheckpoint(root_, 2);
-  ASSERT_TRUE(folder.ok());
+  // Saves of one step, of two processes even, have nothing in common.
+  auto folder = StartCheckpoint(root_, 2), other = StartCheckpoint(root_, 2);
+  ASSERT_TRUE(folder.ok() && other.ok());
+  EXPECT_NE(*folder, *other);
   EXPECT_TRUE(std::filesystem::is_empty(*folder));
   ASSERT_TRUE(AbandonLaterCheckpoints(root_, 1).ok());
   EXPECT_FALSE(std::filesystem::exists(*folder));
+  EXPECT_FALSE(std::filesystem::exists(*other));
+  EXPECT_FALSE(std::filesystem::exists(root_ + "/.writing-step-000002"));
 }
 
 TEST_F(CheckpointFault, ContinuingFromAnEarlierStepSetsLaterOnesAside) {

@@ -7,6 +7,7 @@
 #include <cerrno>
 #include <charconv>
 #include <filesystem>
+#include <random>
 #include <string_view>
 
 #include <absl/strings/str_join.h>
@@ -132,13 +133,10 @@ absl::StatusOr<std::optional<FoundCheckpoint>> FindGoodCheckpoint(
   return std::nullopt;
 }
 
-std::string WritingFolder(const std::string& root, int64_t step) {
-  return fmt::format("{}/{}{}", root, kWriting, CheckpointName(step));
-}
-
 absl::StatusOr<std::string> StartCheckpoint(const std::string& root, int64_t step) {
-  std::string folder = WritingFolder(root, step);
-  DiscardCheckpoint(folder);
+  std::random_device random;
+  std::string folder =
+      fmt::format("{}/{}{}-{:08x}{:08x}", root, kWriting, CheckpointName(step), random(), random());
   std::error_code error;
   fs::create_directories(folder, error);
   if (error) return ErrnoError(folder, "cannot create", error.value());

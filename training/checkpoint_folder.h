@@ -39,10 +39,8 @@ absl::StatusOr<std::optional<FoundCheckpoint>> FindGoodCheckpoint(
     const std::string& root, const std::function<void(const std::string&)>& warn,
     Communicator* group = nullptr);
 
-// Where a checkpoint lies while it is written.
-std::string WritingFolder(const std::string& root, int64_t step);
-
-// Makes that folder, empty; what an interrupted save left there is removed.
+// Makes the folder that a checkpoint lies in while it is written, with a name that no other save,
+// of this process or of another one, has.
 absl::StatusOr<std::string> StartCheckpoint(const std::string& root, int64_t step);
 
 // Gives a written folder its name in one step (an earlier checkpoint of the same step is exchanged

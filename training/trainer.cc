@@ -16,16 +16,20 @@
 #include "model/model_cost.h"
 #include "model/tokenizer.h"
 #include "parallel/activity.h"
+#include "parallel/agree.h"
 #include "training/checkpoint_weights.h"
 #include "training/evaluate.h"
 #include "training/gemm_peak.h"
 #include "training/gradient_norm.h"
 #include "training/layout_needs.h"
+#include "training/output_lock.h"
 #include "training/shared_folder.h"
 #include "training/training_data.h"
 
 namespace cadre {
 namespace {
+
+constexpr char kSaving[] = "saving a checkpoint";
 
 double Now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
@@ -69,12 +73,26 @@ absl::StatusOr<std::unique_ptr<Trainer>> Trainer::Create(const config::TrainConf
   return trainer;
 }
 
+absl::Status Trainer::OpenOutput() {
+  const std::string checkpoints = options_.output + "/checkpoints";
+  for (const std::string& folder : {options_.output, checkpoints}) {
+    std::error_code error;
+    std::filesystem::create_directories(folder, error);
+    if (error) return Unavailable("{}: cannot create: {}", folder, error.message());
+  }
+  CADRE_RETURN_IF_ERROR(CheckSharedFolder(ranks_.checkpoint_group(), checkpoints));
+  absl::Status locked;
+  if (ranks_.leader()) {
+    auto lock = LockOutput(options_.output, kOutputPatience, options_.stop, *options_.log);
+    locked = lock.status();
+    if (locked.ok()) lock_ = *std::move(lock);
+  }
+  return AgreeIn(ranks_.checkpoint_group(), locked, {"output folder"});
+}
+
 absl::Status Trainer::Open() {
   measured_.program = ReadResidentMemory().now;
-  std::error_code error;
-  std::filesystem::create_directories(options_.output, error);
-  if (error) return Unavailable("{}: cannot create: {}", options_.output, error.message());
-  CADRE_RETURN_IF_ERROR(CheckSharedFolder(ranks_.checkpoint_group(), options_.output));
+  CADRE_RETURN_IF_ERROR(OpenOutput());
   CADRE_RETURN_IF_ERROR(OpenModel());
   const int64_t without_data = ReadResidentMemory().now;
   CADRE_RETURN_IF_ERROR(OpenData());
@@ -195,14 +213,16 @@ absl::Status Trainer::Run() {
     CADRE_RETURN_IF_ERROR(MaybeSave(last));
   }
   if (stopping) {
-    options_.log->info("stopping at step {}, saving", step_);
+    if (ranks_.leader()) options_.log->info("stopping at step {}, saving", step_);
     CADRE_RETURN_IF_ERROR(MaybeSave(true));
   }
   if (progress_.has_value()) progress_->Finish();
+  RecordActivity(ctx_, kSaving, -1);
   const absl::Status saved = saver_->Wait();
   CADRE_RETURN_IF_ERROR(ranks_.Meet({"end"}));
   ReportMemory();
-  return saved;
+  // What the disk lost is no reason to give the run up, as data that cannot be used is.
+  return absl::IsDataLoss(saved) ? Unavailable("{}", Message(saved)) : saved;
 }
 
 absl::StatusOr<StepBatches> Trainer::ReadBatches() {
@@ -325,12 +345,13 @@ absl::Status Trainer::Judge(const StepBatches& batches, StepReport* report) {
 absl::Status Trainer::MaybeSave(bool last) {
   // A failed save costs that checkpoint, never the run: the disk may have room again by the next.
   // All ranks look at the last chance alike: they have agreed on how a save ended once it has.
-  if (absl::Status earlier = last ? saver_->Wait() : saver_->Poll(); !earlier.ok()) {
-    options_.log->error("{}", Message(earlier));
-    saved_ = -1;
-  }
   const int64_t interval = config_.checkpoint().interval();
   const bool due = last || (interval > 0 && step_ % interval == 0);
+  if (due) RecordActivity(ctx_, kSaving, -1);
+  if (absl::Status earlier = last ? saver_->Wait() : saver_->Poll(); !earlier.ok()) {
+    if (ranks_.leader()) options_.log->error("{}", Message(earlier));
+    saved_ = -1;
+  }
   if (!due || saved_ == step_) return absl::OkStatus();
   TraceScope scope(options_.trace, "checkpoint");
   saver_->Save(ctx_, {.step = step_,

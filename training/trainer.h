@@ -20,6 +20,7 @@
 #include <optional>
 #include <string>
 
+#include "core/file_lock.h"
 #include "core/host_allocator.h"
 #include "core/metrics.h"
 #include "core/ops/gemm.h"
@@ -71,7 +72,7 @@ class Trainer {
   ~Trainer();
 
   // Ends after train_steps, or early with everything saved where *stop was set. kDataLoss where the
-  // bad-step policy stopped it; kUnavailable where the last checkpoint could not be written.
+  // bad-step policy or the data stopped it, and only then.
   absl::Status Run();
 
   // The mean loss of every step that this object ran, the same on all ranks.
@@ -94,6 +95,7 @@ class Trainer {
 
   Trainer(const config::TrainConfig& config, const TrainerOptions& options, const Layout& layout);
   absl::Status Open();
+  absl::Status OpenOutput();
   absl::Status OpenData();
   absl::Status OpenModel();
   PlanArgs PlanOf(const DecoderSpec& spec) const;
@@ -108,7 +110,6 @@ class Trainer {
 
   absl::StatusOr<StepReport> Step();
   absl::StatusOr<StepBatches> ReadBatches();
-  // What the rank does now, for those who look for a hang.
   absl::Status SumLosses(StepLosses* losses);
   absl::Status ComputeGradients(const StepBatches& batches, StepReport* report);
   // own_counts: TrainStep::ExpertCounts before they are summed.
@@ -122,6 +123,7 @@ class Trainer {
 
   const config::TrainConfig config_;
   const TrainerOptions options_;
+  std::optional<FileLock> lock_;  // rank 0's; goes after all that writes
   HostAllocator allocator_;
   PackedWeights packed_;
   Context ctx_;

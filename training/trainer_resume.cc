@@ -4,6 +4,7 @@
 #include <spdlog/spdlog.h>
 
 #include "core/config.h"
+#include "parallel/activity.h"
 #include "training/checkpoint_weights.h"
 #include "training/trainer.h"
 
@@ -62,8 +63,9 @@ absl::StatusOr<std::optional<FoundCheckpoint>> Trainer::FindResumePoint(const st
 absl::Status Trainer::Resume() {
   const std::string root = options_.output + "/checkpoints";
   if (!options_.resume) return ranks_.leader() ? StartAnew(root) : absl::OkStatus();
+  RecordActivity(ctx_, "reading a checkpoint", -1);
   CADRE_ASSIGN_OR_RETURN(auto found, FindResumePoint(root));
-  if (!found.has_value()) return absl::OkStatus();
+  if (!found.has_value()) return ranks_.leader() ? StartAnew(root) : absl::OkStatus();
   CADRE_RETURN_IF_ERROR(Restore(*found));
   if (!ranks_.leader()) return absl::OkStatus();
   CADRE_ASSIGN_OR_RETURN(auto abandoned, AbandonLaterCheckpoints(root, step_));

@@ -8,6 +8,7 @@ Requests to a server: tests/client/hostile_cases.py. A full disk: training/check
 
 import json
 import shutil
+import signal
 import unittest
 
 import e2e
@@ -108,6 +109,39 @@ class Configs(Case):
         for command in (train, ("launch", "--nproc-per-node", 2, *train), ("plan", "-c", config)):
             with self.subTest(command=command):
                 self.assertEqual(refused(*command, code=2), line)
+
+
+class OutputFolders(Case):
+    """Two runs in one folder would mix their checkpoints and metrics."""
+
+    def start(self):
+        return self.enterContext(e2e.running(*shop.train_arguments(self.folder / "out", "train_steps=100000")))
+
+    def waiting(self):
+        second = self.start()
+        e2e.wait_until(lambda: "held by process" in second.output(), second, "it waits for the other run")
+        return second
+
+    def steps(self):
+        return [line["step"] for line in e2e.metrics(self.folder / "out")]
+
+    def test_one_run_at_a_time(self):
+        first = self.start()
+        e2e.wait_until(lambda: len(self.steps()) >= 3, first, "some steps")
+        second = self.waiting()
+        self.assertIn(f"held by process {first.pid} on ", second.output())
+        second.send_signal(signal.SIGINT)
+        self.assertEqual(second.wait(e2e.TIMEOUT), 1)
+        self.assert_says(second.output(), "error: another run is in the output folder: ", f"process {first.pid}")
+        third = self.waiting()
+        first.send_signal(signal.SIGINT)
+        self.assertEqual(first.wait(e2e.TIMEOUT), 0, first.output())
+        done = len(self.steps())
+        e2e.wait_until(lambda: len(self.steps()) >= done + 3, third, "it goes on")
+        self.assertIn("resumed from", third.output())
+        third.send_signal(signal.SIGINT)
+        self.assertEqual(third.wait(e2e.TIMEOUT), 0, third.output())
+        self.assertEqual(self.steps(), list(range(1, len(self.steps()) + 1)))
 
 
 class ModelFolders(Case):
