@@ -339,12 +339,7 @@ void LaunchRun::EndAll(const Event& outcome) {
   end_at_.reset();
   if (outcome.kind() != Event::FAILED && !outcome.restart()) return;
   const Failure& failure = outcome.failure();
-  if (!failure.last_error().empty()) {
-    terminal_->Line(failure.rank() < 0
-                        ? failure.last_error()
-                        : fmt::format("[rank {}] {}", failure.rank(), failure.last_error()));
-  }
-  terminal_->Release(failure.last_error());
+  terminal_->Blame(failure.rank(), failure.last_error(), Clock::now());
   EndRanks();
 }
 

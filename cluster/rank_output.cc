@@ -3,6 +3,7 @@
 #include <fmt/core.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <utility>
 
@@ -67,27 +68,51 @@ void RankTerminal::Line(std::string_view text) {
   line_open_ = false;
 }
 
-void RankTerminal::Show(const Held& held) {
-  Line(held.rank == 0 ? held.line : fmt::format("[rank {}] {}", held.rank, held.line));
+void RankTerminal::Show(Said said, bool named) {
+  std::string line = named ? fmt::format("[rank {}] {}", said.rank, said.line) : said.line;
+  said.line = Bare(said.line);
+  if (WasShown(said)) return;
+  Line(line);
+  if (shown_.size() == kRepeatLines) shown_.pop_front();
+  shown_.push_back(std::move(said));
+}
+
+// A rank that says it twice means it, but for the one to blame, whose last words came first.
+bool RankTerminal::WasShown(const Said& said) {
+  while (!shown_.empty() && shown_.front().time + kRepeat < said.time) shown_.pop_front();
+  return std::any_of(shown_.begin(), shown_.end(), [&](const Said& one) {
+    return one.line == said.line && (blamed_ || one.rank != said.rank);
+  });
 }
 
 void RankTerminal::Hold(int rank, std::string line, Clock::time_point now) {
-  held_.push_back({rank, std::move(line), now + kHold});
+  held_.push_back({rank, std::move(line), now});
 }
 
-void RankTerminal::Release(std::string_view but) {
-  for (const Held& held : held_) {
-    if (Bare(held.line) != but) Show(held);
-  }
-  held_.clear();
+void RankTerminal::Blame(int rank, std::string_view words, Clock::time_point now) {
+  blamed_ = true;
+  if (!words.empty()) Show({rank, std::string(words), now}, rank >= 0);
+  ShowHeld();
+}
+
+void RankTerminal::ShowHeld() {
+  for (Said& said : std::exchange(held_, {})) Show(std::move(said), said.rank != 0);
+}
+
+void RankTerminal::Release() {
+  ShowHeld();
+  shown_.clear();
+  blamed_ = false;
 }
 
 void RankTerminal::ReleaseOld(Clock::time_point now) {
-  for (; !held_.empty() && held_.front().until <= now; held_.pop_front()) Show(held_.front());
+  for (; !held_.empty() && held_.front().time + kHold <= now; held_.pop_front()) {
+    Show(held_.front(), held_.front().rank != 0);
+  }
 }
 
 std::optional<RankTerminal::Clock::time_point> RankTerminal::NextRelease() const {
-  return held_.empty() ? std::nullopt : std::optional(held_.front().until);
+  return held_.empty() ? std::nullopt : std::optional(held_.front().time + kHold);
 }
 
 RankOutput::~RankOutput() {

@@ -2,7 +2,8 @@
 // the others only warnings and errors, with "[rank 3] " before them.
 //
 // Error lines are held back for a moment, rank 0's too: a rank that lost a peer often says so
-// before the launcher knows which one died, and that one's last words come first.
+// before the launcher knows which one died, and that one's last words come first. What several
+// ranks say alike is shown once.
 //
 // One thread uses it. A terminal that is closed stops nothing.
 #pragma once
@@ -25,6 +26,9 @@ class RankTerminal {
  public:
   using Clock = std::chrono::steady_clock;
   static constexpr std::chrono::milliseconds kHold{700};
+  // Later, or after so many other lines, the same words are news.
+  static constexpr std::chrono::seconds kRepeat{10};
+  static constexpr size_t kRepeatLines = 64;
 
   // `redraws`: standard error is a terminal, where rank 0 may be redrawing a line.
   RankTerminal(int output, int errors, bool redraws)
@@ -33,24 +37,30 @@ class RankTerminal {
   void Raw(bool errors, std::string_view bytes);
   void Line(std::string_view text);
   void Hold(int rank, std::string line, Clock::time_point now);
-  // Shows what is held: all of it but one line that was shown already, whose rank is not the only
-  // one that says it, or what was held long enough.
-  void Release(std::string_view but = "");
+  // The job fails because of this rank (-1: of none): its last words, "" where it has none, then
+  // what is held.
+  void Blame(int rank, std::string_view words, Clock::time_point now);
+  // Shows what is held, or was long enough. The first is the end of a start.
+  void Release();
   void ReleaseOld(Clock::time_point now);
   std::optional<Clock::time_point> NextRelease() const;
 
  private:
-  struct Held {
+  struct Said {
     int rank;
     std::string line;
-    Clock::time_point until;
+    Clock::time_point time;
   };
-  void Show(const Held& held);
+  void Show(Said said, bool named);
+  void ShowHeld();
+  bool WasShown(const Said& said);
 
   int output_, errors_;
   bool redraws_;
   bool line_open_ = false;  // on standard error
-  std::deque<Held> held_;
+  bool blamed_ = false;
+  std::deque<Said> held_;
+  std::deque<Said> shown_;  // bare lines, until the same words are news
 };
 
 class RankOutput {

@@ -65,7 +65,7 @@ TEST_F(RankOutputTest, OthersShowWarningsAndErrors) {
   EXPECT_EQ(Shown(), "[rank 3] error: no\n");
 }
 
-TEST_F(RankOutputTest, WhatIsHeldIsShownWithoutTheCulpritsLine) {
+TEST_F(RankOutputTest, TheCulpritsLastWordsComeFirst) {
   RankTerminal terminal = Terminal();
   RankOutput zero(0, true, -1, &terminal), three(3, false, -1, &terminal);
   zero.Take(true, "error: rank 3 is lost\n");
@@ -73,8 +73,38 @@ TEST_F(RankOutputTest, WhatIsHeldIsShownWithoutTheCulpritsLine) {
   EXPECT_EQ(Shown(), "");
   EXPECT_TRUE(terminal.NextRelease());
   EXPECT_EQ(three.LastError(true), "error: no");
-  terminal.Release(three.LastError(true));
-  EXPECT_EQ(Shown(), "error: rank 3 is lost\n");
+  terminal.Blame(3, three.LastError(true), RankTerminal::Clock::now());
+  EXPECT_EQ(Shown(), "[rank 3] error: no\nerror: rank 3 is lost\n");
+}
+
+TEST_F(RankOutputTest, WhatSeveralRanksSayIsShownOnce) {
+  RankTerminal terminal = Terminal();
+  const RankTerminal::Clock::time_point now;
+  // Before it is known who is to blame, after, and once all have ended.
+  terminal.Hold(2, "error: no", now);
+  terminal.Hold(0, "error: \x1b[31mno", now);
+  terminal.ReleaseOld(now + RankTerminal::kHold);
+  EXPECT_EQ(Shown(), "[rank 2] error: no\n");
+  terminal.Hold(1, "error: no", now);
+  terminal.Hold(1, "error: another", now);
+  terminal.Blame(1, "error: no", now);
+  EXPECT_EQ(Shown(), "[rank 1] error: another\n");
+  for (const int rank : {2, 3}) terminal.Hold(rank, "error: no", now);
+  terminal.Release();
+  EXPECT_EQ(Shown(), "");
+  // Another start.
+  terminal.Hold(1, "error: no", now);
+  terminal.Blame(-1, "", now);
+  EXPECT_EQ(Shown(), "[rank 1] error: no\n");
+}
+
+TEST_F(RankOutputTest, WhatOneRankSaysAgainIsShownAgain) {
+  RankTerminal terminal = Terminal();
+  const RankTerminal::Clock::time_point now;
+  for (int i = 0; i < 2; ++i) terminal.Hold(1, "error: no", now);
+  terminal.Hold(2, "error: no", now + RankTerminal::kRepeat * 2);
+  terminal.ReleaseOld(now + RankTerminal::kRepeat * 3);
+  EXPECT_EQ(Shown(), "[rank 1] error: no\n[rank 1] error: no\n[rank 2] error: no\n");
 }
 
 TEST_F(RankOutputTest, OtherLinesDoNotMixWithProgress) {

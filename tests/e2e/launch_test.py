@@ -142,7 +142,19 @@ class Ends(Case):
             self.assert_ended(process, pids, 128 + signal.SIGKILL)
             print(f"a killed rank: all ended after {time.monotonic() - began:.2f} s (bound: 2 s)")
 
-    def test_a_usage_error_is_said_once(self):
+    def test_an_error_of_all_ranks_is_said_once(self):
+        done = launch("*:gather=a", "*:say=error: no bread", "*:exit=7", code=7)
+        self.assertEqual(len(done.stderr.splitlines()), 2, done.stderr)
+        self.assertEqual(done.stderr.count("no bread"), 1, done.stderr)
+        # Those that say it when the launcher knows already who ended the job.
+        script = ("cd $0; no() { echo 'error: no bread' >&2; exit 7; }; trap no TERM; touch $RANK; "
+                  "if [ $RANK = 1 ]; then until [ -e 0 -a -e 2 ]; do sleep 0.02; done; no; fi; "
+                  "sleep 1000 & wait")
+        done = e2e.cadre("launch", "--nproc-per-node", 3, "--program", "/usr/bin/env", "sh", "-c", script,
+                         self.folder, code=7)
+        self.assertEqual(done.stderr, "[rank 1] error: no bread\nerror: rank 1 exited with code 7\n")
+
+    def test_a_usage_error_starts_nothing_again(self):
         done = launch("*:say=error: --what: no such option", "*:exit=2", flags=["--max-restarts", 3],
                       code=2)
         self.assertEqual(done.stderr.count("--what"), 1, done.stderr)

@@ -412,6 +412,15 @@ class Refusals(Case):
         self.assertIn("ring does nothing with context_parallel_size 1",
                       self.refused(2, "parallel.context_parallel_method=ring"))
 
+    def test_what_all_ranks_find_wrong_is_said_once(self):
+        for override, words in (("data.sources[0].path=/no/such", "/no/such.idx: cannot open"),
+                                ("lr_schedule.warmup_steps=100000", "100000 is past the end")):
+            with self.subTest(words):
+                done = e2e.cadre(*self.arguments("wrong", 4, "micro_batch_size=2", override), code=None)
+                said, ended = [l for l in done.stderr.splitlines() if "error: " in l]
+                self.assertIn(words, said)
+                self.assertRegex(ended, r"^error: rank \d exited with code [12]$")
+
     def ends(self, ranks):
         """What each of some ranks says last, started with no launcher: (program, overrides) of each."""
         with free_port() as port, contextlib.ExitStack() as stack:
