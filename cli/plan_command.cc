@@ -13,6 +13,7 @@
 #include "core/progress.h"
 #include "core/status.h"
 #include "model/model_cost.h"
+#include "parallel/layout_text.h"
 #include "parallel/rank_list.h"
 #include "training/layout_needs.h"
 #include "training/memory_plan.h"
@@ -64,19 +65,6 @@ absl::StatusOr<World> WorldOf(const PlanFlags& flags) {
 
 // What joining the others adds to a rank's program, measured: the launcher's link, the transports.
 constexpr int64_t kRankProgram = int64_t{5} << 20;
-
-std::string LayoutText(const Layout& layout, bool experts) {
-  std::string text = fmt::format("{} ranks", layout.world());
-  const std::pair<const char*, int> sizes[] = {{"tp", layout.tp}, {"cp", layout.cp},
-                                               {"dp", layout.dp}, {"pp", layout.pp},
-                                               {"ep", layout.ep}, {"etp", layout.etp}};
-  for (const auto& [name, size] : sizes) {
-    const bool of_experts = name[0] == 'e';
-    if (size > 1 && (experts || !of_experts)) text += fmt::format(", {} {}", name, size);
-  }
-  if (layout.dp > 1) text += fmt::format(", zero_stage {}", layout.zero_stage);
-  return text;
-}
 
 // The texts of a group of ranks, from top to bottom.
 struct Column {

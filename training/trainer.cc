@@ -43,6 +43,11 @@ absl::Status CheckConfig(const config::TrainConfig& config) {
   if (config.device() != config::DEVICE_CPU) {
     return Unimplemented("device: cuda, training runs on the CPU so far");
   }
+  std::error_code error;
+  if (config.has_tokenizer() &&
+      !std::filesystem::exists(config.tokenizer() + "/tokenizer.json", error)) {
+    return InvalidArgument("tokenizer: {}: no tokenizer.json there", config.tokenizer());
+  }
   return absl::OkStatus();
 }
 
@@ -200,6 +205,9 @@ absl::StatusOr<bool> Trainer::Stopping() {
 
 absl::Status Trainer::Run() {
   bool stopping = false;
+  if (ranks_.leader() && step_ >= config_.train_steps()) {
+    Log().info("step {} of {}: nothing is left to do", step_, config_.train_steps());
+  }
   while (step_ < config_.train_steps()) {
     CADRE_ASSIGN_OR_RETURN(stopping, Stopping());
     if (stopping) break;
@@ -213,7 +221,7 @@ absl::Status Trainer::Run() {
     CADRE_RETURN_IF_ERROR(MaybeSave(last));
   }
   if (stopping) {
-    if (ranks_.leader()) options_.log->info("stopping at step {}, saving", step_);
+    if (ranks_.leader()) Log().info("stopping at step {}, saving", step_);
     CADRE_RETURN_IF_ERROR(MaybeSave(true));
   }
   if (progress_.has_value()) progress_->Finish();
@@ -314,7 +322,7 @@ absl::StatusOr<Trainer::StepReport> Trainer::Step() {
 absl::Status Trainer::Judge(const StepBatches& batches, StepReport* report) {
   const StepVerdict verdict = guard_->Judge(step_, report->losses.total(), report->gradient_norm);
   if (!verdict.bad) return absl::OkStatus();
-  options_.log->warn("step {}: {}", step_, verdict.reason);
+  Log().warn("step {}: {}", step_, verdict.reason);
   if (config_.bad_step().dump() && ranks_.first_with_samples()) {
     BadStepDump dump{.step = step_,
                      .loss = report->losses.total(),
@@ -331,7 +339,7 @@ absl::Status Trainer::Judge(const StepBatches& batches, StepReport* report) {
     std::string folder = options_.output + "/bad_steps";
     if (ranks_.data_rank() > 0) folder += fmt::format("/data-rank-{}", ranks_.data_rank());
     auto written = WriteBadStep(folder, dump);
-    if (!written.ok()) options_.log->warn("{}", Message(written.status()));
+    if (!written.ok()) Log().warn("{}", Message(written.status()));
   }
   if (verdict.action == StepVerdict::Action::kStop) {
     CADRE_RETURN_IF_ERROR(MaybeSave(true));
@@ -349,7 +357,7 @@ absl::Status Trainer::MaybeSave(bool last) {
   const bool due = last || (interval > 0 && step_ % interval == 0);
   if (due) RecordActivity(ctx_, kSaving, -1);
   if (absl::Status earlier = last ? saver_->Wait() : saver_->Poll(); !earlier.ok()) {
-    if (ranks_.leader()) options_.log->error("{}", Message(earlier));
+    if (ranks_.leader()) Log().error("{}", Message(earlier));
     saved_ = -1;
   }
   if (!due || saved_ == step_) return absl::OkStatus();

@@ -107,6 +107,8 @@ class Trainer {
   absl::Status OpenMetrics();
   void PrintPlan() const;
   void ReportMemory() const;
+  // With a line of its own, where one is being redrawn.
+  spdlog::logger& Log();
 
   absl::StatusOr<StepReport> Step();
   absl::StatusOr<StepBatches> ReadBatches();

@@ -1,10 +1,12 @@
 // What a run tells: its plan, metrics, progress and memory.
+#include <algorithm>
 #include <cmath>
 
 #include <spdlog/spdlog.h>
 
 #include "core/process_memory.h"
 #include "model/model_cost.h"
+#include "parallel/layout_text.h"
 #include "training/gemm_peak.h"
 #include "training/trainer.h"
 
@@ -37,15 +39,34 @@ absl::Status Trainer::OpenMetrics() {
 
 void Trainer::PrintPlan() const {
   const ParameterCounts counts = CountParameters(model_->spec());
-  options_.log->info("{}: {} parameters, {} active per token", model_->spec().model_type,
-                     FormatCount(static_cast<double>(counts.total)),
-                     FormatCount(static_cast<double>(counts.active)));
+  const DecoderSpec& spec = model_->spec();
+  const bool experts = std::ranges::any_of(spec.layers, &LayerSpec::is_moe);
+  options_.log->info(
+      "{}: {} parameters{}", spec.model_type, FormatCount(static_cast<double>(counts.total)),
+      experts
+          ? fmt::format(", {} active per token", FormatCount(static_cast<double>(counts.active)))
+          : "");
+  if (ranks_.layout().world() > 1) {
+    options_.log->info("{}", LayoutText(ranks_.layout(), experts));
+  }
+  const int64_t length = config_.data().seq_len(), context = spec.max_position;
+  if (length > context) {
+    options_.log->warn(
+        "data.seq_len {} is over the model's max_position_embeddings {}, which is what servers of "
+        "it will take",
+        length, context);
+  }
   options_.log->info("{}", plan_.ToString());
   options_.log->info(
       "data: {} tokens an epoch, {} tokens a step; matrix products peak at {:.0f} GFLOP/s",
       FormatCount(static_cast<double>(stream_->epoch_tokens())),
       FormatCount(static_cast<double>(config_.global_batch_size()) * config_.data().seq_len()),
       peak_flops_ / 1e9);
+}
+
+spdlog::logger& Trainer::Log() {
+  if (progress_.has_value()) progress_->Finish();
+  return *options_.log;
 }
 
 void Trainer::ReportMemory() const {
@@ -82,16 +103,15 @@ void Trainer::Report(const StepReport& report) {
   // A full disk costs these lines, not the run.
   absl::Status written = metrics_->Write(step_, metrics);
   if (written.ok() && tensorboard_.has_value()) written = tensorboard_->Write(step_, metrics);
-  if (!written.ok()) options_.log->error("{}", Message(written));
+  if (!written.ok()) Log().error("{}", Message(written));
   if (progress_.has_value()) {
     progress_->Update(
         {.step = step_, .loss = report.losses.cross_entropy, .tokens_per_second = rate, .mfu = mfu},
         Now());
   }
   if (report.eval_loss.has_value()) {
-    if (progress_.has_value()) progress_->Finish();
-    options_.log->info("step {}: held-out loss {:.4f}, perplexity {:.2f}", step_, *report.eval_loss,
-                       std::exp(*report.eval_loss));
+    Log().info("step {}: held-out loss {:.4f}, perplexity {:.2f}", step_, *report.eval_loss,
+               std::exp(*report.eval_loss));
   }
 }
 

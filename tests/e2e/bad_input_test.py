@@ -82,6 +82,9 @@ class Configs(Case):
         self.assert_says(self.train("model.num_key_value_heads=3"), "num_key_value_heads", "3")
         self.assert_says(self.train("model.num_experts_per_tok=9"), "num_experts_per_tok", "9")
 
+    def test_a_tokenizer_that_is_not_there_is_named(self):
+        self.assert_says(self.train(f"tokenizer={self.folder}"), "tokenizer: ", self.folder, "no tokenizer.json")
+
     def test_what_needs_a_gpu_says_so(self):
         self.assert_says(self.train("device=cuda"), "device: cuda", "CPU")
         self.assert_says(self.train("comm.transport=nccl"), "comm.transport: nccl", "GPUs",
