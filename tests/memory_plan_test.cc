@@ -39,6 +39,12 @@ const char kMoe[] =
     "num_attention_heads: 4, num_key_value_heads: 2, head_dim: 64, norm_topk_prob: true, "
     "vocab_size: 1024";
 
+const char kLatent[] =
+    "model_type: deepseek_v3, hidden_size: 256, intermediate_size: 512, num_hidden_layers: 3, "
+    "num_attention_heads: 8, num_key_value_heads: 8, q_lora_rank: 64, kv_lora_rank: 64, "
+    "qk_nope_head_dim: 32, qk_rope_head_dim: 16, v_head_dim: 32, n_group: 1, topk_group: 1, "
+    "first_k_dense_replace: 1, routed_scaling_factor: 1.0, norm_topk_prob: true, vocab_size: 1024";
+
 std::string Model(const char* base, const char* more) {
   return std::string("model: {") + base + ", " + more + "}\n";
 }
@@ -72,6 +78,9 @@ const char kWide[] = "global_batch_size: 16\nmicro_batch_size: 16\n";
 const char kNarrow[] = "global_batch_size: 4\nmicro_batch_size: 1\n";
 
 const char kTopTwo[] = "num_experts: 8, num_experts_per_tok: 2, moe_intermediate_size: 256";
+
+const char kTopTwoShared[] =
+    "n_routed_experts: 8, n_shared_experts: 1, num_experts_per_tok: 2, moe_intermediate_size: 128";
 
 TEST(MemoryPlan, Dense) {
   ExpectPlanned(Model(kLlama, "tie_word_embeddings: true") + "dtype: bf16\n" + kWide);
@@ -135,6 +144,11 @@ TEST(MemoryPlan, Ranks) {
   ExpectPlannedOver(2, dense + Parallel("zero_stage: 0"));
   ExpectPlannedOver(4, dense + Parallel("tensor_parallel_size: 2, zero_stage: 1"));
   ExpectPlannedOver(2, mixture + Parallel("expert_parallel_size: 2"));
+  ExpectPlannedOver(4, dense + Parallel("zero_stage: 3, zero_group_size: 2"));
+  ExpectPlannedOver(2, dense + Parallel("pipeline_parallel_size: 2, pipeline_schedule: zb_v"));
+  ExpectPlannedOver(4, mixture + Parallel("tensor_parallel_size: 2, sequence_parallel: false, "
+                                          "expert_parallel_size: 2, "
+                                          "expert_tensor_parallel_size: 1"));
 }
 
 TEST(FullMemoryPlan, Ranks) {
@@ -144,6 +158,94 @@ TEST(FullMemoryPlan, Ranks) {
   ExpectPlannedOver(4, dense + Parallel("tensor_parallel_size: 4"));
   ExpectPlannedOver(2, mixture + Parallel("tensor_parallel_size: 2"));
   ExpectPlannedOver(4, mixture + Parallel("expert_parallel_size: 4"));
+}
+
+// More of it in activations, or next to nothing.
+std::string Parallel(int batch, const char* fields) {
+  return fmt::format("dtype: {}\nglobal_batch_size: {}\nmicro_batch_size: {}\nparallel: {{{}}}\n",
+                     batch == 1 ? "f32" : "bf16", 8 * batch, batch, fields);
+}
+
+TEST(FullMemoryPlan, Shards) {
+  const std::string dense = Model(kLlama, "tie_word_embeddings: false");
+  const std::string tied = Model(kLlama, "tie_word_embeddings: true");
+  for (const int batch : {1, 8}) {
+    for (const char* fields :
+         {"zero_stage: 2", "zero_stage: 3", "zero_stage: 3, zero_prefetch: 4",
+          "zero_stage: 1, zero_group_size: 2", "zero_stage: 2, zero_group_size: 2",
+          "zero_stage: 3, zero_group_size: 2", "zero_stage: 3, tensor_parallel_size: 2"}) {
+      ExpectPlannedOver(4, dense + Parallel(batch, fields));
+    }
+  }
+  ExpectPlannedOver(4, tied + Parallel(8, "zero_stage: 2"));
+  ExpectPlannedOver(4, tied + Parallel(8, "zero_stage: 3"));
+}
+
+TEST(FullMemoryPlan, Pipelines) {
+  const std::string dense = Model(kLlama, "tie_word_embeddings: false");
+  const std::string tied = Model(kLlama, "tie_word_embeddings: true");
+  for (const char* schedule : {"1f1b", "gpipe", "zb_h1", "zb_v", "interleaved_1f1b"}) {
+    const std::string fields =
+        fmt::format("pipeline_parallel_size: 2, pipeline_schedule: {}", schedule);
+    ExpectPlannedOver(2, dense + Parallel(8, fields.c_str()));
+    ExpectPlannedOver(4, tied + Parallel(1, (fields + ", zero_stage: 3").c_str()));
+  }
+  for (const char* fields :
+       {"pipeline_parallel_size: 4", "pipeline_parallel_size: 4, pipeline_schedule: zb_h1",
+        "pipeline_parallel_size: 2, zero_stage: 2", "pipeline_parallel_size: 2, zero_stage: 3",
+        "pipeline_parallel_size: 2, zero_stage: 2, pipeline_schedule: zb_h1",
+        "pipeline_parallel_size: 2, zero_stage: 3, pipeline_schedule: zb_v",
+        "pipeline_parallel_size: 2, tensor_parallel_size: 2, pipeline_schedule: zb_v",
+        "pipeline_parallel_size: 2, context_parallel_size: 2, context_parallel_method: ring, "
+        "pipeline_schedule: interleaved_1f1b"}) {
+    ExpectPlannedOver(4, dense + Parallel(8, fields));
+  }
+  // Fewer microbatches than the schedule would hold.
+  ExpectPlannedOver(4, dense +
+                           "dtype: f32\nglobal_batch_size: 16\nmicro_batch_size: 4\nparallel: "
+                           "{pipeline_parallel_size: 2, pipeline_schedule: zb_v}\n");
+}
+
+TEST(FullMemoryPlan, Tokens) {
+  const std::string dense = Model(kLlama, "tie_word_embeddings: false");
+  const std::string latent = Model(kLatent, kTopTwoShared);
+  for (const std::string& model : {dense, latent}) {
+    for (const char* fields :
+         {"tensor_parallel_size: 2, sequence_parallel: false",
+          "context_parallel_size: 2, context_parallel_method: ring",
+          "context_parallel_size: 2, tensor_parallel_size: 2, context_parallel_method: ring"}) {
+      ExpectPlannedOver(4, model + Parallel(8, fields));
+    }
+  }
+  ExpectPlannedOver(4, dense + Parallel(8, "tensor_parallel_size: 4, sequence_parallel: false"));
+  ExpectPlannedOver(4,
+                    dense + Parallel(8, "context_parallel_size: 4, context_parallel_method: ring"));
+}
+
+TEST(FullMemoryPlan, Experts) {
+  const std::string mixture = Model(kMoe, kTopTwo);
+  const std::string latent = Model(kLatent, kTopTwoShared);
+  for (const char* fields :
+       {"tensor_parallel_size: 2, expert_tensor_parallel_size: 1",
+        "tensor_parallel_size: 2, expert_tensor_parallel_size: 1, expert_parallel_size: 4",
+        "expert_tensor_parallel_size: 2", "expert_tensor_parallel_size: 4",
+        "expert_tensor_parallel_size: 2, expert_parallel_size: 2",
+        "tensor_parallel_size: 2, expert_tensor_parallel_size: 2, expert_parallel_size: 2",
+        "tensor_parallel_size: 2, sequence_parallel: false",
+        "expert_parallel_size: 2, zero_stage: 2", "expert_parallel_size: 2, zero_stage: 3",
+        "expert_parallel_size: 2, zero_stage: 2, zero_group_size: 2",
+        "expert_parallel_size: 2, zero_stage: 3, zero_group_size: 2",
+        "expert_parallel_size: 2, context_parallel_size: 2, context_parallel_method: ring",
+        "expert_parallel_size: 2, pipeline_parallel_size: 2, pipeline_split: [1, 2], "
+        "pipeline_schedule: zb_h1"}) {
+    ExpectPlannedOver(4, mixture + Parallel(8, fields));
+  }
+  for (const char* fields :
+       {"tensor_parallel_size: 2, expert_parallel_size: 2, expert_tensor_parallel_size: 1",
+        "expert_tensor_parallel_size: 2, zero_stage: 3",
+        "expert_parallel_size: 2, zero_stage: 2, zero_group_size: 2"}) {
+    ExpectPlannedOver(4, latent + Parallel(8, fields));
+  }
 }
 
 TEST(MemoryPlan, SaysWhatWouldBeLeaner) {

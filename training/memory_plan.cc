@@ -84,10 +84,24 @@ int64_t PackedBytes(const PlanArgs& args, const ParameterStore& store, bool last
   return bytes;
 }
 
-// The whole buckets that a rank has for a while where it keeps shards: gradients of the layer that
-// its backward pass is in, of what lies outside the layers and of reductions under way; weights of
-// the layer that computes and of those that come next.
-int64_t WholeBuckets(const PlanArgs& args, const ParameterStore& store, int rank) {
+// What the layers of a pipeline's rank save for their backward passes.
+struct SavedActivations {
+  int64_t most = 0;    // at the fullest moment of a step
+  int64_t layer = 0;   // of one microbatch in one layer, on average
+  int64_t widest = 0;  // in the widest
+  int64_t layers = 0;
+};
+
+// The whole buckets that a rank has for a while where it keeps shards.
+struct WholeBuckets {
+  int64_t layer_gradients = 0;  // of the layer that its backward pass is in
+  int64_t reductions = 0;       // under way at once, at most
+  // Gradients of what lies outside the layers; weights of the layer that computes and of those that
+  // come next.
+  int64_t others = 0;
+};
+
+WholeBuckets WholeBucketsOf(const PlanArgs& args, const ParameterStore& store, int rank) {
   std::map<int, int64_t> gradients, weights;  // by layer
   int64_t largest = 0;
   for (const ParamBucket& bucket : store.buckets()) {
@@ -101,14 +115,45 @@ int64_t WholeBuckets(const PlanArgs& args, const ParameterStore& store, int rank
       weights[bucket.layer] += Bytes(bucket.numel, bucket.dtype);
     }
   }
-  int64_t whole = static_cast<int64_t>(GradientReducer::kMaxInFlight) * largest;
-  int64_t layer_gradients = 0, layer_weights = 0;
+  WholeBuckets whole{.reductions = static_cast<int64_t>(GradientReducer::kMaxInFlight) * largest};
+  int64_t layer_weights = 0;
   for (const auto& [layer, bytes] : gradients) {
-    if (layer < 0) whole += bytes;
-    if (layer >= 0) layer_gradients = std::max(layer_gradients, bytes);
+    if (layer < 0) whole.others += bytes;
+    if (layer >= 0) whole.layer_gradients = std::max(whole.layer_gradients, bytes);
   }
   for (const auto& [layer, bytes] : weights) layer_weights = std::max(layer_weights, bytes);
-  return whole + layer_gradients + layer_weights * (1 + args.config.parallel().zero_prefetch());
+  whole.others += layer_weights * (1 + args.config.parallel().zero_prefetch());
+  return whole;
+}
+
+// What a backward pass adds: as many layers as are done have let go of what they saved, and their
+// gradients are on their way.
+int64_t BackwardBytes(const WholeBuckets& whole, const SavedActivations& saved) {
+  int64_t most = 0;
+  for (int64_t done = 0; done < saved.layers; ++done) {
+    const int64_t reduced = std::min(done * whole.layer_gradients, whole.reductions);
+    most = std::max(most, whole.layer_gradients + reduced - done * saved.layer);
+  }
+  return most;
+}
+
+RankTokens MicrobatchTokens(const PlanArgs& args) {
+  const auto batch = static_cast<int64_t>(args.config.micro_batch_size());
+  return TokensOfRank(args.layout, batch * args.config.data().seq_len());
+}
+
+bool HoldsLast(const PlanArgs& args, int place) {
+  const ScheduleSpec pipeline = PipelineOf(args.layout);
+  return RankOfStage(pipeline, pipeline.stages() - 1) == place;
+}
+
+// A chunk of logits with its gradient.
+int64_t LogitBytes(const PlanArgs& args) {
+  const int64_t vocab = args.spec.vocab;
+  const int64_t rows = std::min(MicrobatchTokens(args).all,
+                                std::max<int64_t>(64, (int64_t{64} << 20) / (vocab * 4)));
+  const int64_t columns = (vocab + args.layout.tp - 1) / args.layout.tp;
+  return rows * columns * (4 + static_cast<int64_t>(SizeOf(args.compute)));
 }
 
 void AddState(const PlanArgs& args, const ParameterStore& store, int rank, MemoryPlan* plan) {
@@ -120,7 +165,6 @@ void AddState(const PlanArgs& args, const ParameterStore& store, int rank, Memor
       plan->gradients += Bytes(parts.gradients.numel, bucket.gradient_dtype());
     }
   }
-  plan->workspace += WholeBuckets(args, store, rank);
   plan->optimizer = OptimizerStateBytes(args.config.optimizer(), store, shards.owned);
   plan->packed_weights = PackedBytes(args, store, PartOf(args.layout, rank).last());
   if (!args.config.checkpoint().async()) return;
@@ -128,53 +172,70 @@ void AddState(const PlanArgs& args, const ParameterStore& store, int rank, Memor
   plan->workspace += WriteBufferBytes(store);
 }
 
-// Layers of the stages that the rank holds.
-std::vector<const LayerSpec*> LayersOfRank(const PlanArgs& args, int place) {
+// Bytes of each stage that `place` of the pipeline holds, of one microbatch; 0 for others.
+std::vector<int64_t> StageBytes(const PlanArgs& args, int place, SavedActivations* saved) {
   const ScheduleSpec pipeline = PipelineOf(args.layout);
-  std::vector<const LayerSpec*> layers;
+  const RankTokens tokens = MicrobatchTokens(args);
+  std::vector<int64_t> bytes(args.layout.stage_layers.size());
   size_t next = 0;
-  for (int stage = 0; stage < args.layout.stages(); ++stage) {
-    for (int i = 0; i < args.layout.stage_layers[static_cast<size_t>(stage)]; ++i, ++next) {
-      if (RankOfStage(pipeline, stage) == place) layers.push_back(&args.spec.layers[next]);
+  for (size_t stage = 0; stage < bytes.size(); ++stage) {
+    const bool here = RankOfStage(pipeline, static_cast<int>(stage)) == place;
+    for (int i = 0; i < args.layout.stage_layers[stage]; ++i, ++next) {
+      if (!here) continue;
+      const LayerSpec& layer = args.spec.layers[next];
+      const int64_t each =
+          Bytes(SavedElements(args.spec, layer, args.layout, tokens), args.compute);
+      bytes[stage] += each;
+      saved->layer += each;
+      saved->widest = std::max(saved->widest, each);
+      ++saved->layers;
     }
   }
-  return layers;
-}
-
-// One microbatch's in all layers of the rank, times how many microbatches of them are in flight:
-// the schedule counts them by stage, of which a rank may hold several.
-void AddActivations(const PlanArgs& args, int place, MemoryPlan* plan) {
-  const DecoderSpec& spec = args.spec;
-  const ScheduleSpec pipeline = PipelineOf(args.layout);
-  const auto batch = static_cast<int64_t>(args.config.micro_batch_size());
-  const RankTokens tokens = TokensOfRank(args.layout, batch * args.config.data().seq_len());
-  int64_t saved = 0, widest = 0;
-  for (const LayerSpec* layer : LayersOfRank(args, place)) {
-    const int64_t elements = SavedElements(spec, *layer, args.layout, tokens);
-    saved += elements;
-    widest = std::max(widest, elements);
-  }
-  const bool last = RankOfStage(pipeline, pipeline.stages() - 1) == place;
+  if (saved->layers > 0) saved->layer /= saved->layers;
   // The final norm's input, and its output of all tokens.
-  if (last) saved += (tokens.own + tokens.all) * spec.hidden;
-  const int64_t in_flight = MostInFlight(pipeline, place);
-  plan->activations = Bytes(saved, args.compute) * in_flight / pipeline.stages_per_rank;
-  // The widest layer's gradients on their way down, a chunk of logits with its gradient, and the
-  // table of rotary positions.
-  plan->workspace += Bytes(widest / 2, args.compute);
-  if (last) {
-    const int64_t rows =
-        std::min(tokens.all, std::max<int64_t>(64, (int64_t{64} << 20) / (spec.vocab * 4)));
-    const int64_t columns = (spec.vocab + args.layout.tp - 1) / args.layout.tp;
-    plan->workspace += rows * columns * (4 + static_cast<int64_t>(SizeOf(args.compute)));
+  if (HoldsLast(args, place)) {
+    bytes.back() += Bytes((tokens.own + tokens.all) * args.spec.hidden, args.compute);
   }
-  plan->workspace += Bytes(args.config.data().seq_len() * spec.rope.rotary_dim, DType::kF32);
+  return bytes;
 }
 
-MemoryPlan PlanWith(const PlanArgs& args, const ParameterStore& store, int rank) {
+// A stage's are there from its forward until its gradients of weights are done.
+absl::StatusOr<SavedActivations> SavedAt(const PlanArgs& args, int place) {
+  SavedActivations saved;
+  const std::vector<int64_t> bytes = StageBytes(args, place, &saved);
+  CADRE_ASSIGN_OR_RETURN(const Schedule schedule, MakeSchedule(PipelineOf(args.layout)));
+  int64_t now = 0;
+  for (const Action& action : schedule.ranks[static_cast<size_t>(place)]) {
+    const bool pair = action.kind == ActionKind::kOverlappedPair;
+    if (pair || action.kind == ActionKind::kForward)
+      now += bytes[static_cast<size_t>(action.stage)];
+    saved.most = std::max(saved.most, now);
+    if (pair) now -= bytes[static_cast<size_t>(action.backward_stage)];
+    if (action.kind == ActionKind::kBackward || action.kind == ActionKind::kBackwardWeight) {
+      now -= bytes[static_cast<size_t>(action.stage)];
+    }
+  }
+  return saved;
+}
+
+void AddActivations(const PlanArgs& args, const ParameterStore& store,
+                    const SavedActivations& saved, int rank, MemoryPlan* plan) {
+  plan->activations = saved.most;
+  // The widest layer's gradients on their way down, and the table of rotary positions. The logits
+  // are gone before the backward pass is in a layer.
+  const WholeBuckets whole = WholeBucketsOf(args, store, rank);
+  const int64_t logits =
+      HoldsLast(args, CoordinatesOf(args.layout, rank).pp) ? LogitBytes(args) : 0;
+  plan->workspace += saved.widest / 2 + whole.others +
+                     std::max(logits, BackwardBytes(whole, saved)) +
+                     Bytes(args.config.data().seq_len() * args.spec.rope.rotary_dim, DType::kF32);
+}
+
+MemoryPlan PlanWith(const PlanArgs& args, const ParameterStore& store,
+                    const SavedActivations& saved, int rank) {
   MemoryPlan plan{.data = args.measured.data, .program = args.measured.program};
   AddState(args, store, rank, &plan);
-  AddActivations(args, CoordinatesOf(args.layout, rank).pp, &plan);
+  AddActivations(args, store, saved, rank, &plan);
   plan.idle = plan.tensors() / static_cast<int64_t>(HostAllocator::kIdleShare);
   if (args.layout.world() > 1) {
     plan.communication = ShmSegment::BytesPerRank(args.ranks_on_host) +
@@ -209,12 +270,15 @@ std::string MemoryPlan::ToString() const {
 
 absl::StatusOr<MemoryPlan> PlanRank(const PlanArgs& args, int rank) {
   CADRE_ASSIGN_OR_RETURN(const ParameterStore store, BucketsOfRank(args, rank));
-  return PlanWith(args, store, rank);
+  CADRE_ASSIGN_OR_RETURN(const SavedActivations saved,
+                         SavedAt(args, CoordinatesOf(args.layout, rank).pp));
+  return PlanWith(args, store, saved, rank);
 }
 
 absl::StatusOr<std::vector<RanksAlike>> PlanRanks(const PlanArgs& args) {
   std::vector<RanksAlike> alike;
   std::map<std::pair<int, bool>, ParameterStore> stores;
+  std::map<int, SavedActivations> saved;  // by place in the pipeline
   for (int rank = 0; rank < args.layout.world(); ++rank) {
     // Ranks with other experts, heads or columns hold as many of them. Rows of the vocabulary are
     // what may differ, in the last rank.
@@ -223,7 +287,10 @@ absl::StatusOr<std::vector<RanksAlike>> PlanRanks(const PlanArgs& args) {
     if (fresh) {
       CADRE_ASSIGN_OR_RETURN(found->second, BucketsOfRank(args, rank));
     }
-    const MemoryPlan plan = PlanWith(args, found->second, rank);
+    if (!saved.contains(place.pp)) {
+      CADRE_ASSIGN_OR_RETURN(saved[place.pp], SavedAt(args, place.pp));
+    }
+    const MemoryPlan plan = PlanWith(args, found->second, saved[place.pp], rank);
     const auto same = std::ranges::find(alike, plan, &RanksAlike::plan);
     if (same != alike.end()) {
       same->ranks.push_back(rank);

@@ -144,6 +144,22 @@ class Ranks(unittest.TestCase):
         self.check("ep", 2, {"model": MIXTURE, "parallel": {"expert_parallel_size": 2}}, "--dtype", "bf16")
 
 
+    def test_more_layouts(self):
+        if not e2e.Options.long:
+            self.skipTest("more layouts (--all)")
+        for name, ranks, model, layout in (
+                ("zero-2", 2, DENSE, {"zero_stage": 2}),
+                ("hybrid", 4, DENSE, {"zero_stage": 3, "zero_group_size": 2}),
+                ("zb-v", 2, DENSE, {"pipeline_parallel_size": 2, "pipeline_schedule": "zb_v"}),
+                ("interleaved", 2, DENSE, {"pipeline_parallel_size": 2, "pipeline_schedule": "interleaved_1f1b"}),
+                ("all-tokens", 2, DENSE, {"tensor_parallel_size": 2, "sequence_parallel": False}),
+                ("ring", 2, DENSE, {"context_parallel_size": 2, "context_parallel_method": "ring"}),
+                ("etp", 2, MIXTURE, {"expert_tensor_parallel_size": 2})):
+            with self.subTest(name):
+                self.check(f"more-{name}", ranks, {"model": model, "global_batch_size": 16, "parallel": layout},
+                           "--dtype", "bf16")
+
+
 class Plan(unittest.TestCase):
     def arguments(self, *flags):
         path = shop.folder / "plan.yaml"
