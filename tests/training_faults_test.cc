@@ -87,12 +87,14 @@ TEST_F(TrainingFaults, AStopSavesAgainWhereTheSaveOfItsStepFailed) {
         spdlog::logger log("test", std::make_shared<LineSink>([&](const std::string& line) {
                              if (line.find("of step 2 not saved") == std::string::npos) return;
                              ++failures;
-                             std::error_code error;
-                             if (leader) std::filesystem::remove(Checkpoints(), error);
+                             std::filesystem::remove(Checkpoints());
                            }));
         TrainerOptions options{.log = &log, .stop = &stop, .world = world};
         options.inspect_gradients = [&](int64_t step, ParameterStore&, const std::vector<Shard>&) {
-          if (leader && step == 0) std::ofstream(Checkpoints()) << "no folder";
+          if (leader && step == 0) {
+            std::filesystem::remove_all(Checkpoints());
+            std::ofstream(Checkpoints()) << "no folder";
+          }
           if (step == 1) stop = true;  // once this step is done and its checkpoint under way
         };
         auto trainer = OpenRun(config, Output(), 1, options);
@@ -100,7 +102,7 @@ TEST_F(TrainingFaults, AStopSavesAgainWhereTheSaveOfItsStepFailed) {
         const absl::Status status = (*trainer)->Run();
         EXPECT_TRUE(status.ok()) << Message(status);
       });
-      EXPECT_EQ(failures, ranks);
+      EXPECT_EQ(failures, 1);  // said once, by the leader
       const auto found = FindGoodCheckpoint(Checkpoints(), [](const std::string&) {});
       ASSERT_TRUE(found.ok()) << Message(found.status());
       ASSERT_TRUE(found->has_value());
