@@ -29,6 +29,12 @@ std::span<std::byte> Bytes(std::byte* data, int64_t begin, int64_t numel, size_t
   return {data + static_cast<size_t>(begin) * width, static_cast<size_t>(numel) * width};
 }
 
+int64_t Largest(const std::vector<Shard>& parts) {
+  int64_t most = 0;
+  for (const Shard& part : parts) most = std::max(most, part.numel);
+  return most;
+}
+
 // A window of the part that a segment covers.
 Shard Window(const Shard& part, int64_t segment, int64_t segment_numel) {
   const int64_t offset = std::min(part.numel, segment * segment_numel);
@@ -40,6 +46,13 @@ Shard Window(const Shard& part, int64_t segment, int64_t segment_numel) {
 int64_t StagingBytes(int n) {
   constexpr int64_t kInFlight = 4;  // a backward pass of many buckets was not seen to have more
   return kInFlight * 2 * n * SegmentBytes(n);
+}
+
+int64_t SegmentNumel(int n, size_t width, int64_t largest_part) {
+  int64_t numel = SegmentBytes(n) / static_cast<int64_t>(width);
+  // An all-reduce sends each segment twice.
+  while (2 * ((largest_part + numel - 1) / numel) > kMaxPieces) numel *= 2;
+  return numel;
 }
 
 namespace {
@@ -74,12 +87,11 @@ class Segments {
         input_(input),
         width_(SizeOf(reduction.dtype)),
         parts_(parts),
-        slot_bytes_(std::bit_ceil(Size(Window(parts[messages.rank], 0, segment_numel())))),
+        segment_numel_(SegmentNumel(messages.size(), width_, Largest(parts))),
+        slot_bytes_(std::bit_ceil(Size(Window(parts[messages.rank], 0, segment_numel_)))),
         staging_(messages.staging, 2 * static_cast<size_t>(messages.size()) * slot_bytes_) {}
 
-  int64_t segment_numel() const {
-    return SegmentBytes(messages_.size()) / static_cast<int64_t>(width_);
-  }
+  int64_t segment_numel() const { return segment_numel_; }
 
   void Post(TransferBatch& batch, int64_t s) {
     const int n = messages_.size();
@@ -121,19 +133,13 @@ class Segments {
   const std::byte* input_;
   const size_t width_;
   const std::vector<Shard>& parts_;
+  const int64_t segment_numel_;
   const size_t slot_bytes_;
   StagingPool::Block staging_;
 };
 
 int64_t SegmentCount(const std::vector<Shard>& parts, int64_t segment_numel) {
-  int64_t most = 0;
-  for (const Shard& part : parts) most = std::max(most, part.numel);
-  return (most + segment_numel - 1) / segment_numel;
-}
-
-// Pieces are told apart by 16 bits.
-void CheckPieces(int64_t pieces) {
-  CADRE_CHECK(pieces <= 1 << 16, "{} pieces of one reduction", pieces);
+  return (Largest(parts) + segment_numel - 1) / segment_numel;
 }
 
 Collective AllReduceInParts(const Messages& messages, Reduction reduction, std::byte* buffer,
@@ -144,7 +150,6 @@ Collective AllReduceInParts(const Messages& messages, Reduction reduction, std::
   for (int r = 0; r < n; ++r) parts[r] = ShardOf(numel, n, r);
   Segments segments(messages, reduction, buffer, parts);
   const int64_t count = SegmentCount(parts, segments.segment_numel());
-  CheckPieces(2 * count);
   std::deque<TransferBatch> scatter;
   TransferBatch gather(messages);
   segments.Post(scatter.emplace_back(messages), 0);
@@ -190,7 +195,6 @@ Collective ReduceScatter(const Messages& messages, Reduction reduction, const st
   }
   Segments segments(messages, reduction, input, parts);
   const int64_t count = SegmentCount(parts, segments.segment_numel());
-  CheckPieces(count);
   std::deque<TransferBatch> batches;
   if (count > 0) segments.Post(batches.emplace_back(messages), 0);
   for (int64_t s = 0; s < count; ++s) {

@@ -38,6 +38,12 @@ Collective ReduceScatter(const Messages& messages, Reduction reduction, const st
 // What messages land in while a few reductions over n ranks are in flight.
 int64_t StagingBytes(int n);
 
+// A reduction's pieces are told apart by 16 bits.
+inline constexpr int64_t kMaxPieces = 1 << 16;
+// Elements of `width` bytes that one piece of a reduction over n ranks has: the same, whatever its
+// size, but for one whose largest part would take more than kMaxPieces.
+int64_t SegmentNumel(int n, size_t width, int64_t largest_part);
+
 // One contiguous piece for or from each rank of the group.
 using Pieces = std::vector<std::span<std::byte>>;
 using ConstPieces = std::vector<std::span<const std::byte>>;
