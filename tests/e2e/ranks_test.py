@@ -182,12 +182,17 @@ class Faults(Case):
                 run = self.launch(f"late-{ranks}", ranks, "checkpoint.interval=5")
                 expected = self.losses(run)
                 data = self.workshop.folder / f"late-tokens-{ranks}"
+                kinds = (".bin", ".idx")
+                for kind in kinds:  # links to themselves: there, and cannot be opened
+                    pathlib.Path(f"{data}{kind}").symlink_to(f"{data}{kind}")
                 arguments = self.arguments(run.name, ranks, "checkpoint.interval=5",
                                            f"data.sources[0].path={data}", flags=["--max-restarts", 1000])
                 with e2e.running(*arguments, "--resume", "never") as job:
                     e2e.wait_until(lambda: "start again" in job.output(), job, "a start failed")
-                    for kind in (".bin", ".idx"):
-                        pathlib.Path(f"{data}{kind}").symlink_to(f"{self.workshop.tokens}{kind}")
+                    for kind in kinds:
+                        whole = pathlib.Path(f"{data}{kind}.whole")
+                        whole.symlink_to(f"{self.workshop.tokens}{kind}")
+                        whole.replace(f"{data}{kind}")
                     self.assertEqual(job.wait(e2e.TIMEOUT), 0, job.output())
                     self.assertNotIn("resumed from", job.output())
                 self.assertTrue((run / "checkpoints/step-000060.abandoned").exists())
