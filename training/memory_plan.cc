@@ -200,10 +200,9 @@ std::vector<int64_t> StageBytes(const PlanArgs& args, int place, SavedActivation
 }
 
 // A stage's are there from its forward until its gradients of weights are done.
-absl::StatusOr<SavedActivations> SavedAt(const PlanArgs& args, int place) {
+SavedActivations SavedAt(const PlanArgs& args, const Schedule& schedule, int place) {
   SavedActivations saved;
   const std::vector<int64_t> bytes = StageBytes(args, place, &saved);
-  CADRE_ASSIGN_OR_RETURN(const Schedule schedule, MakeSchedule(PipelineOf(args.layout)));
   int64_t now = 0;
   for (const Action& action : schedule.ranks[static_cast<size_t>(place)]) {
     const bool pair = action.kind == ActionKind::kOverlappedPair;
@@ -270,14 +269,15 @@ std::string MemoryPlan::ToString() const {
 
 absl::StatusOr<MemoryPlan> PlanRank(const PlanArgs& args, int rank) {
   CADRE_ASSIGN_OR_RETURN(const ParameterStore store, BucketsOfRank(args, rank));
-  CADRE_ASSIGN_OR_RETURN(const SavedActivations saved,
-                         SavedAt(args, CoordinatesOf(args.layout, rank).pp));
+  CADRE_ASSIGN_OR_RETURN(const Schedule schedule, MakeSchedule(PipelineOf(args.layout)));
+  const SavedActivations saved = SavedAt(args, schedule, CoordinatesOf(args.layout, rank).pp);
   return PlanWith(args, store, saved, rank);
 }
 
 absl::StatusOr<std::vector<RanksAlike>> PlanRanks(const PlanArgs& args) {
   std::vector<RanksAlike> alike;
   std::map<std::pair<int, bool>, ParameterStore> stores;
+  CADRE_ASSIGN_OR_RETURN(const Schedule schedule, MakeSchedule(PipelineOf(args.layout)));
   std::map<int, SavedActivations> saved;  // by place in the pipeline
   for (int rank = 0; rank < args.layout.world(); ++rank) {
     // Ranks with other experts, heads or columns hold as many of them. Rows of the vocabulary are
@@ -287,9 +287,7 @@ absl::StatusOr<std::vector<RanksAlike>> PlanRanks(const PlanArgs& args) {
     if (fresh) {
       CADRE_ASSIGN_OR_RETURN(found->second, BucketsOfRank(args, rank));
     }
-    if (!saved.contains(place.pp)) {
-      CADRE_ASSIGN_OR_RETURN(saved[place.pp], SavedAt(args, place.pp));
-    }
+    if (!saved.contains(place.pp)) saved[place.pp] = SavedAt(args, schedule, place.pp);
     const MemoryPlan plan = PlanWith(args, found->second, saved[place.pp], rank);
     const auto same = std::ranges::find(alike, plan, &RanksAlike::plan);
     if (same != alike.end()) {
