@@ -567,8 +567,9 @@ class Elastic(Case):
         self.assert_done(nodes[0], nodes[2])
 
     def test_where_the_rendezvous_is_slow_one_that_gets_sigterm_saves_all_the_same(self):
-        nodes = [self.node(number, *(f"{rank}:file={self.folder}/pid{rank}" for rank in range(2)),
-                           "*:gather=a", "*:wait", nodes="1:2") for number in range(2)]
+        # A rank that has its number is past what only the rendezvous can answer.
+        nodes = [self.node(number, "*:gather=a", *(f"{rank}:file={self.folder}/pid{rank}" for rank in range(2)),
+                           "*:wait", nodes="1:2") for number in range(2)]
         self.wait_for(nodes[0], "2 ranks on nodes 0, 1")
         pids = self.pids(nodes[0], range(2))
         stop(nodes[0])
