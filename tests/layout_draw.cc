@@ -39,8 +39,18 @@ std::string LayoutDraw::Split(int layers, int stages) {
   return fmt::format(", pipeline_split: [{}]", fmt::join(split, ", "));
 }
 
-std::string LayoutDraw::Pipeline(int layers) {
-  const int ranks = OneOf({1, 1, 1, 1, 2, 2, 2, 3, 3, 4, 5, 6, 7});
+// More often where there is more to draw.
+int LayoutDraw::AnyWorld() { return OneOf({1, 2, 3, 4, 4, 5, 6, 6, 6, 7, 8, 8, 8}); }
+
+int LayoutDraw::Divisor(int n) {
+  std::vector<int> divisors;
+  for (int d = 1; d <= n; ++d) {
+    if (n % d == 0) divisors.push_back(d);
+  }
+  return divisors[engine_() % divisors.size()];
+}
+
+std::string LayoutDraw::Pipeline(int ranks, int layers) {
   if (ranks == 1) return "";
   const bool pairs = OneOf({true, false, false});  // of stages on each rank
   const std::string_view schedule = pairs ? OneOf<std::string_view>({"interleaved_1f1b", "zb_v"})
@@ -50,26 +60,32 @@ std::string LayoutDraw::Pipeline(int layers) {
                      split ? Split(layers, pairs ? 2 * ranks : ranks) : "");
 }
 
-std::string LayoutDraw::Parallel(int layers) {
+std::string LayoutDraw::Parallel(int world, int layers) {
+  const int pp = OneOf({true, false}) ? Divisor(world) : 1, mesh = world / pp;
+  const int tp = Divisor(mesh), cp = OneOf({true, false}) ? Divisor(mesh / tp) : 1;
+  const int etp = OneOf({true, false}) ? Divisor(mesh) : tp;
+  const int ep = OneOf({true, false}) ? Divisor(mesh / etp) : 1;
   std::string fields = fmt::format(
-      "tensor_parallel_size: {}, context_parallel_size: {}, expert_parallel_size: {}, "
-      "zero_stage: {}, sequence_parallel: {}",
-      OneOf({1, 1, 1, 2, 3, 4, 6}), OneOf({1, 1, 1, 2, 3, 4}), OneOf({1, 2, 3, 4, 6, 8}),
-      OneOf({0, 1, 2, 3}), OneOf({"true", "true", "false"}));
-  if (OneOf({true, false})) {
-    fields += fmt::format(", expert_tensor_parallel_size: {}", OneOf({1, 2, 3}));
+      "tensor_parallel_size: {}, context_parallel_size: {}, zero_stage: {}, sequence_parallel: {}",
+      tp, cp, OneOf({0, 1, 2, 3}), OneOf({"true", "true", "false"}));
+  if (etp != tp || ep > 1) {
+    fields += fmt::format(", expert_parallel_size: {}, expert_tensor_parallel_size: {}", ep, etp);
   }
   if (OneOf({true, false})) fields += ", context_parallel_method: ring";
-  if (OneOf({true, false, false})) fields += fmt::format(", zero_group_size: {}", OneOf({2, 3, 4}));
-  return fields + Pipeline(layers);
+  if (OneOf({true, false, false})) {
+    fields += fmt::format(", zero_group_size: {}", Divisor(mesh / tp));
+  }
+  return fields + Pipeline(pp, layers);
 }
 
 Case LayoutDraw::Under(const Case& c, int world) {
   const int layers = runs_.Config(c, "f64").model().num_hidden_layers();
-  for (int i = 0; i < 10000; ++i) {
-    const int ranks = world != 0 ? world : OneOf({1, 2, 3, 4, 5, 6, 7, 8});
-    Case drawn = {c.model, ranks, ranks == 1 ? "" : Parallel(layers), c.batch};
-    if (Accepted(drawn)) return drawn;
+  for (int worlds = 0; worlds < 100; ++worlds) {
+    const int ranks = world != 0 ? world : AnyWorld();
+    for (int i = 0; i < 100; ++i) {
+      const Case drawn = {c.model, ranks, Parallel(ranks, layers), c.batch};
+      if (Accepted(drawn)) return drawn;
+    }
   }
   CADRE_CHECK(false, "{}: no layout of {} ranks was accepted", c.model, world);
 }
@@ -81,8 +97,7 @@ Case LayoutDraw::Next(std::string_view model) {
                                      "oss", "bias", "bias/ladder", "deep", "sixes", "sixes/ladder",
                                      "sixes-moe", "sixes-bias"});
   }
-  // More often where there is more to draw.
-  const int world = OneOf({1, 2, 3, 4, 4, 5, 6, 6, 6, 7, 8, 8, 8});
+  const int world = AnyWorld();
   // Samples that so many ranks can share.
   const int samples = world == 5 ? 10 : world == 7 ? 14 : world % 3 == 0 ? 12 : 8;
   return Under({std::string(model), world, "", {samples, OneOf({32, 48})}}, world);

@@ -34,9 +34,11 @@ class LayoutDraw {
     return *(values.begin() + static_cast<std::ptrdiff_t>(engine_() % values.size()));
   }
   bool Accepted(const Case& c) const;
-  // Fields that may fit neither one another nor the model nor the world.
-  std::string Parallel(int layers);
-  std::string Pipeline(int layers);
+  int AnyWorld();
+  int Divisor(int n);  // any of n's
+  // Fields that may fit neither one another nor the model.
+  std::string Parallel(int world, int layers);
+  std::string Pipeline(int ranks, int layers);
   std::string Split(int layers, int stages);
 
   const Runs& runs_;
