@@ -23,6 +23,7 @@
 #include "training/gradient_norm.h"
 #include "training/layout_needs.h"
 #include "training/output_lock.h"
+#include "training/ranks_at_once.h"
 #include "training/shared_folder.h"
 #include "training/training_data.h"
 
@@ -106,9 +107,12 @@ absl::Status Trainer::Open() {
   if (validation_.has_value()) measured_.data += validation_->order_bytes();
   CADRE_RETURN_IF_ERROR(OpenState());
   CADRE_RETURN_IF_ERROR(Resume());
+  CADRE_ASSIGN_OR_RETURN(
+      const double ranks_at_once,
+      FindRanksAtOnce(options_.world, ranks_.checkpoint_group(), options_.threads));
   if (ranks_.leader()) {
     CADRE_RETURN_IF_ERROR(WriteFileAtomic(options_.output + "/config.yaml", DumpYaml(config_)));
-    CADRE_RETURN_IF_ERROR(OpenMetrics());
+    CADRE_RETURN_IF_ERROR(OpenMetrics(ranks_at_once));
     PrintPlan();
   }
   return ranks_.Meet({"ready"});

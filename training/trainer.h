@@ -104,7 +104,7 @@ class Trainer {
   absl::StatusOr<std::optional<FoundCheckpoint>> FindResumePoint(const std::string& root);
   absl::Status Restore(const FoundCheckpoint& found);
   absl::Status StartAnew(const std::string& root);
-  absl::Status OpenMetrics();
+  absl::Status OpenMetrics(double ranks_at_once);
   void PrintPlan() const;
   void ReportMemory() const;
   // With a line of its own, where one is being redrawn.

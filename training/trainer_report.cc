@@ -19,7 +19,7 @@ double Now() {
 
 }  // namespace
 
-absl::Status Trainer::OpenMetrics() {
+absl::Status Trainer::OpenMetrics(double ranks_at_once) {
   CADRE_ASSIGN_OR_RETURN(
       metrics_, JsonlWriter::Open(options_.output + "/metrics.jsonl", step_ > 0 ? step_ : -1));
   if (config_.log().tensorboard()) {
@@ -32,8 +32,7 @@ absl::Status Trainer::OpenMetrics() {
                                       .total_steps = config_.train_steps(),
                                       .line_steps = config_.log().interval()});
   }
-  peak_flops_ =
-      MeasureGemmPeak(ctx_, model_->dtype()) * static_cast<double>(ranks_.layout().world());
+  peak_flops_ = MeasureGemmPeak(ctx_, model_->dtype()) * ranks_at_once;
   return absl::OkStatus();
 }
 
