@@ -12,6 +12,7 @@
 #include "core/file.h"
 #include "core/progress.h"
 #include "core/trace.h"
+#include "parallel/checkpoint_group.h"
 #include "parallel/trace_lines.h"
 
 namespace cadre {
@@ -216,6 +217,13 @@ class Merger {
   bool first_ = true;
 };
 
+void Add(const CollectiveTotals& from, CollectiveTotals* to) {
+  AddTo(from.operations, &to->operations);
+  AddTo(from.bytes, &to->bytes);
+  AddTo(from.flight_ns, &to->flight_ns);
+  AddTo(from.hidden_ns, &to->hidden_ns);
+}
+
 }  // namespace
 
 std::vector<TimeSpan> UnionOf(std::vector<TimeSpan> spans) {
@@ -284,15 +292,31 @@ absl::StatusOr<TracePartName> ReadTracePartName(const std::string& path) {
 }
 
 std::string ToTable(const std::vector<CollectiveTotals>& totals) {
-  std::string table = fmt::format("{:<10} {:<24} {:>10} {:>10} {:>12} {:>7}\n", "group", "label",
-                                  "operations", "bytes", "in flight", "hidden");
+  std::vector<CollectiveTotals> rows;
+  CollectiveTotals checkpoint = {.group = kCheckpointGroup, .label = "all"};
   for (const CollectiveTotals& total : totals) {
-    const double share = total.flight_ns == 0 ? 0.0
-                                              : 100 * static_cast<double>(total.hidden_ns) /
-                                                    static_cast<double>(total.flight_ns);
-    table += fmt::format("{:<10} {:<24} {:>10} {:>10} {:>10.3f} s {:>5.0f} %\n", total.group,
-                         total.label, total.operations, FormatBytes(total.bytes),
-                         static_cast<double>(total.flight_ns) * 1e-9, share);
+    // A checkpoint's many small exchanges are the program's own affair.
+    if (total.group == kCheckpointGroup) {
+      Add(total, &checkpoint);
+    } else if (total.bytes > 0) {
+      rows.push_back(total);
+    }
+  }
+  if (checkpoint.bytes > 0) rows.push_back(checkpoint);
+  size_t group = std::string_view("group").size(), label = std::string_view("label").size();
+  for (const CollectiveTotals& row : rows) {
+    group = std::max(group, row.group.size());
+    label = std::max(label, row.label.size());
+  }
+  std::string table = fmt::format("{:<{}}  {:<{}}  {:>10} {:>10} {:>12} {:>7}\n", "group", group,
+                                  "label", label, "operations", "bytes", "in flight", "hidden");
+  for (const CollectiveTotals& row : rows) {
+    const double share = row.flight_ns == 0 ? 0.0
+                                            : 100 * static_cast<double>(row.hidden_ns) /
+                                                  static_cast<double>(row.flight_ns);
+    table += fmt::format("{:<{}}  {:<{}}  {:>10} {:>10} {:>10.3f} s {:>5.0f} %\n", row.group, group,
+                         row.label, label, row.operations, FormatBytes(row.bytes),
+                         static_cast<double>(row.flight_ns) * 1e-9, share);
   }
   return table;
 }

@@ -56,7 +56,7 @@ struct TracePartName {
 };
 absl::StatusOr<TracePartName> ReadTracePartName(const std::string& path);
 
-// A line for each, under a heading.
+// A line for each that moved bytes, under a heading; those of checkpoints as one.
 std::string ToTable(const std::vector<CollectiveTotals>& totals);
 
 }  // namespace cadre

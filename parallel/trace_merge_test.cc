@@ -1,5 +1,6 @@
 #include "parallel/trace_merge.h"
 
+#include <algorithm>
 #include <filesystem>
 #include <fstream>
 #include <map>
@@ -144,8 +145,25 @@ TEST(TraceMerge, PutsRanksOnOneTimeline) {
   EXPECT_EQ(total.bytes, 2000);
   EXPECT_EQ(total.flight_ns, 90'000);
   EXPECT_EQ(total.hidden_ns, 40'000);
-  EXPECT_THAT(ToTable(merged->totals), HasSubstr("dp         gradients"));
+  EXPECT_THAT(ToTable(merged->totals), HasSubstr("dp     gradients"));
   EXPECT_THAT(ToTable(merged->totals), HasSubstr("44 %"));
+}
+
+TEST(TraceMerge, TheTableHasWhatMovedBytesAndCheckpointsInOneLine) {
+  const std::string label(40, 'l');
+  const std::string table = ToTable({{"checkpoint", "files named", 2, 100, 1000, 1000},
+                                     {"checkpoint", "saved", 3, 200, 1000, 0},
+                                     {"dp", label, 1, 10, 1000, 500},
+                                     {"tp", "end", 1, 0, 1000, 500}});
+  EXPECT_EQ(std::ranges::count(table, '\n'), 3) << table;
+  EXPECT_THAT(table, HasSubstr("\ncheckpoint  all "));
+  EXPECT_THAT(table, HasSubstr(" 5 "));
+  EXPECT_THAT(table, testing::Not(HasSubstr("end")));
+  // Columns stay columns.
+  const std::string head = table.substr(0, table.find('\n'));
+  const std::string row =
+      table.substr(head.size() + 1, table.find('\n', head.size() + 1) - head.size() - 1);
+  EXPECT_EQ(head.size(), row.size()) << table;
 }
 
 TEST(TraceMerge, OtherThreadsWaitsHideNothing) {
