@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -31,7 +32,7 @@ struct PlanFlags {
   int world = 0;
   int processes = 0;
   int nodes = 1;
-  uint64_t memory = 0;  // 0: not given
+  std::optional<uint64_t> memory;
   bool json = false;
 };
 
@@ -116,7 +117,8 @@ void PrintTable(const std::vector<RanksAlike>& ranks) {
   }
 }
 
-Json AsJson(const PlanArgs& args, const std::vector<RanksAlike>& ranks, uint64_t memory) {
+Json AsJson(const PlanArgs& args, const std::vector<RanksAlike>& ranks,
+            const std::optional<uint64_t>& memory) {
   Json groups = Json::array();
   for (const RanksAlike& alike : ranks) {
     Json group = {{"ranks", alike.ranks}};
@@ -132,9 +134,9 @@ Json AsJson(const PlanArgs& args, const std::vector<RanksAlike>& ranks, uint64_t
                {"parameters", CountParameters(args.spec).total},
                {"world", args.layout.world()},
                {"groups", std::move(groups)}};
-  if (memory > 0) {
-    json["memory"] = memory;
-    json["fits"] = MostBytes(ranks) <= static_cast<int64_t>(memory);
+  if (memory) {
+    json["memory"] = *memory;
+    json["fits"] = MostBytes(ranks) <= static_cast<int64_t>(*memory);
   }
   return json;
 }
@@ -166,6 +168,10 @@ absl::Status Refusal(const PlanArgs& args, const std::vector<RanksAlike>& ranks,
 }
 
 absl::Status RunPlan(const PlanFlags& flags) {
+  if (flags.memory && *flags.memory < (1 << 20)) {
+    return InvalidArgument("--memory: {} bytes; at least 1 MiB, and with its unit: 24GiB, 512MiB",
+                           *flags.memory);
+  }
   const int64_t program = ReadResidentMemory().now;
   std::vector<std::string> overrides = flags.overrides;
   if (!flags.dtype.empty()) overrides.push_back("dtype=" + flags.dtype);
@@ -190,8 +196,9 @@ absl::Status RunPlan(const PlanFlags& flags) {
                 std::string(Name(args.compute)).c_str(), LayoutText(layout, experts).c_str());
     PrintTable(ranks);
   }
-  const auto memory = static_cast<int64_t>(flags.memory);
-  if (memory == 0 || MostBytes(ranks) <= memory) return absl::OkStatus();
+  if (!flags.memory) return absl::OkStatus();
+  const auto memory = static_cast<int64_t>(*flags.memory);
+  if (MostBytes(ranks) <= memory) return absl::OkStatus();
   std::fflush(stdout);
   return Refusal(args, ranks, memory);
 }

@@ -132,20 +132,33 @@ std::string TableRow(const Schedule& schedule, const Simulation& simulation) {
                      peak);
 }
 
+// A split has a number for each stage, so it says how many each rank has.
+absl::StatusOr<std::string> RowOf(const ScheduleFlags& flags, config::PipelineSchedule kind,
+                                  const ActionDurations& durations) {
+  ScheduleFlags own = flags;
+  const int split = static_cast<int>(flags.split.size());
+  if (split > 0 && flags.ranks > 0 && split % flags.ranks == 0) {
+    own.stages_per_rank = split / flags.ranks;
+  }
+  CADRE_ASSIGN_OR_RETURN(const Schedule schedule, Make(own, kind));
+  CADRE_ASSIGN_OR_RETURN(const Simulation simulation, SimulateSchedule(schedule, durations));
+  return TableRow(schedule, simulation);
+}
+
 absl::Status Compare(const ScheduleFlags& flags) {
   CADRE_ASSIGN_OR_RETURN(const ActionDurations durations, DurationsOf(flags));
   std::string table =
       "| schedule | stages a rank | makespan | bubble, of the ideal | of the time | longest idle "
       "inside | peak activations |\n|---|---|---|---|---|---|---|\n";
+  absl::Status last;
+  int rows = 0;
   for (const config::PipelineSchedule kind : AllSchedules()) {
-    const absl::StatusOr<Schedule> schedule = Make(flags, kind);
-    if (!schedule.ok()) {
-      table += fmt::format("| {} | {} |\n", Name(kind), Message(schedule.status()));
-      continue;
-    }
-    CADRE_ASSIGN_OR_RETURN(const Simulation simulation, SimulateSchedule(*schedule, durations));
-    table += TableRow(*schedule, simulation);
+    const absl::StatusOr<std::string> row = RowOf(flags, kind, durations);
+    rows += row.ok() ? 1 : 0;
+    if (!row.ok()) last = row.status();
+    table += row.ok() ? *row : fmt::format("| {} | {} |\n", Name(kind), Message(row.status()));
   }
+  if (rows == 0) return last;
   std::fputs(table.c_str(), stdout);
   return absl::OkStatus();
 }
@@ -170,6 +183,7 @@ void AddSize(CLI::App* command, ScheduleFlags* flags) {
   command->add_option("--communication", durations->communication, "Time of a message")
       ->capture_default_str();
   command->add_flag("--recompute", flags->recompute, "Recompute a stage before its backward");
+  command->add_option("--split", flags->split, "Layers of each stage: 4,4,3,2")->delimiter(',');
 }
 
 void AddShow(CLI::App& parent, absl::Status* status) {
@@ -181,7 +195,6 @@ void AddShow(CLI::App& parent, absl::Status* status) {
   AddSize(command, flags.get());
   command->add_option("--virtual", flags->stages_per_rank,
                       "Stages on each rank (virtual_pipeline_size); 0: the schedule's fewest");
-  command->add_option("--split", flags->split, "Layers of each stage: 4,4,3,2")->delimiter(',');
   command->add_option("--svg", flags->svg, "Also write an SVG file");
   command->add_flag("--json", flags->json, "Print the numbers and every action with its times");
   command->callback([flags, status] { *status = Show(*flags); });

@@ -212,7 +212,15 @@ absl::Status FillField(const YamlNode& node, const Place& place, const pb::Field
   if (field->is_map()) return FillMap(node, place, field, message);
   if (!field->is_repeated()) return FillValue(node, place, field, message);
   message->GetReflection()->ClearField(message, field);
-  if (node.kind != YamlNode::Kind::kSequence) return FillValue(node, place, field, message);
+  if (node.kind != YamlNode::Kind::kSequence) {
+    const bool text = field->cpp_type() == Type::CPPTYPE_STRING;
+    if (!text && node.kind == YamlNode::Kind::kScalar &&
+        node.scalar.find(',') != std::string::npos) {
+      return place.Error(node, "{} is one value; a list is written [{}]", Describe(node),
+                         node.scalar);
+    }
+    return FillValue(node, place, field, message);
+  }
   for (size_t i = 0; i < node.items.size(); ++i) {
     CADRE_RETURN_IF_ERROR(FillValue(node.items[i], place.Element(i), field, message));
   }

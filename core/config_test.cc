@@ -178,6 +178,7 @@ TEST(Config, OverrideErrorsNameTheOverride) {
               HasSubstr("index 2 is out of range; allowed: 0 to 1"));
   EXPECT_THAT(SetError("data.sources[-1].path=x"), HasSubstr("name[0]"));
   EXPECT_THAT(SetError("data.sources[=x"), HasSubstr("name[0]"));
+  EXPECT_THAT(SetError("parallel.pipeline_split=1,3"), HasSubstr("a list is written [1,3]"));
   EXPECT_THAT(SetError("data.sources.path=x"), HasSubstr("is a list"));
   EXPECT_THAT(SetError("seed[0]=1"), HasSubstr("is no list"));
   EXPECT_THAT(SetError("seed.x=1"), HasSubstr("no fields of its own"));

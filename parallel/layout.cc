@@ -1,5 +1,6 @@
 #include "parallel/layout.h"
 
+#include "core/counted.h"
 #include "parallel/schedule.h"
 #include "parallel/stage_split.h"
 #include "proto/parallel_config.pb.h"
@@ -38,16 +39,18 @@ absl::Status FitWorld(const ParallelConfig& c, int world, Layout* layout) {
   layout->pp = c.pipeline_parallel_size();
   layout->cp = c.context_parallel_size();
   const int64_t share = int64_t{layout->tp} * layout->pp * layout->cp;
-  const std::string product = fmt::format("tensor_parallel_size {}: {} x pipeline {} x context {}",
-                                          layout->tp, layout->tp, layout->pp, layout->cp);
   if (c.data_parallel_size() != 0) {
     layout->dp = c.data_parallel_size();
     if (share * layout->dp == world) return absl::OkStatus();
-    return InvalidArgument("{} x data {} = {}, but the world has {}", product, layout->dp,
-                           share * layout->dp, world);
+    return InvalidArgument(
+        "data_parallel_size {}: {} x tensor {} x pipeline {} x context {} = {}, "
+        "but the world has {}",
+        layout->dp, layout->dp, layout->tp, layout->pp, layout->cp, share * layout->dp, world);
   }
   if (world % share != 0) {
-    return InvalidArgument("{} = {} does not divide a world of {}", product, share, world);
+    return InvalidArgument(
+        "tensor_parallel_size {}: {} x pipeline {} x context {} = {} does not divide a world of {}",
+        layout->tp, layout->tp, layout->pp, layout->cp, share, world);
   }
   layout->dp = static_cast<int>(world / share);
   return absl::OkStatus();
@@ -220,8 +223,8 @@ absl::Status FitLayers(const ParallelConfig& c, const LayoutNeeds& needs, Layout
   }
   if (layout->stages() > needs.num_layers) {
     return InvalidArgument(
-        "num_hidden_layers {}: fewer than pipeline_parallel_size {} x {} stages on each = {}",
-        needs.num_layers, layout->pp, layout->stages_per_rank, layout->stages());
+        "num_hidden_layers {}: fewer than pipeline_parallel_size {} x {} on each = {}",
+        needs.num_layers, layout->pp, Counted(layout->stages_per_rank, "stage"), layout->stages());
   }
   layout->stage_layers =
       EvenSplit(needs.num_layers, layout->stages(), needs.embedding_layers, needs.head_layers);

@@ -154,12 +154,12 @@ TEST(Layout, RefusesWhatTheWorldCannotHold) {
             "tensor_parallel_size 3: 3 x pipeline 2 x context 1 = 6 does not divide a world of 8");
   EXPECT_EQ(
       Refusal(Config(2, 1, 2, 3), 8),
-      "tensor_parallel_size 2: 2 x pipeline 2 x context 1 x data 3 = 12, but the world has 8");
+      "data_parallel_size 3: 3 x tensor 2 x pipeline 2 x context 1 = 12, but the world has 8");
   EXPECT_EQ(
       Refusal(Config(16, 1, 1), 8),
       "tensor_parallel_size 16: 16 x pipeline 1 x context 1 = 16 does not divide a world of 8");
   EXPECT_EQ(Refusal(Config(16384, 16384, 16384, 16384), 8),
-            "tensor_parallel_size 16384: 16384 x pipeline 16384 x context 16384 x data 16384 = "
+            "data_parallel_size 16384: 16384 x tensor 16384 x pipeline 16384 x context 16384 = "
             "72057594037927936, but the world has 8");
 }
 
@@ -251,7 +251,7 @@ TEST(Layout, RefusesBatchesThatDoNotDivide) {
 
 TEST(Layout, RefusesMoreStagesThanLayers) {
   EXPECT_EQ(Refusal(Config(1, 1, 16), 16),
-            "num_hidden_layers 8: fewer than pipeline_parallel_size 16 x 1 stages on each = 16");
+            "num_hidden_layers 8: fewer than pipeline_parallel_size 16 x 1 stage on each = 16");
   config::ParallelConfig config = Config(1, 1, 4);
   config.set_pipeline_schedule(config::PIPELINE_SCHEDULE_INTERLEAVED_1F1B);
   config.set_virtual_pipeline_size(3);
@@ -266,7 +266,7 @@ TEST(Layout, RefusesStagesThatAScheduleDoesNotHave) {
   config.set_pipeline_schedule(config::PIPELINE_SCHEDULE_INTERLEAVED_1F1B);
   config.set_virtual_pipeline_size(1);
   EXPECT_EQ(Refusal(config, 2),
-            "virtual_pipeline_size 1: 1 stages on each rank: interleaved_1f1b takes 2 or more");
+            "virtual_pipeline_size 1: 1 stage on each rank: interleaved_1f1b takes 2 or more");
   config = Config(1, 1, 1);
   config.set_virtual_pipeline_size(2);
   EXPECT_EQ(Refusal(config, 2),
@@ -292,7 +292,7 @@ TEST(Layout, TakesAGivenSplit) {
   EXPECT_EQ(Refusal(config, 4),
             "pipeline_split[1]: 0 layers; only the first and the last stage may hold none");
   config.add_pipeline_split(1);
-  EXPECT_EQ(Refusal(config, 4), "pipeline_split: 5 numbers, but there are 4 stages");
+  EXPECT_EQ(Refusal(config, 4), "pipeline_split: 5 numbers for 4 stages");
 }
 
 TEST(Layout, TheEvenSplitCountsEmbeddingAndHead) {

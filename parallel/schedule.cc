@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <span>
 
+#include "core/counted.h"
 #include "parallel/schedule_orders.h"
 #include "parallel/schedule_passes.h"
 #include "proto/parallel_config.pb.h"
@@ -140,13 +141,14 @@ absl::Status CheckStages(const ScheduleSpec& spec) {
   const Generator& generator = GeneratorOf(spec.kind);
   if (spec.ranks < 1 || spec.stages_per_rank < 1 ||
       int64_t{spec.ranks} * spec.stages_per_rank > kMaxStages) {
-    return InvalidArgument("a pipeline of {} ranks with {} stages on each; allowed: 1 to {} stages",
-                           spec.ranks, spec.stages_per_rank, kMaxStages);
+    return InvalidArgument("a pipeline of {} with {} on each; allowed: 1 to {} stages",
+                           Counted(spec.ranks, "rank"), Counted(spec.stages_per_rank, "stage"),
+                           kMaxStages);
   }
   if (spec.stages_per_rank < generator.least_stages_per_rank ||
       spec.stages_per_rank > generator.most_stages_per_rank) {
     return InvalidArgument(
-        "{} stages on each rank: {} takes {}{}", spec.stages_per_rank, generator.name,
+        "{} on each rank: {} takes {}{}", Counted(spec.stages_per_rank, "stage"), generator.name,
         generator.least_stages_per_rank,
         generator.most_stages_per_rank > generator.least_stages_per_rank ? " or more" : "");
   }
@@ -156,14 +158,16 @@ absl::Status CheckStages(const ScheduleSpec& spec) {
 absl::Status CheckMicrobatches(const ScheduleSpec& spec) {
   const int most = kMaxStageMicrobatches / spec.stages();
   if (spec.microbatches > most) {
-    return InvalidArgument("{} microbatches over {} stages; at most {} are taken",
-                           spec.microbatches, spec.stages(), most);
+    return InvalidArgument("{} over {}; at most {} are taken",
+                           Counted(spec.microbatches, "microbatch", "es"),
+                           Counted(spec.stages(), "stage"), most);
   }
   const Generator& generator = GeneratorOf(spec.kind);
   const int nearest = generator.nearest(spec);
   if (nearest == spec.microbatches) return absl::OkStatus();
-  return InvalidArgument("{} microbatches over {} pipeline ranks: {} takes {}; the nearest is {}",
-                         spec.microbatches, spec.ranks, generator.name, generator.takes, nearest);
+  return InvalidArgument(
+      "{} over {}: {} takes {}; the nearest is {}", Counted(spec.microbatches, "microbatch", "es"),
+      Counted(spec.ranks, "pipeline rank"), generator.name, generator.takes, nearest);
 }
 
 absl::StatusOr<Schedule> MakeSchedule(const ScheduleSpec& spec) {

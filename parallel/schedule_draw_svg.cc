@@ -1,5 +1,6 @@
 #include <algorithm>
 
+#include "core/counted.h"
 #include "parallel/schedule_boxes.h"
 #include "parallel/schedule_draw.h"
 
@@ -56,10 +57,11 @@ class SvgDrawing {
     const std::string stages =
         spec.stages_per_rank > 1 ? fmt::format(" x {} stages", spec.stages_per_rank) : "";
     return fmt::format(
-        "{}: {} ranks{}, {} microbatches; makespan {:.6g}, ideal {:.6g}, bubble "
+        "{}: {}{}, {}; makespan {:.6g}, ideal {:.6g}, bubble "
         "{:.1f} %",
-        Name(spec.kind), spec.ranks, stages, spec.microbatches, simulation_.makespan,
-        simulation_.ideal, 100 * simulation_.bubble_share());
+        Name(spec.kind), Counted(spec.ranks, "rank"), stages,
+        Counted(spec.microbatches, "microbatch", "es"), simulation_.makespan, simulation_.ideal,
+        100 * simulation_.bubble_share());
   }
 
   std::string Style() const {

@@ -6,6 +6,7 @@
 #include <map>
 #include <utility>
 
+#include "core/counted.h"
 #include "parallel/schedule_validate.h"
 
 namespace cadre {
@@ -19,8 +20,8 @@ absl::Status CheckDurations(const ActionDurations& d, int stages) {
     return InvalidArgument("durations: a forward takes more than 0, nothing less than 0");
   }
   if (!d.stage_cost.empty() && static_cast<int64_t>(d.stage_cost.size()) != stages) {
-    return InvalidArgument("durations: costs of {} stages, but there are {}", d.stage_cost.size(),
-                           stages);
+    return InvalidArgument("durations: costs of {}, but there are {}",
+                           Counted(static_cast<int64_t>(d.stage_cost.size()), "stage"), stages);
   }
   if (!std::all_of(d.stage_cost.begin(), d.stage_cost.end(), time)) {
     return InvalidArgument("durations: a stage's cost is negative or not finite");

@@ -109,7 +109,7 @@ TEST(Schedule, RefusesCountsThatItDoesNotTakeAndNamesTheNearest) {
             "0 microbatches over 4 pipeline ranks: 1f1b takes any; the nearest is 1");
   EXPECT_EQ(Refusal({kOneF, 4, 2, 8}), "2 stages on each rank: 1f1b takes 1");
   EXPECT_EQ(Refusal({kInterleaved, 4, 1, 8}),
-            "1 stages on each rank: interleaved_1f1b takes 2 or more");
+            "1 stage on each rank: interleaved_1f1b takes 2 or more");
   EXPECT_EQ(Refusal({kZbV, 4, 3, 8}), "3 stages on each rank: zb_v takes 2");
 }
 
@@ -118,7 +118,7 @@ TEST(Schedule, HugeOnesAreRefusedBeforeTheyTakeMemory) {
             "a pipeline of 2000000000 ranks with 2000000000 stages on each; allowed: 1 to 4096 "
             "stages");
   EXPECT_EQ(Refusal({kOneF, -4, 1, 8}),
-            "a pipeline of -4 ranks with 1 stages on each; allowed: 1 to 4096 stages");
+            "a pipeline of -4 ranks with 1 stage on each; allowed: 1 to 4096 stages");
   EXPECT_EQ(Refusal({kOneF, 4, 1, 2000000000}),
             "2000000000 microbatches over 4 stages; at most 262144 are taken");
 }

@@ -3,6 +3,8 @@
 #include <cstdint>
 #include <numeric>
 
+#include "core/counted.h"
+
 namespace cadre {
 
 std::vector<int> EvenSplit(int layers, int stages, double embedding_layers, double head_layers) {
@@ -24,8 +26,9 @@ std::vector<int> EvenSplit(int layers, int stages, double embedding_layers, doub
 
 absl::Status CheckSplit(std::span<const int> split, int layers, int stages) {
   if (static_cast<int64_t>(split.size()) != stages) {
-    return InvalidArgument("pipeline_split: {} numbers, but there are {} stages", split.size(),
-                           stages);
+    return InvalidArgument("pipeline_split: {} for {}",
+                           Counted(static_cast<int64_t>(split.size()), "number"),
+                           Counted(stages, "stage"));
   }
   for (int s = 1; s + 1 < stages; ++s) {
     if (split[s] >= 1) continue;

@@ -4,6 +4,7 @@
 #include <string>
 
 #include "core/safetensors_folder.h"
+#include "core/yaml_difference.h"
 #include "model/hf_folder.h"
 #include "training/checkpoint.h"
 
@@ -106,21 +107,12 @@ void RoundMasters(const ParameterStore& store, const std::vector<ParamPiece>& ma
   }
 }
 
-// "line 3: a: 1, not a: 2" of the first line that differs.
 std::string FirstDifference(const std::string& saved, const std::string& wanted) {
-  size_t line = 1, a = 0, b = 0;
-  while (a < saved.size() || b < wanted.size()) {
-    size_t end_a = std::min(saved.find('\n', a), saved.size());
-    size_t end_b = std::min(wanted.find('\n', b), wanted.size());
-    std::string left = saved.substr(std::min(a, saved.size()), end_a - std::min(a, saved.size()));
-    std::string right =
-        wanted.substr(std::min(b, wanted.size()), end_b - std::min(b, wanted.size()));
-    if (left != right) return fmt::format("`{}` there, `{}` here (line {})", left, right, line);
-    a = std::min(end_a + 1, saved.size());
-    b = std::min(end_b + 1, wanted.size());
-    ++line;
-  }
-  return "none";
+  const auto found = CompareYaml(saved, wanted);
+  if (!found.ok()) return Message(found.status());
+  if (found->empty()) return "none";
+  const YamlDifference& field = found->front();
+  return fmt::format("{} is {} there, {} here", field.path, field.first, field.second);
 }
 
 }  // namespace

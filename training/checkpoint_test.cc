@@ -220,7 +220,7 @@ TEST(Checkpoint, RefusesWhatDoesNotFit) {
 
   TestRun other(DType::kBF16);
   other.model_config = "model_type: llama\nhidden_size: 16\n";
-  EXPECT_THAT(Message(other.Load(found)), HasSubstr("`hidden_size: 8` there, `hidden_size: 16`"));
+  EXPECT_THAT(Message(other.Load(found)), HasSubstr("hidden_size is 8 there, 16 here"));
 
   std::vector<ParamSpec> specs = RunSpecs();
   specs[1].shape = {13, 21};

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <map>
 
+#include "core/counted.h"
 #include "core/host_allocator.h"
 #include "core/progress.h"
 #include "model/decoder.h"
@@ -307,10 +308,10 @@ absl::Status CheckFits(const PlanArgs& args, int rank) {
   const double needed = static_cast<double>(each) * args.ranks_on_host;
   if (needed <= memory) return absl::OkStatus();
   return InvalidArgument(
-      "model: {:.3g} parameters; weights {}, gradients {} and optimizer state {}, times {} ranks, "
+      "model: {:.3g} parameters; weights {}, gradients {} and optimizer state {}, times {}, "
       "are {:.1f} GiB, this machine has {:.1f}",
       static_cast<double>(CountParameters(args.spec).total), FormatBytes(plan.weights),
-      FormatBytes(plan.gradients), FormatBytes(plan.optimizer), args.ranks_on_host,
+      FormatBytes(plan.gradients), FormatBytes(plan.optimizer), Counted(args.ranks_on_host, "rank"),
       needed / (1 << 30), memory / (1 << 30));
 }
 

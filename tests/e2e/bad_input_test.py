@@ -100,6 +100,15 @@ class Configs(Case):
         for field in ("model_path", "init_from"):
             self.assert_says(self.train("model=null", f"{field}=/nope"), f"{field}: /nope/config.json")
 
+    def test_what_memory_24_means_is_asked(self):
+        for memory in ("24", "0", "24KiB"):
+            self.assert_says(refused("plan", "-c", e2e.CONFIG, "--memory", memory, code=2), "--memory",
+                             "at least 1 MiB", "24GiB")
+
+    def test_a_list_without_brackets(self):
+        self.assert_says(self.train("parallel.pipeline_split=1,1"), "parallel.pipeline_split",
+                         "a list is written [1,1]")
+
     def test_an_output_that_cannot_be_written_may_be_tried_again(self):
         (self.folder / "out").touch()
         self.assert_says(self.train(code=1), "out")

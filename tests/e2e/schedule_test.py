@@ -53,6 +53,21 @@ class Show(unittest.TestCase):
         self.assertIn("--split", refused(*show, "--split", "0,0,0,0", code=2))
 
 
+class Compare(unittest.TestCase):
+    def test_a_split_says_how_many_stages_a_rank_has(self):
+        def rows(split):
+            done = e2e.cadre("schedule", "compare", "--stages", "2", "--microbatches", "8", "--split", split)
+            return dict(re.findall(r"(?m)^\| (\w+) \| (.*)$", done.stdout))
+        for split, many in (("3,1", False), ("1,1,1,1", True)):
+            with self.subTest(split=split):
+                found = rows(split)
+                self.assertEqual(set(found) - {"schedule"}, {"gpipe", "1f1b", "interleaved_1f1b", "zb_h1", "zb_v"})
+                self.assertEqual("on each rank" in found["zb_v"], not many, found)
+                self.assertEqual("on each rank" in found["1f1b"], many, found)
+        self.assertIn("costs of 3 stages", refused("schedule", "compare", "--stages", "2", "--split", "1,1,1",
+                                                   code=2))
+
+
 class Documentation(unittest.TestCase):
     def test_its_tables_are_what_the_command_prints(self):
         text = (e2e.ROOT / "docs/pipeline.md").read_text(encoding="utf-8")

@@ -305,7 +305,7 @@ class Refusals(unittest.TestCase):
 
     def test_templates_and_compute_of_the_configuration(self):
         self.assertIn("none.jinja", self.refused(1, "--set", "chat_template=none.jinja"))
-        self.assertIn("cuda", self.refused(1, "--set", "device=cuda"))
+        self.assertIn("cuda", self.refused(2, "--set", "device=cuda"))
         template = Options.folder / "loud.jinja"
         template.write_text("{% for m in messages %}{{ m.content | upper }}{% endfor %}", encoding="utf-8")
         body = {"prompt": [5, 6, 7], "max_tokens": 1, "logprobs": 0, "temperature": 0}
