@@ -58,17 +58,18 @@ void Print(const CheckpointFlags& flags, const Json& json) {
 
 absl::Status Inspect(const CheckpointFlags& flags) {
   // Only the manifest is read: inspecting must work, and be quick, for a damaged checkpoint too.
-  CADRE_ASSIGN_OR_RETURN(Manifest manifest, ReadManifest(flags.path));
-  Print(flags, Describe({flags.path, std::move(manifest)}));
+  CADRE_ASSIGN_OR_RETURN(const std::string path, NewestCheckpoint(flags.path));
+  CADRE_ASSIGN_OR_RETURN(Manifest manifest, ReadManifest(path));
+  Print(flags, Describe({path, std::move(manifest)}));
   return absl::OkStatus();
 }
 
 absl::Status Verify(const CheckpointFlags& flags) {
-  CADRE_ASSIGN_OR_RETURN(Manifest manifest, ReadManifest(flags.path));
-  CADRE_RETURN_IF_ERROR(VerifyFiles(flags.path, manifest));
-  Json json = {{"path", flags.path},
-               {"step", manifest.state.step},
-               {"verified_files", manifest.files.size()}};
+  CADRE_ASSIGN_OR_RETURN(const std::string path, NewestCheckpoint(flags.path));
+  CADRE_ASSIGN_OR_RETURN(Manifest manifest, ReadManifest(path));
+  CADRE_RETURN_IF_ERROR(VerifyFiles(path, manifest));
+  Json json = {
+      {"path", path}, {"step", manifest.state.step}, {"verified_files", manifest.files.size()}};
   Print(flags, json);
   return absl::OkStatus();
 }
@@ -93,7 +94,10 @@ absl::Status Convert(const CheckpointFlags& flags) {
 CLI::App* AddVerb(CLI::App& parent, const std::string& name, const std::string& help,
                   const std::shared_ptr<CheckpointFlags>& flags) {
   CLI::App* verb = parent.add_subcommand(name, help);
-  verb->add_option("checkpoint", flags->path, "A step-NNNNNN folder")->required();
+  verb->add_option("checkpoint", flags->path,
+                   "A step-NNNNNN folder, or a run's folder, or the folder of its checkpoints: the "
+                   "newest in it")
+      ->required();
   verb->add_flag("--json", flags->json, "Print one JSON document");
   return verb;
 }
@@ -109,9 +113,9 @@ void AddCheckpointCommand(CLI::App& root, absl::Status* status) {
   });
   AddVerb(*checkpoint, "verify", "Check every file against its checksum", flags)
       ->callback([flags, status] { *status = Verify(*flags); });
-  CLI::App* convert = AddVerb(
-      *checkpoint, "convert",
-      "Write a Hugging Face folder; a folder of checkpoints gives its newest good one", flags);
+  CLI::App* convert =
+      AddVerb(*checkpoint, "convert",
+              "Write a Hugging Face folder; of several checkpoints the newest good one", flags);
   convert->add_option("--to", flags->to, "Folder to write, empty or missing")->required();
   convert->add_option("--dtype", flags->dtype, "bf16 or f32; absent: as the weights are stored");
   convert->callback([flags, status] { *status = Convert(*flags); });

@@ -10,6 +10,7 @@
 #include "cli/as_data.h"
 #include "cli/commands.h"
 #include "cli/compute_flags.h"
+#include "cli/model_folder.h"
 #include "core/file.h"
 #include "core/host_allocator.h"
 #include "core/ops/elementwise.h"
@@ -139,7 +140,7 @@ absl::Status RunEval(const EvalFlags& flags) {
 void AddEvalCommand(CLI::App& root, absl::Status* status) {
   auto flags = std::make_shared<EvalFlags>();
   CLI::App* command = root.add_subcommand("eval", "Loss, perplexity and bits per byte on a text");
-  command->add_option("--model", flags->model, "Hugging Face folder")->required();
+  command->add_option("--model", flags->model, kModelHelp)->required();
   command->add_option("--data", flags->data, "Text, or .jsonl with a `text` in each line")
       ->required();
   command->add_option("--seq-len", flags->seq_len, "Tokens predicted per row")
@@ -148,7 +149,10 @@ void AddEvalCommand(CLI::App& root, absl::Status* status) {
   command->add_flag("--json", flags->json,
                     "One JSON document: loss, perplexity, bits_per_byte, tokens, bytes");
   AddComputeFlags(*command, &flags->compute);
-  command->callback([flags, status] { *status = RunEval(*flags); });
+  command->callback([flags, status] {
+    flags->model = ModelFolder(flags->model);
+    *status = RunEval(*flags);
+  });
 }
 
 }  // namespace cadre::cli

@@ -12,6 +12,7 @@
 #include "cli/as_data.h"
 #include "cli/commands.h"
 #include "cli/compute_flags.h"
+#include "cli/model_folder.h"
 #include "core/host_allocator.h"
 #include "core/trace.h"
 #include "model/model.h"
@@ -160,7 +161,7 @@ absl::Status RunGenerate(const GenerateFlags& flags) {
 void AddGenerateCommand(CLI::App& root, absl::Status* status) {
   auto flags = std::make_shared<GenerateFlags>();
   CLI::App* command = root.add_subcommand("generate", "Continue one prompt");
-  command->add_option("--model", flags->model, "Hugging Face folder")->required();
+  command->add_option("--model", flags->model, kModelHelp)->required();
   CLI::Option* prompt = command->add_option("--prompt", flags->prompt, "Text to continue");
   command->add_option("--prompt-ids", flags->prompt_ids, "Token ids to continue: 1,2,3")
       ->delimiter(',');
@@ -178,6 +179,7 @@ void AddGenerateCommand(CLI::App& root, absl::Status* status) {
   AddComputeFlags(*command, &flags->compute);
   command->callback([flags, prompt, status] {
     flags->has_prompt = prompt->count() > 0;
+    flags->model = ModelFolder(flags->model);
     *status = RunGenerate(*flags);
   });
 }

@@ -8,6 +8,7 @@
 #include "cli/as_data.h"
 #include "cli/commands.h"
 #include "cli/compute_flags.h"
+#include "cli/model_folder.h"
 #include "core/file.h"
 #include "core/host_allocator.h"
 #include "core/ops/elementwise.h"
@@ -100,14 +101,17 @@ absl::Status RunScore(const ScoreFlags& flags) {
 void AddScoreCommand(CLI::App& root, absl::Status* status) {
   auto flags = std::make_shared<ScoreFlags>();
   CLI::App* command = root.add_subcommand("score", "Log probabilities of given tokens");
-  command->add_option("--model", flags->model, "Hugging Face folder")->required();
+  command->add_option("--model", flags->model, kModelHelp)->required();
   command->add_option("--ids", flags->ids, "Token ids: 1,2,3")->delimiter(',');
   command->add_option("--text", flags->text,
                       "File with the text, encoded by the model's tokenizer");
   command->add_option("--logits", flags->logits, "Safetensors file to write the logits to");
   command->add_flag("--json", flags->json, "One JSON document: ids, logprobs");
   AddComputeFlags(*command, &flags->compute);
-  command->callback([flags, status] { *status = RunScore(*flags); });
+  command->callback([flags, status] {
+    flags->model = ModelFolder(flags->model);
+    *status = RunScore(*flags);
+  });
 }
 
 }  // namespace cadre::cli

@@ -9,6 +9,7 @@
 #include "cli/as_data.h"
 #include "cli/commands.h"
 #include "cli/compute_flags.h"
+#include "cli/model_folder.h"
 #include "cli/signals.h"
 #include "core/config.h"
 #include "core/host_allocator.h"
@@ -46,6 +47,7 @@ absl::StatusOr<config::ServeConfig> ResolveConfig(const ServeFlags& flags) {
   for (const std::string& name : flags.served_model_name) config.add_served_model_name(name);
   for (const std::string& key : flags.api_key) config.add_api_key(key);
   if (config.model().empty()) return InvalidArgument("--model: a Hugging Face folder is needed");
+  config.set_model(ModelFolder(config.model()));
   return config;
 }
 
@@ -158,7 +160,7 @@ absl::Status RunServe(const ServeFlags& flags) {
 void AddServeCommand(CLI::App& root, absl::Status* status) {
   auto flags = std::make_shared<ServeFlags>();
   CLI::App* command = root.add_subcommand("serve", "Serve a model over the OpenAI HTTP surface");
-  command->add_option("--model", flags->model, "Hugging Face folder");
+  command->add_option("--model", flags->model, kModelHelp);
   command->add_option("--host", flags->host, "Address to bind [127.0.0.1]");
   command->add_option("--port", flags->port, "Port to bind, 0: a free one [8000]");
   command->add_option("--served-model-name", flags->served_model_name,

@@ -38,6 +38,23 @@ absl::Status CopyModelFiles(const FoundCheckpoint& checkpoint, const std::string
   return SyncFolder(to);
 }
 
+bool IsCheckpoint(const std::string& path) {
+  std::error_code error;
+  return fs::exists(path + "/manifest.json", error);
+}
+
+// Those of a run lie in a folder in its output folder.
+std::string CheckpointsOf(const std::string& path) {
+  std::error_code error;
+  std::string inside = path + "/checkpoints";
+  return fs::is_directory(inside, error) ? inside : path;
+}
+
+absl::Status NoneThere(const std::string& path) {
+  return NotFound(
+      "{}: no checkpoint there (manifest.json, step-NNNNNN folders, or a run's checkpoints)", path);
+}
+
 }  // namespace
 
 StoredType WeightType(DType compute) {
@@ -69,19 +86,26 @@ LoadWeightsFn HfLoadWeights(Context& ctx, Model& model) {
   };
 }
 
+absl::StatusOr<std::string> NewestCheckpoint(const std::string& path) {
+  if (IsCheckpoint(path)) return path;
+  CADRE_ASSIGN_OR_RETURN(const auto checkpoints, ListCheckpoints(CheckpointsOf(path)));
+  if (checkpoints.empty()) return NoneThere(path);
+  return checkpoints.front().path;
+}
+
 absl::StatusOr<FoundCheckpoint> ResolveCheckpoint(const std::string& path) {
-  std::error_code error;
-  if (fs::exists(path + "/manifest.json", error)) {
+  if (IsCheckpoint(path)) {
     CADRE_ASSIGN_OR_RETURN(Manifest manifest, ReadManifest(path));
     CADRE_RETURN_IF_ERROR(VerifyFiles(path, manifest));
     return FoundCheckpoint{path, std::move(manifest)};
   }
   std::string passed_over;
-  CADRE_ASSIGN_OR_RETURN(
-      auto found, FindGoodCheckpoint(path, [&](const std::string& line) { passed_over = line; }));
+  CADRE_ASSIGN_OR_RETURN(auto found,
+                         FindGoodCheckpoint(CheckpointsOf(path),
+                                            [&](const std::string& line) { passed_over = line; }));
   if (found.has_value()) return *std::move(found);
   if (!passed_over.empty()) return DataLoss("{}: no good checkpoint: {}", path, passed_over);
-  return NotFound("{}: no checkpoint there (manifest.json, or step-NNNNNN folders)", path);
+  return NoneThere(path);
 }
 
 absl::Status ConvertCheckpoint(Context& ctx, const FoundCheckpoint& checkpoint,

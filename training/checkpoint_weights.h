@@ -29,8 +29,12 @@ SaveWeightsFn HfSaveWeights(Model& model, const HfWeightsOptions& options);
 // Fills the model's parameters from a checkpoint's folder. `ctx` and `model` outlive the function.
 LoadWeightsFn HfLoadWeights(Context& ctx, Model& model);
 
-// `path` itself where it is a checkpoint whose files are whole, else the newest good one in it.
-// kNotFound, kDataLoss name what is missing or altered.
+// The checkpoint that `path` means, a run's output folder, its folder of checkpoints or a
+// checkpoint: the newest, its files unread. kNotFound: none is there.
+absl::StatusOr<std::string> NewestCheckpoint(const std::string& path);
+
+// The same, but the newest whose files are whole; a checkpoint itself must be. kNotFound, kDataLoss
+// name what is missing or altered.
 absl::StatusOr<FoundCheckpoint> ResolveCheckpoint(const std::string& path);
 
 struct ConvertCheckpointOptions {

@@ -227,6 +227,20 @@ class Text(Case):
 
 
 class Checkpoints(Case):
+    def test_a_run_its_checkpoints_and_one_of_them_are_all_taken(self):
+        newest = run / "checkpoints/step-000002"
+        for path in (run, run / "checkpoints", newest):
+            with self.subTest(path=path):
+                for verb in ("inspect", "verify"):
+                    self.assertEqual(e2e.cadre_json("checkpoint", verb, path)["path"], str(newest))
+                target = self.folder / f"from-{path.name}"
+                self.assertEqual(e2e.cadre_json("checkpoint", "convert", path, "--to", target)["from"],
+                                 str(newest))
+                done = e2e.cadre("generate", "--model", path, "--prompt-ids", "1", "--max-tokens", 1)
+                said = "" if path == newest else f"--model {path}: {newest} is taken\n"
+                self.assertEqual(done.stderr, said)
+        self.assert_says(refused("checkpoint", "inspect", self.folder), self.folder, "no checkpoint there")
+
     def test_no_checkpoint_there(self):
         self.assert_says(refused("checkpoint", "verify", self.folder), self.folder)
 
