@@ -52,6 +52,15 @@ inline const std::map<std::string, std::string> kModels = {
      "num_attention_heads: 4, num_key_value_heads: 2, head_dim: 16, num_experts: 8, "
      "num_experts_per_tok: 2, moe_intermediate_size: 32, norm_topk_prob: true, vocab_size: 128}\n"
      "moe: {balance_loss_coef: 0.01, router_z_loss_coef: 0.001}\n"},
+    {"frozen",  // the first stage and parts of each layer are not trained
+     "model: {model_type: llama, hidden_size: 64, intermediate_size: 96, num_hidden_layers: 2, "
+     "num_attention_heads: 4, num_key_value_heads: 2, vocab_size: 128}\n"
+     "frozen_parameters: ['model.embed_tokens.*', '*.self_attn.*']\n"},
+    {"frozen-moe",
+     "model: {model_type: qwen3_moe, hidden_size: 64, intermediate_size: 96, num_hidden_layers: 2, "
+     "num_attention_heads: 4, num_key_value_heads: 2, head_dim: 16, num_experts: 8, "
+     "num_experts_per_tok: 2, moe_intermediate_size: 32, norm_topk_prob: true, vocab_size: 128}\n"
+     "frozen_parameters: ['*.mlp.experts.*', 'lm_head.*']\n"},
     {"moe-capped",
      "model: {model_type: qwen3_moe, hidden_size: 64, intermediate_size: 96, num_hidden_layers: 2, "
      "num_attention_heads: 4, num_key_value_heads: 2, head_dim: 16, num_experts: 8, "

@@ -25,6 +25,7 @@ void CompareAtRandom(int layouts) {
     const Gap gap = LargestGap(expected, got);
     EXPECT_LE(gap.relative, 1e-10) << gap.parameter;
     EXPECT_LE(LargestLossGap(expected, got), 1e-9);
+    EXPECT_LE(LargestEvaluationGap(expected, got), 1e-9);
   }
 }
 

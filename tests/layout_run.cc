@@ -41,6 +41,12 @@ void Collect(const ParameterStore& store, const std::vector<Shard>& owned, Layou
   }
 }
 
+// `gap`, or the relative difference of two losses where that is larger.
+double Larger(double gap, double expected, double got) {
+  const double relative = std::abs(expected - got) / std::abs(expected);
+  return std::isnan(gap) || relative <= gap ? gap : relative;
+}
+
 }  // namespace
 
 LayoutRun TrainUnder(const config::TrainConfig& config, int world, const std::string& output,
@@ -72,9 +78,13 @@ LayoutRun TrainUnder(const config::TrainConfig& config, int world, const std::st
     const absl::Status status = (*trainer)->Run();
     ASSERT_TRUE(status.ok()) << Message(status);
     const std::lock_guard lock(mutex);
-    if (run.losses.empty()) run.losses = (*trainer)->losses();
+    if (run.losses.empty()) {
+      run.losses = (*trainer)->losses();
+      run.evaluations = (*trainer)->evaluations();
+    }
     if (!faulty) {
       EXPECT_EQ(run.losses, (*trainer)->losses());
+      EXPECT_EQ(run.evaluations, (*trainer)->evaluations());
     }
   };
   if (world == 1) {
@@ -129,10 +139,17 @@ double LargestLossGap(const LayoutRun& expected, const LayoutRun& got, size_t st
   EXPECT_EQ(expected.losses.size(), got.losses.size());
   double gap = 0;
   for (size_t i = 0; i < std::min({expected.losses.size(), got.losses.size(), steps}); ++i) {
-    const double relative =
-        std::abs(expected.losses[i] - got.losses[i]) / std::abs(expected.losses[i]);
-    if (!(relative <= gap)) gap = relative;
-    if (std::isnan(relative)) break;
+    gap = Larger(gap, expected.losses[i], got.losses[i]);
+  }
+  return gap;
+}
+
+double LargestEvaluationGap(const LayoutRun& expected, const LayoutRun& got) {
+  EXPECT_FALSE(expected.evaluations.empty());
+  double gap = 0;
+  for (const auto& [step, loss] : expected.evaluations) {
+    const auto found = got.evaluations.find(step);
+    gap = Larger(gap, loss, found == got.evaluations.end() ? NAN : found->second);
   }
   return gap;
 }

@@ -14,6 +14,7 @@ namespace cadre::testing_run {
 
 struct LayoutRun {
   std::vector<double> losses;                            // by step
+  std::map<int64_t, double> evaluations;                 // held-out losses, by steps done
   std::map<std::string, std::vector<double>> gradients;  // of the first step, by stored tensor
   DecoderSpec spec;
   RoutingLog routing;
@@ -37,5 +38,8 @@ Gap LargestGap(const LayoutRun& expected, const LayoutRun& got);
 
 // The largest relative difference of a step's loss, over the first `steps`.
 double LargestLossGap(const LayoutRun& expected, const LayoutRun& got, size_t steps = SIZE_MAX);
+
+// The same of the held-out losses.
+double LargestEvaluationGap(const LayoutRun& expected, const LayoutRun& got);
 
 }  // namespace cadre::testing_run

@@ -24,6 +24,7 @@ TEST_P(Layouts, ReferenceOpsAgreeWithOneProcess) {
   const Gap gap = LargestGap(expected, got);
   EXPECT_LE(gap.relative, 1e-10) << gap.parameter;
   EXPECT_LE(LargestLossGap(expected, got), 1e-9);
+  EXPECT_LE(LargestEvaluationGap(expected, got), 1e-9);
 }
 
 TEST_P(Layouts, ProductionKernelsAgreeWithOneProcess) {
@@ -56,6 +57,7 @@ INSTANTIATE_TEST_SUITE_P(
                     Case{"moe", 2, "tensor_parallel_size: 2, zero_stage: 0"},
                     Case{"moe", 4, "tensor_parallel_size: 2, expert_tensor_parallel_size: 1"},
                     Case{"oss", 2, "tensor_parallel_size: 2, zero_stage: 3"},
+                    Case{"frozen", 4, "tensor_parallel_size: 2, zero_stage: 3"},
                     Case{"bias", 4, "tensor_parallel_size: 4, zero_stage: 1"}));
 
 INSTANTIATE_TEST_SUITE_P(
@@ -152,6 +154,10 @@ INSTANTIATE_TEST_SUITE_P(
     Full, Layouts,
     testing::Values(
         Case{"dense", 8, "zero_stage: 1"}, Case{"dense", 8, "zero_stage: 0"},
+        Case{"frozen", 4, "zero_stage: 2"},
+        Case{"frozen", 4, "pipeline_parallel_size: 2, pipeline_schedule: zb_h1, zero_stage: 3"},
+        Case{"frozen-moe", 4, "tensor_parallel_size: 2, expert_parallel_size: 2"},
+        Case{"frozen-moe", 4, "expert_parallel_size: 4, zero_stage: 3"},
         Case{"dense", 8,
              "pipeline_parallel_size: 2, tensor_parallel_size: 2, pipeline_schedule: zb_h1"},
         Case{"dense", 2, "pipeline_parallel_size: 2, pipeline_schedule: gpipe"},

@@ -220,6 +220,7 @@ absl::Status Trainer::Run() {
     const bool last = step_ == config_.train_steps();
     if (validation_.has_value() && eval.interval() > 0 && (last || step_ % eval.interval() == 0)) {
       CADRE_ASSIGN_OR_RETURN(report.eval_loss, Evaluate());
+      evaluations_[step_] = *report.eval_loss;
     }
     if (ranks_.leader()) Report(report);
     CADRE_RETURN_IF_ERROR(MaybeSave(last));

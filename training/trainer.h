@@ -16,6 +16,7 @@
 #include <atomic>
 #include <cstdio>
 #include <functional>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -77,6 +78,8 @@ class Trainer {
 
   // The mean loss of every step that this object ran, the same on all ranks.
   const std::vector<double>& losses() const { return losses_; }
+  // The held-out losses that it measured, by steps done; the same on all ranks.
+  const std::map<int64_t, double>& evaluations() const { return evaluations_; }
   int64_t step() const { return step_; }
   const MemoryPlan& plan() const { return plan_; }
   // The most that was alive in tensors at once.
@@ -151,6 +154,7 @@ class Trainer {
   int64_t saved_ = -1;  // the newest step handed to the saver
   int64_t tokens_ = 0;
   std::vector<double> losses_;
+  std::map<int64_t, double> evaluations_;
 };
 
 }  // namespace cadre
