@@ -95,8 +95,9 @@ void PrintNumbers(const Simulation& simulation) {
               100 * simulation.bubble_to_ideal());
   for (size_t rank = 0; rank < simulation.ranks.size(); ++rank) {
     const double idle = simulation.idle(static_cast<int>(rank));
-    std::printf("rank %zu: idle %.6g (%.1f %%), peak activations %.4g microbatches\n", rank, idle,
-                100 * idle / simulation.makespan, simulation.ranks[rank].peak_activations);
+    const double peak = simulation.ranks[rank].peak_activations;
+    std::printf("rank %zu: idle %.6g (%.1f %%), peak activations %.4g microbatch%s\n", rank, idle,
+                100 * idle / simulation.makespan, peak, peak == 1 ? "" : "es");
   }
 }
 
