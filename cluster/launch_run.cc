@@ -218,7 +218,9 @@ void LaunchRun::TakeEnded() {
       ++done_;
       continue;
     }
-    failures.push_back(FailureOf(place_.first_rank + static_cast<int>(i), exit,
+    // One that was asked to stop before it could take that is not at fault.
+    const bool asked = exit.killed && exit.code == stop_signal_;
+    failures.push_back(FailureOf(asked ? -1 : place_.first_rank + static_cast<int>(i), exit,
                                  rank.output->LastError(!exit.killed)));
   }
   // Of several seen at once, a signal was there before the exits that it caused.
@@ -244,10 +246,21 @@ void LaunchRun::Report(const Failure& failure) {
   link_->Report(place_.generation, FailedEvent(failure));
 }
 
+// `timeout` and shells signal a process and then its group: that is one request.
+bool LaunchRun::Repeats(int signal) {
+  constexpr std::chrono::milliseconds kAtOnce{100};
+  if (!first_signal_) {
+    first_signal_ = {signal, Clock::now()};
+    return false;
+  }
+  return signal == first_signal_->first && Clock::now() - first_signal_->second < kAtOnce;
+}
+
 void LaunchRun::TakeSignals() {
   signalfd_siginfo info;
   while (read(signals_, &info, sizeof info) == sizeof info) {
     const int signal = static_cast<int>(info.ssi_signo);
+    if (Repeats(signal)) continue;
     if (!std::exchange(asked_to_stop_, true)) {
       AskToStop(signal);
       continue;
@@ -324,7 +337,9 @@ void LaunchRun::TakeEvent(const Event& event) {
 }
 
 void LaunchRun::StopRanks(int signal) {
-  if (!std::exchange(ranks_stopping_, true)) SignalAll(signal);
+  if (std::exchange(ranks_stopping_, true)) return;
+  stop_signal_ = signal;
+  SignalAll(signal);
 }
 
 Event LaunchRun::Verdict(const Event& event) const {

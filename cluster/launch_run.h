@@ -58,6 +58,7 @@ class LaunchRun {
   void Wait();
   void Read(Rank& rank, bool errors);
   void TakeSignals();
+  bool Repeats(int signal);
   void AskToStop(int signal);
   void TakeMail();
   void TellOthers(const HangReport& hang);
@@ -90,6 +91,8 @@ class LaunchRun {
   bool asked_to_kill_ = false;  // here, once more
   bool left_ = false;
   bool ranks_stopping_ = false;
+  int stop_signal_ = 0;  // that ranks got then
+  std::optional<std::pair<int, Clock::time_point>> first_signal_;
   bool ending_ = false;
   std::optional<rendezvous::Event> outcome_;
   std::optional<rendezvous::Failure> first_failure_;  // of this node

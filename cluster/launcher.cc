@@ -37,12 +37,15 @@ class BlockedSignals {
  public:
   BlockedSignals() {
     sigemptyset(&set_);
-    for (const int signal : {SIGINT, SIGTERM, SIGHUP}) {
-      struct sigaction action;
-      // Under nohup a terminal that closes is no reason to stop.
-      sigaction(signal, nullptr, &action);
-      if (action.sa_handler != SIG_IGN) sigaddset(&set_, signal);
+    for (const int signal : {SIGINT, SIGTERM}) {
+      // A shell has what it starts with & ignore SIGINT; one that is sent all the same is meant.
+      std::signal(signal, SIG_DFL);
+      sigaddset(&set_, signal);
     }
+    struct sigaction hangup;
+    // Under nohup a terminal that closes is no reason to stop.
+    sigaction(SIGHUP, nullptr, &hangup);
+    if (hangup.sa_handler != SIG_IGN) sigaddset(&set_, SIGHUP);
     pthread_sigmask(SIG_BLOCK, &set_, &before_);
     file_ = signalfd(-1, &set_, SFD_CLOEXEC | SFD_NONBLOCK);
     std::signal(SIGPIPE, SIG_IGN);
@@ -91,8 +94,8 @@ class DiesOnSignals {
   std::thread thread_;
 };
 
-// Each rank takes three of them, and each connection one: where gRPC finds none left it stops taking
-// connections for good.
+// Each rank takes three of them, and each connection one: where gRPC finds none left it stops
+// taking connections for good.
 void AllowManyFiles() {
   rlimit files;
   if (getrlimit(RLIMIT_NOFILE, &files) != 0) return;

@@ -235,6 +235,17 @@ class Signals(Case):
                 self.assert_ended(process, pids, 0)
                 self.assertEqual(process.output().count(f"got signal {number:d}"), 4)
 
+    def test_where_ctrl_c_is_ignored_a_signal_still_counts(self):
+        """As in a shell script's `cadre launch ... &`."""
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            with launching(*self.files(), "*:wait") as process:
+                pids = self.pids(process, range(4))
+                process.send_signal(signal.SIGINT)
+                self.assert_ended(process, pids, 0)
+        finally:
+            signal.signal(signal.SIGINT, before)
+
     def test_a_second_one_kills(self):
         with launching(*self.files(), "*:hold") as process:
             pids = self.pids(process, range(4))
@@ -402,10 +413,10 @@ class Nodes(Case):
             pids = self.pids(nodes[0], range(4))
             stop(nodes[0])
             nodes[1].send_signal(signal.SIGINT)
-            # Two that are pending at once are one.
             e2e.wait_until(lambda: not pending(nodes[1].pid), nodes[1], "it is taken")
-            nodes[1].send_signal(signal.SIGINT)
-            self.assert_ended(nodes[1], pids[2:], 128 + signal.SIGINT)
+            # The same one again right away is no second.
+            nodes[1].send_signal(signal.SIGTERM)
+            self.assert_ended(nodes[1], pids[2:], 128 + signal.SIGTERM)
             nodes[0].send_signal(signal.SIGCONT)
             nodes[0].wait(e2e.TIMEOUT)
 
