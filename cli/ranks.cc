@@ -4,19 +4,16 @@
 #include <xxhash.h>
 
 #include <algorithm>
-#include <condition_variable>
 #include <cstddef>
 #include <memory>
-#include <mutex>
 #include <optional>
-#include <stop_token>
-#include <thread>
 #include <utility>
 #include <vector>
 
 #include "cli/commands.h"
 #include "cli/environment.h"
 #include "core/file.h"
+#include "core/wait_notice.h"
 #include "proto/parallel_config.pb.h"
 
 namespace cadre::cli {
@@ -24,6 +21,8 @@ namespace {
 
 // How long ranks wait for one another at the start.
 constexpr std::chrono::minutes kJoinTimeout(5);
+// And until they say so.
+constexpr std::chrono::seconds kPatience(10);
 
 std::string Hash(std::string_view bytes) {
   return fmt::format("{:016x}", XXH3_64bits(bytes.data(), bytes.size()));
@@ -69,35 +68,19 @@ bool TellsOfPeers(const absl::Status& status) {
   return absl::IsUnavailable(status) || absl::IsDeadlineExceeded(status);
 }
 
-// Says what is waited for, once it took a while, so that nobody looks at a silent program.
-class WaitNotice {
- public:
-  WaitNotice(const RankEnvironment& environment, spdlog::logger& log)
-      : thread_([this, &log, text = TextFor(environment)](const std::stop_token& over) {
-          std::unique_lock lock(mutex_);
-          woken_.wait_for(lock, over, kPatience, [] { return false; });
-          if (!over.stop_requested()) log.info("{}", text);
-        }) {}
-
- private:
-  static constexpr std::chrono::seconds kPatience{10};
-
-  static std::string TextFor(const RankEnvironment& environment) {
-    return fmt::format("rank {} of {} ({}) waits for the others at {}, for up to {} s",
-                       environment.rank, environment.world_size, environment.source,
-                       Endpoint(environment.master_address, environment.master_port),
-                       std::chrono::seconds(kJoinTimeout).count());
-  }
-
-  std::mutex mutex_;
-  std::condition_variable_any woken_;
-  std::jthread thread_;  // last: it ends before what it uses
-};
+std::string WaitText(const RankEnvironment& environment) {
+  return fmt::format("rank {} of {} ({}) waits for the others at {}, for up to {} s",
+                     environment.rank, environment.world_size, environment.source,
+                     Endpoint(environment.master_address, environment.master_port),
+                     std::chrono::seconds(kJoinTimeout).count());
+}
 
 absl::Status Connect(const RankEnvironment& environment, WorldOptions options, spdlog::logger& log,
                      Ranks* ranks) {
   std::optional<WaitNotice> notice;
-  if (environment.local_rank == 0) notice.emplace(environment, log);
+  if (environment.local_rank == 0) {
+    notice.emplace(kPatience, [&, text = WaitText(environment)] { log.info("{}", text); });
+  }
   CADRE_ASSIGN_OR_RETURN(ranks->membership, JoinJob(environment, kJoinTimeout));
   options.recorder = ranks->membership.recorder.get();
   CADRE_ASSIGN_OR_RETURN(ranks->world, World::Create(*ranks->membership.bootstrap, options));

@@ -20,6 +20,7 @@
 #include "cluster/launch_folder.h"
 #include "cluster/launch_run.h"
 #include "core/file.h"
+#include "core/wait_notice.h"
 #include "parallel/rank_list.h"
 
 namespace cadre {
@@ -122,6 +123,7 @@ class Launcher {
   absl::Status Connect();
   absl::StatusOr<rendezvous::JoinReply> AskToJoin(int64_t generation);
   absl::Status Join();
+  WaitNotice NoticeOfWaiting() const;
   absl::StatusOr<Event> RunOnce();
   LaunchOutcome Outcome(const Event& event) const;
 
@@ -152,6 +154,7 @@ absl::Status Launcher::Meet() {
                                                     .max_restarts = options_.max_restarts}));
     place_.rendezvous.port = server_->port();
   }
+  const WaitNotice notice = NoticeOfWaiting();
   return Connect();
 }
 
@@ -182,8 +185,19 @@ absl::StatusOr<rendezvous::JoinReply> Launcher::AskToJoin(int64_t generation) {
   }
 }
 
+// Others may take long, and nothing else shows that this one is well. Not by way of the terminal,
+// which is one thread's: no rank writes to it now.
+WaitNotice Launcher::NoticeOfWaiting() const {
+  constexpr std::chrono::seconds kPatience{5};
+  const std::string text =
+      fmt::format("node {} of {} waits for the others at {}\n", options_.node_rank,
+                  options_.nodes.max, Endpoint(place_.rendezvous.host, place_.rendezvous.port));
+  return WaitNotice(kPatience, [text] { std::fputs(text.c_str(), stderr); });
+}
+
 absl::Status Launcher::Join() {
   const DiesOnSignals interruptible(signals_);
+  const WaitNotice notice = NoticeOfWaiting();
   const int64_t next = place_.generation < 0 ? -1 : place_.generation + 1;
   CADRE_ASSIGN_OR_RETURN(const rendezvous::JoinReply joined, AskToJoin(next));
   const std::vector<int> nodes(joined.nodes().begin(), joined.nodes().end());
