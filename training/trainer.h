@@ -153,6 +153,7 @@ class Trainer {
   int64_t step_ = 0;    // steps done
   int64_t saved_ = -1;  // the newest step handed to the saver
   int64_t tokens_ = 0;
+  double expert_load_ = 0;  // rank 0's, the most of all steps
   std::vector<double> losses_;
   std::map<int64_t, double> evaluations_;
 };

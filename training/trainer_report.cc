@@ -74,9 +74,17 @@ void Trainer::ReportMemory() const {
                      FormatBytes(peak), FormatBytes(planned),
                      100 * static_cast<double>(peak) / static_cast<double>(planned),
                      FormatBytes(static_cast<int64_t>(peak_bytes())));
+  constexpr double kUneven = 1.5;
+  if (ranks_.leader() && ranks_.layout().ep > 1 && expert_load_ > kUneven) {
+    options_.log->info(
+        "the fullest expert had up to {:.1f} times its even share of the tokens, which the plan "
+        "takes it to have",
+        expert_load_);
+  }
 }
 
 void Trainer::Report(const StepReport& report) {
+  expert_load_ = std::max(expert_load_, report.expert_load);
   const double rate = static_cast<double>(report.tokens) / report.seconds;
   const double mfu = rate * flops_per_token_ / peak_flops_;
   std::vector<Metric> metrics = {
