@@ -73,8 +73,9 @@ asan() {
     build_preset asan && ASAN_OPTIONS=detect_stack_use_after_return=1 run_ctest test_asan asan -LE e2e
   else
     build_preset asan cadre_core_test cadre_model_test cadre_training_test cadre_serving_test \
+      cadre_serving_http_test \
       cadre_parallel_test &&
-      run_ctest test_asan asan -R '^(core|model|training|serving|parallel)$'
+      run_ctest test_asan asan -R '^(core|model|training|serving|serving_http|parallel)$'
   fi
 }
 
@@ -87,7 +88,7 @@ tsan() (
   # gRPC and abseil are not instrumented, but half of them is inlined: what they do looks like races.
   export GTEST_FILTER="-RendezvousTest.*:RendezvousServer.*:RendezvousBootstrap.*:JoinJob.*"
   local tests=(parallel) targets
-  if ((all)); then tests=(core parallel memory moe model training serving cluster layouts); fi
+  if ((all)); then tests=(core parallel memory moe model training serving serving_http cluster layouts); fi
   mapfile -t targets < <(printf 'cadre_%s_test\n' "${tests[@]}")
   build_preset tsan "${targets[@]}" && run_ctest test_tsan tsan -R "^($(IFS='|'; echo "${tests[*]}"))\$"
 )

@@ -18,7 +18,7 @@
 #include "model/model.h"
 #include "model/tokenizer.h"
 #include "serving/engine.h"
-#include "serving/openai_schema.h"
+#include "serving/http/sampling_defaults.h"
 
 namespace cadre::cli {
 namespace {

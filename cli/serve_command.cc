@@ -19,7 +19,7 @@
 #include "model/tokenizer.h"
 #include "proto/serve_config.pb.h"
 #include "serving/engine.h"
-#include "serving/http_server.h"
+#include "serving/http/http_server.h"
 
 namespace cadre::cli {
 namespace {

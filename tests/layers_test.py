@@ -18,10 +18,14 @@ LEVELS = {
     "moe": 5,
     "model": 6,
     "training": 7,
-    "serving": 7,
+    "serving/grammar": 7,
+    "serving": 8,
+    "serving/http": 9,
     "cluster": 7,
-    "cli": 8,
+    "cli": 10,
 }
+# These trees never meet but in cli, whatever the levels inside one of them.
+APART = {"training", "serving", "cluster"}
 # Above everything: they may include any folder, and nothing includes them.
 FREE = {"tests", "bench"}
 # Libraries whose own documentation includes them in quotes.
@@ -38,6 +42,12 @@ def folder_of(path):
     """The row of LEVELS (or member of FREE) that a path lies in: the longest that fits."""
     fitting = [f for f in (*LEVELS, *FREE) if path.startswith(f + "/")]
     return max(fitting, key=len, default=None)
+
+
+def siblings(one, other):
+    """Whether two folders lie side by side: on one level, or in two trees that never meet."""
+    trees = {one.split("/")[0], other.split("/")[0]}
+    return LEVELS[one] == LEVELS[other] or (len(trees) == 2 and trees <= APART)
 
 
 def check(path, text):
@@ -59,8 +69,8 @@ def check(path, text):
             continue
         elif other in FREE:
             found.append(f"{where}: {own} must not include {other}")
-        elif other != own and LEVELS[other] >= LEVELS[own]:
-            kind = "a sibling" if LEVELS[other] == LEVELS[own] else "a higher level"
+        elif other != own and (siblings(own, other) or LEVELS[other] >= LEVELS[own]):
+            kind = "a sibling" if siblings(own, other) else "a higher level"
             found.append(f"{where}: {other} is {kind} of {own}")
     if own not in FREE and own != "cli" and path.endswith((".cc", ".h", ".cu")):
         for match in GETENV.finditer(text):
@@ -88,6 +98,7 @@ class Rules(unittest.TestCase):
         self.assertEqual(check("model/a.cc", '#include "core/a.h"\n#include "model/b.h"\n'
                                '#include "core/ops/c.h"\n#include "proto/config.pb.h"\n'), [])
         self.assertEqual(check("tests/a.cc", '#include "cli/a.h"\n'), [])
+        self.assertEqual(check("serving/http/a.cc", '#include "serving/b.h"\n'), [])
         self.assertEqual(check("core/ops/rms_norm.cu", "#include <cuda_runtime.h>\n"), [])
         self.assertEqual(check("cli/a.cc", 'getenv("HOME");'), [])
         self.assertEqual(check("proto/a.proto", 'import public "proto/b.proto";\n'
@@ -98,6 +109,9 @@ class Rules(unittest.TestCase):
             ("core/a.cc", '\n#include "core/ops/b.h"', "core/a.cc:2: includes core/ops/b.h: core/ops is a higher"),
             ("training/a.h", '#include "serving/b.h"', "a sibling"),
             ("cluster/a.h", '#include "training/b.h"', "a sibling"),
+            ("serving/http/a.h", '#include "training/b.h"', "a sibling"),
+            ("serving/a.h", '#include "serving/http/b.h"', "a higher level"),
+            ("serving/grammar/a.h", '#include "serving/b.h"', "a higher level"),
             ("model/a.h", '  #  include "training/b.h"', "a higher level"),
             ("model/a.h", '#include "tests/b.h"', "must not include tests"),
             ("model/a.h", '#include "b.h"', "from the repository root"),

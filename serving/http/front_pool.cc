@@ -1,4 +1,4 @@
-#include "serving/front_pool.h"
+#include "serving/http/front_pool.h"
 
 #include <algorithm>
 #include <utility>

@@ -1,4 +1,4 @@
-#include "serving/http_connection.h"
+#include "serving/http/http_connection.h"
 
 #include <boost/asio/as_tuple.hpp>
 #include <boost/asio/use_awaitable.hpp>

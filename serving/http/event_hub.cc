@@ -1,4 +1,4 @@
-#include "serving/event_hub.h"
+#include "serving/http/event_hub.h"
 
 #include <utility>
 

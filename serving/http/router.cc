@@ -1,4 +1,4 @@
-#include "serving/router.h"
+#include "serving/http/router.h"
 
 #include <fmt/core.h>
 

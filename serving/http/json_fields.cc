@@ -1,4 +1,4 @@
-#include "serving/json_fields.h"
+#include "serving/http/json_fields.h"
 
 #include <cmath>
 

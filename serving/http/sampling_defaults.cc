@@ -4,8 +4,8 @@
 #include <sstream>
 
 #include "model/tokenizer.h"
-#include "serving/json_fields.h"
-#include "serving/openai_schema.h"
+#include "serving/http/json_fields.h"
+#include "serving/http/sampling_defaults.h"
 
 namespace cadre {
 namespace {

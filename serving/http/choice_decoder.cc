@@ -1,4 +1,4 @@
-#include "serving/choice_decoder.h"
+#include "serving/http/choice_decoder.h"
 
 #include <algorithm>
 #include <string_view>

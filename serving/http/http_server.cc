@@ -1,4 +1,4 @@
-#include "serving/http_server.h"
+#include "serving/http/http_server.h"
 
 #include <spdlog/spdlog.h>
 
@@ -12,7 +12,7 @@
 #include <optional>
 #include <thread>
 
-#include "serving/http_connection.h"
+#include "serving/http/http_connection.h"
 
 namespace cadre {
 namespace asio = boost::asio;

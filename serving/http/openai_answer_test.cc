@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <map>
 
-#include "serving/http_test_fixture.h"
+#include "serving/http/http_test_fixture.h"
 
 namespace cadre {
 namespace {

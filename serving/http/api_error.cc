@@ -1,4 +1,4 @@
-#include "serving/api_error.h"
+#include "serving/http/api_error.h"
 
 #include <nlohmann/json.hpp>
 

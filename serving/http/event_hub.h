@@ -15,7 +15,7 @@
 #include <unordered_map>
 #include <vector>
 
-#include "serving/choice_decoder.h"
+#include "serving/http/choice_decoder.h"
 #include "serving/request.h"
 
 namespace cadre {

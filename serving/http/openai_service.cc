@@ -1,4 +1,4 @@
-#include "serving/openai_service.h"
+#include "serving/http/openai_service.h"
 
 #include <spdlog/spdlog.h>
 

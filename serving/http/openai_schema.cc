@@ -1,9 +1,9 @@
-#include "serving/openai_schema.h"
+#include "serving/http/openai_schema.h"
 
 #include <algorithm>
 #include <limits>
 
-#include "serving/json_fields.h"
+#include "serving/http/json_fields.h"
 
 namespace cadre {
 namespace {

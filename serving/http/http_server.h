@@ -17,7 +17,7 @@
 #include <vector>
 
 #include "core/status.h"
-#include "serving/openai_service.h"
+#include "serving/http/openai_service.h"
 
 namespace cadre {
 

@@ -1,9 +1,9 @@
-#include "serving/openai_response.h"
+#include "serving/http/openai_response.h"
 
 #include <algorithm>
 #include <cmath>
 
-#include "serving/json_fields.h"
+#include "serving/http/json_fields.h"
 
 namespace cadre {
 namespace {

@@ -9,7 +9,7 @@
 #include <chrono>
 #include <utility>
 
-#include "serving/http_connection.h"
+#include "serving/http/http_connection.h"
 
 namespace cadre {
 namespace asio = boost::asio;

@@ -11,8 +11,8 @@
 #include <vector>
 
 #include "model/tokenizer.h"
-#include "serving/api_error.h"
-#include "serving/choice_decoder.h"
+#include "serving/http/api_error.h"
+#include "serving/http/choice_decoder.h"
 
 namespace cadre {
 

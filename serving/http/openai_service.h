@@ -14,10 +14,10 @@
 
 #include "model/chat_template.h"
 #include "model/tokenizer.h"
-#include "serving/event_hub.h"
-#include "serving/metrics.h"
-#include "serving/openai_response.h"
-#include "serving/openai_schema.h"
+#include "serving/http/event_hub.h"
+#include "serving/http/metrics.h"
+#include "serving/http/openai_response.h"
+#include "serving/http/openai_schema.h"
 #include "serving/request.h"
 
 namespace cadre {

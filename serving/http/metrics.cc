@@ -1,4 +1,4 @@
-#include "serving/metrics.h"
+#include "serving/http/metrics.h"
 
 #include <prometheus/counter.h>
 #include <prometheus/gauge.h>

@@ -9,7 +9,7 @@
 #include <numeric>
 #include <vector>
 
-#include "serving/http_test_fixture.h"
+#include "serving/http/http_test_fixture.h"
 
 namespace cadre {
 namespace {

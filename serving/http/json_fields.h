@@ -11,7 +11,7 @@
 #include <string_view>
 #include <vector>
 
-#include "serving/api_error.h"
+#include "serving/http/api_error.h"
 
 namespace cadre {
 

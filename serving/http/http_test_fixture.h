@@ -14,8 +14,8 @@
 #include <string_view>
 #include <vector>
 
-#include "serving/http_server.h"
-#include "serving/test_engine.h"
+#include "serving/http/http_server.h"
+#include "serving/http/test_engine.h"
 
 namespace cadre {
 

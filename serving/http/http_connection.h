@@ -18,10 +18,10 @@
 #include <string_view>
 #include <utility>
 
-#include "serving/front_pool.h"
-#include "serving/http_server.h"
-#include "serving/openai_service.h"
-#include "serving/router.h"
+#include "serving/http/front_pool.h"
+#include "serving/http/http_server.h"
+#include "serving/http/openai_service.h"
+#include "serving/http/router.h"
 
 namespace cadre {
 

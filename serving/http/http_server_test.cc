@@ -1,7 +1,7 @@
 // The front over real HTTP on the loopback: connections, bounds, keys, cancelling, draining.
 #include <gtest/gtest.h>
 
-#include "serving/http_test_fixture.h"
+#include "serving/http/http_test_fixture.h"
 
 namespace cadre {
 namespace {
