@@ -35,6 +35,8 @@ class JsonFields {
 
   void Fail(std::string message, std::string param, std::string code = "invalid_value");
   const std::optional<ApiError>& error() const { return error_; }
+  // Whether `name` was asked for.
+  bool Known(const std::string& name) const { return known_.contains(name); }
   // The object's names that were never asked for.
   std::vector<std::string> Unknown() const;
 

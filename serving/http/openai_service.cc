@@ -73,9 +73,10 @@ void OpenAiService::Stop() { hub_->Stop(); }
 std::optional<ApiError> OpenAiService::Prepare(bool chat, std::string_view body,
                                                PreparedRequest* prepared) {
   prepared->arrived_ns = SteadyNanoseconds();
-  OpenAiRequest& request = prepared->request;
-  auto error = chat ? ParseChatRequest(body, options_.defaults, options_.limits, &request)
-                    : ParseCompletionRequest(body, options_.defaults, options_.limits, &request);
+  ApiRequest& request = prepared->request;
+  const SchemaContext context{options_.defaults, options_.limits, deps_.engine->Info().vocab_size};
+  auto error = chat ? ParseChatRequest(body, context, &request)
+                    : ParseCompletionRequest(body, context, &request);
   if (error) return error;
   const auto& names = options_.served_model_names;
   if (!request.model.empty() &&
@@ -104,7 +105,7 @@ void OpenAiService::LogUnknown(const std::vector<std::string>& fields) {
 }
 
 std::optional<ApiError> OpenAiService::Tokenize(PreparedRequest* prepared) {
-  const OpenAiRequest& request = prepared->request;
+  const ApiRequest& request = prepared->request;
   auto add = [&](std::vector<int32_t> ids, std::string echo) {
     prepared->facts.prompts.push_back(
         {std::make_shared<const std::vector<int32_t>>(std::move(ids)), std::move(echo)});
@@ -148,7 +149,7 @@ std::optional<ApiError> OpenAiService::Tokenize(PreparedRequest* prepared) {
 }
 
 std::optional<ApiError> OpenAiService::FillSampling(PreparedRequest* prepared) {
-  OpenAiRequest& request = prepared->request;
+  ApiRequest& request = prepared->request;
   int context = deps_.engine->Info().max_context;
   size_t longest = 0;
   for (const auto& prompt : prepared->facts.prompts)
@@ -193,7 +194,7 @@ std::optional<ApiError> OpenAiService::FillSampling(PreparedRequest* prepared) {
 }
 
 void OpenAiService::Identify(PreparedRequest* prepared) {
-  const OpenAiRequest& request = prepared->request;
+  const ApiRequest& request = prepared->request;
   AnswerFacts& facts = prepared->facts;
   std::string unique = request.request_id.empty()
                            ? fmt::format("{}{:x}", id_prefix_, next_answer_.fetch_add(1))
@@ -212,7 +213,7 @@ void OpenAiService::Identify(PreparedRequest* prepared) {
 
 EventHub::Route OpenAiService::MakeRoute(const PreparedRequest& prepared, size_t choice,
                                          std::shared_ptr<AnswerInbox> inbox) {
-  const OpenAiRequest& request = prepared.request;
+  const ApiRequest& request = prepared.request;
   ChoiceDecoder::Options options{.skip_special_tokens = request.skip_special_tokens,
                                  .continues_text = true,
                                  .logprobs = prepared.facts.logprobs,

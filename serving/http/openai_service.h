@@ -14,10 +14,10 @@
 
 #include "model/chat_template.h"
 #include "model/tokenizer.h"
+#include "serving/http/api_schema.h"
 #include "serving/http/event_hub.h"
 #include "serving/http/metrics.h"
 #include "serving/http/openai_response.h"
-#include "serving/http/openai_schema.h"
 #include "serving/request.h"
 
 namespace cadre {
@@ -62,7 +62,7 @@ class Answer {
 
 // A request that is parsed, rendered and tokenized, not yet admitted.
 struct PreparedRequest {
-  OpenAiRequest request;
+  ApiRequest request;
   AnswerFacts facts;
   std::vector<GenerationRequest> sequences;
   int64_t arrived_ns = 0;  // steady clock

@@ -14,9 +14,9 @@
 namespace cadre {
 namespace {
 
-using OpenAiSchemaTest = HttpServerTest;
+using ApiSchemaTest = HttpServerTest;
 
-TEST_F(OpenAiSchemaTest, SchemaErrorsNameTheField) {
+TEST_F(ApiSchemaTest, SchemaErrorsNameTheField) {
   const std::pair<Json, const char*> cases[] = {
       {{{"temperature", -1}}, "temperature"},
       {{{"temperature", "hot"}}, "temperature"},
