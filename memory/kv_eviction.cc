@@ -1,0 +1,66 @@
+#include "memory/kv_eviction.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <numeric>
+
+namespace cadre {
+
+std::vector<int64_t> KvEvictionPolicy::Budgets(const EvictionShape& shape,
+                                               std::span<const double> preferences) const {
+  const int64_t recent = Recent(shape.budget);
+  return std::vector<int64_t>(
+      preferences.size(), std::min(shape.budget, shape.tokens) - std::min(recent, shape.tokens));
+}
+
+void KvEvictionPolicy::Update(const KeyAttention&, std::span<float>) const {}
+
+std::vector<int32_t> SelectKept(std::span<const float> scores, int64_t keep, int64_t tokens) {
+  const auto candidates = static_cast<int64_t>(scores.size());
+  CADRE_CHECK(keep >= 0 && keep <= candidates && candidates <= tokens, "keep {} of {} of {} keys",
+              keep, candidates, tokens);
+  const auto rank = [&](int32_t i) {
+    return std::isnan(scores[i]) ? -std::numeric_limits<float>::infinity() : scores[i];
+  };
+  std::vector<int32_t> kept(static_cast<size_t>(candidates));
+  std::iota(kept.begin(), kept.end(), 0);
+  std::nth_element(kept.begin(), kept.begin() + keep, kept.end(), [&](int32_t a, int32_t b) {
+    return rank(a) > rank(b) || (rank(a) == rank(b) && a < b);
+  });
+  kept.resize(static_cast<size_t>(keep));
+  std::ranges::sort(kept);
+  for (int64_t i = candidates; i < tokens; ++i) kept.push_back(static_cast<int32_t>(i));
+  return kept;
+}
+
+std::vector<float> PooledOverNeighbours(const std::vector<float>& rows, int64_t row_count) {
+  constexpr int64_t kReach = 2, kWidth = 2 * kReach + 1;
+  const int64_t n = row_count == 0 ? 0 : static_cast<int64_t>(rows.size()) / row_count;
+  std::vector<float> pooled(rows.size());
+  for (int64_t row = 0; row < row_count; ++row) {
+    const float* from = rows.data() + row * n;
+    for (int64_t i = 0; i < n; ++i) {
+      double sum = 0;
+      for (int64_t j = std::max<int64_t>(i - kReach, 0); j <= std::min(i + kReach, n - 1); ++j) {
+        sum += from[j];
+      }
+      pooled[static_cast<size_t>(row * n + i)] = static_cast<float>(sum / kWidth);
+    }
+  }
+  return pooled;
+}
+
+absl::StatusOr<std::unique_ptr<KvEvictionPolicy>> MakeEvictionPolicy(std::string_view name,
+                                                                     const CakeOptions& cake) {
+  if (name == "streaming_llm") return MakeStreamingLlm();
+  if (name == "h2o") return MakeH2O();
+  if (name == "snapkv") return MakeSnapKv();
+  if (name == "pyramidkv") return MakePyramidKv();
+  if (name == "tova") return MakeTova();
+  if (name == "cake") return MakeCake(cake);
+  return InvalidArgument(
+      "kv_eviction: {}, allowed are streaming_llm, h2o, snapkv, pyramidkv, tova and cake", name);
+}
+
+}  // namespace cadre
