@@ -86,7 +86,7 @@ ApiError HttpConnection::TimedOut() const {
           "timeout"};
 }
 
-HttpConnection::Task<bool> HttpConnection::Generate(std::string body, bool chat) {
+HttpConnection::Task<bool> HttpConnection::Generate(std::string body, const ApiEndpoint& endpoint) {
   if (shared_->draining) {
     ApiError error{503, "the server is draining", "", "unavailable"};
     co_return co_await RespondError(std::move(error));
@@ -98,8 +98,8 @@ HttpConnection::Task<bool> HttpConnection::Generate(std::string body, bool chat)
   request_expired_ = false;
   auto job = std::make_shared<PrepareJob>(std::move(body), std::move(body_share_));
   OpenAiService* service = shared_->service;
-  bool posted = shared_->pool->TryPost([job, service, chat, wake = Waker()] {
-    job->error = service->Prepare(chat, job->body, &job->prepared);
+  bool posted = shared_->pool->TryPost([job, service, &endpoint, wake = Waker()] {
+    job->error = service->Prepare(endpoint, job->body, &job->prepared);
     std::string().swap(job->body);
     job->share.Release();
     job->done = true;
@@ -164,14 +164,14 @@ HttpConnection::Task<bool> HttpConnection::SendStream(Answer* answer) {
     for (ChoiceDelta& delta : answer->inbox->Take()) events += writer.Stream(std::move(delta));
     bool last = true;
     if (!writer.error().ok()) {
-      events += AnswerWriter::StreamError(FromStatus(writer.error()));
+      events += writer.StreamError(FromStatus(writer.error()));
     } else if (writer.done()) {
       events += writer.StreamEnd();
     } else if (request_expired_) {
-      events += AnswerWriter::StreamError(TimedOut());
+      events += writer.StreamError(TimedOut());
     } else if (answer->inbox->overflowed()) {
       ApiError slow{408, "the client takes its answer too slowly", "", "slow_client"};
-      events += AnswerWriter::StreamError(slow);
+      events += writer.StreamError(slow);
     } else {
       last = false;
     }

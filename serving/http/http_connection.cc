@@ -245,12 +245,12 @@ HttpConnection::Task<bool> HttpConnection::Handle(Parser* parser) {
   RouteMatch route = FindRoute(View(request.method_string()), View(request.target()));
   route_ = route.label;
   std::optional<ApiError> refusal = Refusal(request, route);
-  const bool chat = route.endpoint == Endpoint::kChat;
-  if (!refusal && (chat || route.endpoint == Endpoint::kCompletions)) {
+  const ApiEndpoint* endpoint = FindApiEndpoint(route.endpoint);
+  if (!refusal && endpoint != nullptr) {
     bool whole = co_await ReadBody(parser);
     if (!whole) co_return false;
     shared_->Begin();
-    bool open = co_await Generate(std::move(parser->get().body()), chat);
+    bool open = co_await Generate(std::move(parser->get().body()), *endpoint);
     shared_->End();
     co_return open;
   }

@@ -91,7 +91,7 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
   void StopDeadline();
 
   // http_answer.cc: completions.
-  Task<bool> Generate(std::string body, bool chat);
+  Task<bool> Generate(std::string body, const ApiEndpoint& endpoint);
   Task<bool> SendWhole(Answer* answer);
   Task<bool> SendStream(Answer* answer);
   Task<bool> WriteEvents(std::string_view events, bool last);

@@ -8,6 +8,8 @@
 #include <limits>
 #include <random>
 
+#include "serving/http/answer_json.h"
+
 namespace cadre {
 namespace {
 
@@ -70,13 +72,13 @@ OpenAiService::~OpenAiService() { Stop(); }
 
 void OpenAiService::Stop() { hub_->Stop(); }
 
-std::optional<ApiError> OpenAiService::Prepare(bool chat, std::string_view body,
+std::optional<ApiError> OpenAiService::Prepare(const ApiEndpoint& endpoint, std::string_view body,
                                                PreparedRequest* prepared) {
+  prepared->endpoint = &endpoint;
   prepared->arrived_ns = SteadyNanoseconds();
   ApiRequest& request = prepared->request;
   const SchemaContext context{options_.defaults, options_.limits, deps_.engine->Info().vocab_size};
-  auto error = chat ? ParseChatRequest(body, context, &request)
-                    : ParseCompletionRequest(body, context, &request);
+  std::optional<ApiError> error = endpoint.parse(body, context, &request);
   if (error) return error;
   const auto& names = options_.served_model_names;
   if (!request.model.empty() &&
@@ -199,14 +201,12 @@ void OpenAiService::Identify(PreparedRequest* prepared) {
   std::string unique = request.request_id.empty()
                            ? fmt::format("{}{:x}", id_prefix_, next_answer_.fetch_add(1))
                            : request.request_id;
-  facts.id = (request.chat ? "chatcmpl-" : "cmpl-") + unique;
+  facts.id = std::string(prepared->endpoint->id_prefix) + unique;
   facts.created = std::time(nullptr);
   facts.model = request.model.empty() ? options_.served_model_names.front() : request.model;
   facts.fingerprint = fmt::format("cadre-w{}", deps_.engine->Info().weight_version);
-  facts.chat = request.chat;
   facts.include_usage = request.include_usage;
   facts.logprobs = request.sampling.logprobs >= 0;
-  facts.top_logprobs = std::max(request.sampling.logprobs, 0);
   facts.n = request.n;
   facts.echo = request.echo;
 }
@@ -252,7 +252,7 @@ std::optional<ApiError> OpenAiService::Admit(PreparedRequest prepared, std::func
   }
   metrics_.Admitted(counted);
   result->ids_ = std::move(ids);
-  result->writer = std::make_unique<AnswerWriter>(*deps_.tokenizer, std::move(prepared.facts));
+  result->writer = prepared.endpoint->make_writer(*deps_.tokenizer, std::move(prepared.facts));
   *answer = std::move(result);
   return std::nullopt;
 }

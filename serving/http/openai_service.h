@@ -14,10 +14,11 @@
 
 #include "model/chat_template.h"
 #include "model/tokenizer.h"
+#include "serving/http/answer_writer.h"
+#include "serving/http/api_endpoint.h"
 #include "serving/http/api_schema.h"
 #include "serving/http/event_hub.h"
 #include "serving/http/metrics.h"
-#include "serving/http/openai_response.h"
 #include "serving/request.h"
 
 namespace cadre {
@@ -62,6 +63,7 @@ class Answer {
 
 // A request that is parsed, rendered and tokenized, not yet admitted.
 struct PreparedRequest {
+  const ApiEndpoint* endpoint = nullptr;
   ApiRequest request;
   AnswerFacts facts;
   std::vector<GenerationRequest> sequences;
@@ -74,7 +76,8 @@ class OpenAiService {
   ~OpenAiService();
 
   // The work on text, for the front pool. Any thread.
-  std::optional<ApiError> Prepare(bool chat, std::string_view body, PreparedRequest* prepared);
+  std::optional<ApiError> Prepare(const ApiEndpoint& endpoint, std::string_view body,
+                                  PreparedRequest* prepared);
 
   // Queues the sequences; on success fills `answer`, whose inbox calls `wake` (any thread) for
   // news. Any thread.

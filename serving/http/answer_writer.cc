@@ -1,0 +1,101 @@
+#include "serving/http/answer_writer.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "serving/http/answer_json.h"
+
+namespace cadre {
+
+AnswerWriter::AnswerWriter(const Tokenizer& tokenizer, AnswerFacts facts)
+    : tokenizer_(tokenizer),
+      facts_(std::move(facts)),
+      choices_(facts_.num_choices()),
+      unfinished_(facts_.num_choices()) {}
+
+AnswerWriter::~AnswerWriter() = default;
+
+// At a choice's first delta: the echoed prompt and its logprobs go in front.
+void AnswerWriter::Begin(size_t index, ChoiceDelta* delta) {
+  const AnswerFacts::Prompt& prompt = facts_.prompts[index / static_cast<size_t>(facts_.n)];
+  std::vector<LogprobEntry> entries;
+  StreamDecoder decoder(tokenizer_, /*skip_special_tokens=*/true);
+  size_t offset = 0;
+  for (size_t i = 0; i < delta->prompt_logprobs.size(); ++i) {
+    LogprobEntry entry{.chosen = delta->prompt_logprobs[i],
+                       .top = {},
+                       .has_logprob = i > 0,
+                       .text_offset = offset};
+    if (i < delta->prompt_top.size()) entry.top = std::move(delta->prompt_top[i]);
+    offset += CountCharacters(decoder.Push(entry.chosen.token));
+    entries.push_back(std::move(entry));
+  }
+  for (LogprobEntry& entry : delta->logprobs) entries.push_back(std::move(entry));
+  delta->logprobs = std::move(entries);
+  delta->text.insert(0, prompt.echo);
+}
+
+void AnswerWriter::Count(Choice* choice, const ChoiceDelta& delta, size_t own_bytes) {
+  choice->tokens += delta.tokens;
+  choice->cached_tokens = std::max(choice->cached_tokens, delta.cached_tokens);
+  choice->bytes += own_bytes;
+  choice->characters += CountCharacters(delta.text);
+  bool failed = delta.finish == FinishReason::kError || delta.finish == FinishReason::kCancelled;
+  if (failed && error_.ok()) {
+    error_ = delta.error.ok() ? Unavailable("the request was cancelled") : delta.error;
+  }
+  if (delta.finish != FinishReason::kNone) {
+    choice->finish = delta.finish;
+    --unfinished_;
+  }
+}
+
+bool AnswerWriter::Take(ChoiceDelta* delta, bool* first) {
+  const size_t index = delta->choice;
+  Choice& choice = choices_[index];
+  if (choice.finish != FinishReason::kNone) return false;
+  *first = !std::exchange(choice.begun, true);
+  const bool echoes = *first && facts_.echo;
+  // Characters of the echo; the tokens' own offsets count on from there.
+  size_t characters = choice.characters;
+  if (echoes) {
+    characters += CountCharacters(facts_.prompts[index / static_cast<size_t>(facts_.n)].echo);
+  }
+  for (LogprobEntry& entry : delta->logprobs) {
+    const size_t inside = entry.text_offset - choice.bytes;
+    entry.text_offset =
+        characters + CountCharacters(std::string_view(delta->text).substr(0, inside));
+  }
+  const size_t own_bytes = delta->text.size();
+  if (echoes) Begin(index, delta);
+  Count(&choice, *delta, own_bytes);
+  return true;
+}
+
+std::string AnswerWriter::Stream(ChoiceDelta delta) {
+  bool first = false;
+  if (!Take(&delta, &first) || !error_.ok()) return "";
+  return Events(delta.choice, delta, first);
+}
+
+void AnswerWriter::Collect(ChoiceDelta delta) {
+  bool first = false;
+  if (!Take(&delta, &first)) return;
+  Choice& choice = choices_[delta.choice];
+  choice.text += delta.text;
+  for (LogprobEntry& entry : delta.logprobs) choice.logprobs.push_back(std::move(entry));
+}
+
+AnswerUsage AnswerWriter::CountUsage() const {
+  AnswerUsage usage;
+  for (const AnswerFacts::Prompt& one : facts_.prompts) {
+    usage.prompt += static_cast<int64_t>(one.ids->size());
+  }
+  for (size_t i = 0; i < choices_.size(); ++i) {
+    usage.completion += choices_[i].tokens;
+    if (i % static_cast<size_t>(facts_.n) == 0) usage.cached += choices_[i].cached_tokens;
+  }
+  return usage;
+}
+
+}  // namespace cadre

@@ -1,0 +1,107 @@
+// From a request's deltas to the bytes of its answer: one JSON document, or server-sent events
+// whose pieces, put together, say the same.
+//
+// The base keeps the books of the choices: texts, logprobs with offsets in characters, counts, ends
+// and errors. Each endpoint's writer, in a file of its own, gives them their shape. An AnswerWriter
+// belongs to one answer and one thread at a time; it must not outlive the tokenizer.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "model/tokenizer.h"
+#include "serving/http/api_error.h"
+#include "serving/http/choice_decoder.h"
+
+namespace cadre {
+
+struct AnswerFacts {
+  std::string id;
+  int64_t created = 0;  // seconds since 1970
+  std::string model;
+  std::string fingerprint;  // names the weight version
+  bool include_usage = false;
+  bool logprobs = false;
+  // One entry per prompt; each has n choices, numbered on.
+  struct Prompt {
+    std::shared_ptr<const std::vector<int32_t>> ids;
+    std::string echo;  // text that the answer begins with
+  };
+  std::vector<Prompt> prompts;
+  int n = 1;
+  bool echo = false;
+
+  size_t num_choices() const { return prompts.size() * static_cast<size_t>(n); }
+};
+
+// Tokens of a whole answer. The choices of one prompt share it; it is counted once.
+struct AnswerUsage {
+  int64_t prompt = 0;
+  int64_t completion = 0;
+  int64_t cached = 0;  // of the prompts' tokens, those found in the prefix cache
+};
+
+class AnswerWriter {
+ public:
+  AnswerWriter(const Tokenizer& tokenizer, AnswerFacts facts);
+  virtual ~AnswerWriter();
+  AnswerWriter(const AnswerWriter&) = delete;
+  AnswerWriter& operator=(const AnswerWriter&) = delete;
+
+  // Takes a delta in. For streams returns the events to send now ("data: ...\n\n", maybe none).
+  std::string Stream(ChoiceDelta delta);
+  void Collect(ChoiceDelta delta);
+
+  // Whether every choice has finished.
+  bool done() const { return unfinished_ == 0; }
+  // The first failure among the choices; OK without one.
+  const absl::Status& error() const { return error_; }
+
+  virtual std::string Whole() const = 0;
+  // What ends a stream whose choices have all finished.
+  virtual std::string StreamEnd() = 0;
+  // What ends a stream that broke off.
+  virtual std::string StreamError(const ApiError& error) = 0;
+
+ protected:
+  struct Choice {
+    std::string text;                    // whole answers only, as are the logprobs
+    std::vector<LogprobEntry> logprobs;  // text_offset in characters, the echo counted in
+    FinishReason finish = FinishReason::kNone;
+    int tokens = 0;
+    int cached_tokens = 0;
+    bool begun = false;
+    size_t bytes = 0;       // of the sequence's own text so far
+    size_t characters = 0;  // of the echo and the text so far
+  };
+
+  // The events for one delta of a choice, `delta.text` and its logprobs as Choice has them.
+  // `first`: it is the choice's first one.
+  virtual std::string Events(size_t index, const ChoiceDelta& delta, bool first) = 0;
+
+  const Tokenizer& tokenizer() const { return tokenizer_; }
+  const AnswerFacts& facts() const { return facts_; }
+  const std::vector<Choice>& choices() const { return choices_; }
+  AnswerUsage CountUsage() const;
+
+ private:
+  void Begin(size_t index, ChoiceDelta* delta);
+  void Count(Choice* choice, const ChoiceDelta& delta, size_t own_bytes);
+  // Brings a delta into the books; false where the choice had ended before. `first` as in Events.
+  bool Take(ChoiceDelta* delta, bool* first);
+
+  const Tokenizer& tokenizer_;
+  const AnswerFacts facts_;
+  std::vector<Choice> choices_;
+  size_t unfinished_;
+  absl::Status error_;
+};
+
+// /v1/chat/completions
+std::unique_ptr<AnswerWriter> MakeChatWriter(const Tokenizer& tokenizer, AnswerFacts facts);
+// /v1/completions
+std::unique_ptr<AnswerWriter> MakeCompletionWriter(const Tokenizer& tokenizer, AnswerFacts facts);
+
+}  // namespace cadre
