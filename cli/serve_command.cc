@@ -1,113 +1,24 @@
-#include <cstdio>
-#include <filesystem>
+#include <spdlog/spdlog.h>
+
+#include <CLI/CLI.hpp>
 #include <memory>
 #include <string>
 
-#include <spdlog/spdlog.h>
-#include <CLI/CLI.hpp>
-
 #include "cli/as_data.h"
 #include "cli/commands.h"
-#include "cli/compute_flags.h"
 #include "cli/model_folder.h"
+#include "cli/serve_options.h"
 #include "cli/signals.h"
-#include "core/config.h"
 #include "core/host_allocator.h"
 #include "core/trace.h"
 #include "model/chat_template.h"
 #include "model/model.h"
 #include "model/tokenizer.h"
-#include "proto/serve_config.pb.h"
 #include "serving/engine.h"
 #include "serving/http/http_server.h"
 
 namespace cadre::cli {
 namespace {
-
-struct ServeFlags {
-  std::string config;
-  std::vector<std::string> overrides;
-  std::string model, host, trace;
-  int port = -1;
-  std::vector<std::string> served_model_name, api_key;
-  ComputeFlags compute;
-  bool has_device = false, has_dtype = false, has_threads = false;
-};
-
-absl::StatusOr<config::ServeConfig> ResolveConfig(const ServeFlags& flags) {
-  config::ServeConfig config;
-  if (flags.config.empty())
-    CADRE_RETURN_IF_ERROR(ApplyOverrides(flags.overrides, &config));
-  else
-    CADRE_RETURN_IF_ERROR(LoadYaml(flags.config, flags.overrides, &config));
-  if (!flags.model.empty()) config.set_model(flags.model);
-  if (!flags.host.empty()) config.set_host(flags.host);
-  if (flags.port > 65535) return InvalidArgument("--port {}: allowed are 0 to 65535", flags.port);
-  if (flags.port >= 0) config.set_port(flags.port);
-  for (const std::string& name : flags.served_model_name) config.add_served_model_name(name);
-  for (const std::string& key : flags.api_key) config.add_api_key(key);
-  if (config.model().empty()) return InvalidArgument("--model: a Hugging Face folder is needed");
-  config.set_model(ModelFolder(config.model()));
-  return config;
-}
-
-// The flags, and the configuration where there is none.
-ComputeFlags ToComputeFlags(const ServeFlags& flags, const config::ServeConfig& config) {
-  ComputeFlags compute = flags.compute;
-  if (!flags.has_device) compute.device = config.device() == config::DEVICE_CUDA ? "cuda" : "cpu";
-  if (!flags.has_threads) compute.threads = config.threads();
-  if (flags.has_dtype) return compute;
-  switch (config.dtype()) {
-    case config::COMPUTE_DTYPE_BF16:
-      compute.dtype = "bf16";
-      break;
-    case config::COMPUTE_DTYPE_F32:
-      compute.dtype = "f32";
-      break;
-    case config::COMPUTE_DTYPE_F64:
-      compute.dtype = "f64";
-      break;
-  }
-  return compute;
-}
-
-EngineOptions ToEngineOptions(const config::ServeConfig& config, const Compute& compute,
-                              Trace* trace) {
-  return {.threads = compute.threads,
-          .max_num_seqs = config.max_num_seqs(),
-          .max_num_batched_tokens = config.max_num_batched_tokens(),
-          .max_model_len = config.max_model_len(),
-          .block_size = config.block_size(),
-          .kv_cache_memory_bytes = config.kv_cache_memory_bytes(),
-          .max_queue_size = config.max_queue_size(),
-          .trace = trace};
-}
-
-absl::StatusOr<HttpServerOptions> ToHttpOptions(const config::ServeConfig& config) {
-  HttpServerOptions options{
-      .host = config.host(),
-      .port = static_cast<uint16_t>(config.port()),
-      .api_keys = {config.api_key().begin(), config.api_key().end()},
-      .cors_allowed_origins = {config.cors_allowed_origin().begin(),
-                               config.cors_allowed_origin().end()},
-      .max_connections = config.max_connections(),
-      .max_request_bytes = static_cast<size_t>(config.max_request_bytes()),
-      .max_total_request_bytes = static_cast<size_t>(config.max_total_request_bytes()),
-      .read_timeout_s = config.read_timeout_s(),
-      .keep_alive_timeout_s = config.keep_alive_timeout_s(),
-      .request_timeout_s = config.request_timeout_s(),
-      .front_threads = config.front_threads()};
-  options.service.seed = config.seed();
-  options.service.served_model_names = {config.served_model_name().begin(),
-                                        config.served_model_name().end()};
-  if (options.service.served_model_names.empty()) {
-    // With a slash at its end, a path's last name is empty.
-    const std::filesystem::path folder = std::filesystem::weakly_canonical(config.model()) / "";
-    options.service.served_model_names = {folder.parent_path().filename().string()};
-  }
-  CADRE_ASSIGN_OR_RETURN(options.service.defaults, AsData(LoadSamplingDefaults(config.model())));
-  return options;
-}
 
 // Null where the model has none: chat requests are refused then. A `file` must be there.
 absl::StatusOr<std::unique_ptr<ChatTemplate>> OptionalTemplate(const std::string& folder,
@@ -120,10 +31,26 @@ absl::StatusOr<std::unique_ptr<ChatTemplate>> OptionalTemplate(const std::string
   return std::unique_ptr<ChatTemplate>();
 }
 
+void LogAdmin(const config::ServeConfig& config, const HttpServer& server, spdlog::logger& log) {
+  if (server.admin_port() == 0) return;
+  log.info("metrics and administration at http://{}:{}", config.admin_host(), server.admin_port());
+}
+
+// A file that cannot be taken leaves what was there before.
+void Reload(const config::ServeConfig& config, HttpServer& server, spdlog::logger& log) {
+  absl::StatusOr<ServeKeys> keys = ReadKeys(config);
+  absl::Status status = keys.status();
+  if (status.ok()) status = server.ReplaceKeys(keys->clients, keys->administrators);
+  if (status.ok()) log.info("SIGHUP: {} keys", keys->clients.size() + keys->administrators.size());
+  if (!status.ok()) log.error("SIGHUP: {}; the keys are as before", Message(status));
+}
+
 absl::Status RunServe(const ServeFlags& flags) {
   CADRE_ASSIGN_OR_RETURN(config::ServeConfig config, ResolveConfig(flags));
   CADRE_ASSIGN_OR_RETURN(Compute compute, ResolveCompute(ToComputeFlags(flags, config), "serve"));
-  const std::atomic<bool>& stop = CatchStopSignals();
+  CADRE_ASSIGN_OR_RETURN(HttpServerOptions http, ToHttpOptions(config));
+  CatchStopSignals();
+  CatchReloadSignal();
   std::unique_ptr<Trace> trace;
   if (!flags.trace.empty()) {
     CADRE_ASSIGN_OR_RETURN(trace, Trace::Create(flags.trace));
@@ -139,14 +66,14 @@ absl::Status RunServe(const ServeFlags& flags) {
                          AsData(LoadModel(ctx, config.model(), {.dtype = compute.dtype})));
   CADRE_ASSIGN_OR_RETURN(std::unique_ptr<Engine> engine,
                          Engine::Create(*model, ToEngineOptions(config, compute, trace.get())));
-  CADRE_ASSIGN_OR_RETURN(HttpServerOptions http, ToHttpOptions(config));
   CADRE_ASSIGN_OR_RETURN(
       std::unique_ptr<HttpServer> server,
       HttpServer::Start(std::move(http), {tokenizer.get(), chat.get(), engine.get()}));
   compute.log->info("serving {} at http://{}:{}, context {}, {} KV blocks of {} tokens",
                     config.model(), config.host(), server->port(), engine->Info().max_context,
                     engine->kv_blocks(), config.block_size());
-  if (!stop) WaitForStopSignal();
+  LogAdmin(config, *server, *compute.log);
+  while (WaitForSignal() == Signal::kReload) Reload(config, *server, *compute.log);
   compute.log->info("draining for at most {} s", config.drain_timeout_s());
   if (!server->Drain(config.drain_timeout_s()))
     compute.log->warn("requests still ran when the time was up");
@@ -167,6 +94,13 @@ void AddServeCommand(CLI::App& root, absl::Status* status) {
                       "Name that requests give (may be repeated)");
   command->add_option("--api-key", flags->api_key,
                       "Bearer token that is accepted (may be repeated)");
+  command->add_option("--api-key-file", flags->api_key_file,
+                      "File of more keys, one a line, read again on SIGHUP");
+  command->add_flag("--allow-unauthenticated", flags->allow_unauthenticated,
+                    "Start without keys even where other machines reach the address");
+  command->add_option("--admin-host", flags->admin_host, "Address of --admin-port [127.0.0.1]");
+  command->add_option("--admin-port", flags->admin_port,
+                      "Port for /metrics and administration, 0: a free one [none]");
   command->add_option("-c,--config", flags->config,
                       "YAML file with these and more (proto/serve_config.proto)");
   command

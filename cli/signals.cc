@@ -14,8 +14,9 @@ namespace {
 
 // A signal handler can reach nothing but what has static storage.
 std::atomic<bool> stop_requested = false;
+std::atomic<bool> reload_requested = false;
 std::atomic<bool> second_ends = true;
-sem_t stop_posted;
+sem_t posted;
 
 // Any thread of the process may be the one that runs this.
 void OnStopSignal(int) {
@@ -24,14 +25,21 @@ void OnStopSignal(int) {
     return;
   }
   const int kept = errno;
-  sem_post(&stop_posted);
+  sem_post(&posted);
+  errno = kept;
+}
+
+void OnReloadSignal(int) {
+  reload_requested = true;
+  const int kept = errno;
+  sem_post(&posted);
   errno = kept;
 }
 
 }  // namespace
 
 const std::atomic<bool>& CatchStopSignals() {
-  sem_init(&stop_posted, 0, 0);
+  sem_init(&posted, 0, 0);
   second_ends = !Variable(kLauncherVariable);
   struct sigaction action = {};
   action.sa_handler = OnStopSignal;
@@ -41,8 +49,19 @@ const std::atomic<bool>& CatchStopSignals() {
   return stop_requested;
 }
 
-void WaitForStopSignal() {
-  while (!stop_requested) sem_wait(&stop_posted);
+void CatchReloadSignal() {
+  struct sigaction action = {};
+  action.sa_handler = OnReloadSignal;
+  sigemptyset(&action.sa_mask);
+  sigaction(SIGHUP, &action, nullptr);
+}
+
+Signal WaitForSignal() {
+  while (true) {
+    if (stop_requested) return Signal::kStop;
+    if (reload_requested.exchange(false)) return Signal::kReload;
+    sem_wait(&posted);
+  }
 }
 
 }  // namespace cadre::cli

@@ -1,4 +1,4 @@
-// Turns SIGTERM and SIGINT into a flag that long-running verbs look at.
+// Turns SIGTERM and SIGINT into a flag that long-running verbs look at, and SIGHUP into a wish.
 #pragma once
 
 #include <atomic>
@@ -11,7 +11,11 @@ namespace cadre::cli {
 // as long as the process.
 const std::atomic<bool>& CatchStopSignals();
 
-// Waits until a stop signal came.
-void WaitForStopSignal();
+// From now on a SIGHUP asks for files to be read again, instead of ending the process.
+void CatchReloadSignal();
+
+enum class Signal { kStop, kReload };
+// Waits for a signal that has not been returned yet; kStop again and again once one came.
+Signal WaitForSignal();
 
 }  // namespace cadre::cli

@@ -47,16 +47,17 @@ bool BodyShare::GrowTo(size_t bytes) {
 
 void BodyShare::Release() { shared_->body_bytes.fetch_sub(std::exchange(bytes_, 0)); }
 
-HttpConnection::HttpConnection(Socket socket, HttpShared* shared)
+HttpConnection::HttpConnection(Socket socket, HttpListener* listener, HttpShared* shared)
     : socket_(std::move(socket)),
+      listener_(listener),
       shared_(shared),
       deadline_(socket_.get_executor()),
       news_(socket_.get_executor()),
       body_share_(shared) {
-  shared_->connections.fetch_add(1);
+  listener_->connections.fetch_add(1);
 }
 
-HttpConnection::~HttpConnection() { shared_->connections.fetch_sub(1); }
+HttpConnection::~HttpConnection() { listener_->connections.fetch_sub(1); }
 
 // A deadline cancels the socket's operations; the coroutine then sees expired_.
 void HttpConnection::StartDeadline(double seconds) {
@@ -232,17 +233,25 @@ std::optional<ApiError> HttpConnection::Refusal(const Request& request,
   if (route.status == 405) {
     return ApiError{405, fmt::format("use {} here", route.allowed_method), "", ""};
   }
-  const bool known = route.is_public || KeyAccepted(shared_->options.api_keys,
-                                                    View(request[http::field::authorization]),
-                                                    View(request["X-Api-Key"]));
-  if (!known) return ApiError{401, "a valid API key is needed", "", "invalid_api_key"};
-  return std::nullopt;
+  if (KeyAccepted(request, route)) return std::nullopt;
+  return ApiError{401, "a valid API key is needed", "", "invalid_api_key"};
+}
+
+bool HttpConnection::KeyAccepted(const Request& request, const RouteMatch& route) const {
+  if (route.access == Access::kPublic) return true;
+  if (route.endpoint == Endpoint::kModels && shared_->options.public_models) return true;
+  const KeyRing& ring =
+      listener_->bind == Bind::kAdmin ? shared_->admin_keys : shared_->client_keys;
+  const std::shared_ptr<const ApiKeys> keys = ring.keys();
+  return keys->empty() || keys->Find(GivenKey(View(request[http::field::authorization]),
+                                              View(request["X-Api-Key"])));
 }
 
 // Only a request that is let in has its body read: strangers take no room from the others.
 HttpConnection::Task<bool> HttpConnection::Handle(Parser* parser) {
   const Request& request = parser->get();
-  RouteMatch route = FindRoute(View(request.method_string()), View(request.target()));
+  RouteMatch route =
+      FindRoute(View(request.method_string()), View(request.target()), listener_->bind);
   route_ = route.label;
   std::optional<ApiError> refusal = Refusal(request, route);
   const ApiEndpoint* endpoint = FindApiEndpoint(route.endpoint);

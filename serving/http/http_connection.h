@@ -18,6 +18,7 @@
 #include <string_view>
 #include <utility>
 
+#include "serving/http/api_keys.h"
 #include "serving/http/front_pool.h"
 #include "serving/http/http_server.h"
 #include "serving/http/openai_service.h"
@@ -28,10 +29,10 @@ namespace cadre {
 // What the connections of a server share.
 struct HttpShared {
   HttpServerOptions options;
+  KeyRing client_keys, admin_keys;
   OpenAiService* service = nullptr;
   FrontPool* pool = nullptr;
   std::atomic<bool> draining{false};
-  std::atomic<int> connections{0};
   std::atomic<size_t> body_bytes{0};  // of all the requests that are read or prepared
   std::mutex mutex;
   std::condition_variable idle;
@@ -39,6 +40,14 @@ struct HttpShared {
 
   void Begin();
   void End();
+};
+
+// What the connections of one listening address share.
+struct HttpListener {
+  HttpListener(Bind bind, int max_connections) : bind(bind), max_connections(max_connections) {}
+  const Bind bind;
+  const int max_connections;
+  std::atomic<int> connections{0};
 };
 
 // What one request's body counts in the sum that the server bounds. Any thread, one at a time.
@@ -67,7 +76,7 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
   template <typename T>
   using Task = boost::asio::awaitable<T>;
 
-  HttpConnection(Socket socket, HttpShared* shared);
+  HttpConnection(Socket socket, HttpListener* listener, HttpShared* shared);
   ~HttpConnection();
 
   // Until the connection is closed by either side.
@@ -79,6 +88,7 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
   Task<bool> ReadBody(Parser* parser);
   std::optional<ApiError> ReadError(boost::system::error_code error) const;
   std::optional<ApiError> Refusal(const Request& request, const RouteMatch& route) const;
+  bool KeyAccepted(const Request& request, const RouteMatch& route) const;
   Task<bool> Handle(Parser* parser);
   Task<bool> AnswerState(Endpoint endpoint);
   Task<bool> AnswerPreflight(const Request& request, const RouteMatch& route);
@@ -104,6 +114,7 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
   ApiError TimedOut() const;
 
   Socket socket_;
+  HttpListener* listener_;
   HttpShared* shared_;
   boost::beast::flat_buffer buffer_;
   boost::asio::steady_timer deadline_;

@@ -2,6 +2,7 @@
 
 #include <spdlog/spdlog.h>
 
+#include <algorithm>
 #include <boost/asio/as_tuple.hpp>
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/detached.hpp>
@@ -19,45 +20,102 @@ namespace asio = boost::asio;
 using boost::system::error_code;
 using tcp = asio::ip::tcp;
 
+namespace {
+
+struct Acceptor {
+  tcp::acceptor socket;
+  HttpListener* listener;
+  uint16_t port() const { return socket.local_endpoint().port(); }
+};
+
+}  // namespace
+
 struct HttpServer::Impl {
   // Destroyed last to first: connections (in the context) before what they use.
   HttpShared shared;
   std::optional<OpenAiService> service;
+  std::vector<std::unique_ptr<HttpListener>> listeners;
   std::optional<asio::io_context> context;
   std::optional<FrontPool> pool;
-  std::optional<tcp::acceptor> acceptor;
-  uint16_t port = 0;
+  std::vector<Acceptor> acceptors;  // the clients', the administration's
   std::vector<std::thread> threads;
 
-  absl::Status Listen();
-  asio::awaitable<void> Accept();
+  absl::Status Listen(const std::string& host, uint16_t port, Bind bind, int max_connections);
+  absl::Status ListenAll();
+  asio::awaitable<void> Accept(Acceptor* acceptor);
   void Stop();
 };
 
-absl::Status HttpServer::Impl::Listen() {
-  const HttpServerOptions& options = shared.options;
+namespace {
+
+absl::Status CheckKeys(const std::vector<std::string>& keys, const char* field) {
+  if (std::ranges::all_of(keys, IsKey)) return absl::OkStatus();
+  return InvalidArgument("{}: a key has visible ASCII characters alone, and at least one", field);
+}
+
+absl::Status CheckBind(const HttpServerOptions& options, const char* field, const std::string& host,
+                       bool has_keys) {
   error_code error;
-  auto address = asio::ip::make_address(options.host, error);
-  if (error) return InvalidArgument("host '{}': not an IP address", options.host);
-  tcp::endpoint endpoint(address, options.port);
-  acceptor.emplace(*context);
-  acceptor->open(endpoint.protocol(), error);
-  if (!error) acceptor->set_option(tcp::acceptor::reuse_address(true), error);
-  if (!error) acceptor->bind(endpoint, error);
-  if (!error) acceptor->listen(asio::socket_base::max_listen_connections, error);
-  if (error) {
-    return Unavailable("cannot listen on {}:{}: {}", options.host, options.port, error.message());
+  const auto address = asio::ip::make_address(host, error);
+  if (error) return InvalidArgument("{} '{}': not an IP address", field, host);
+  if (address.is_loopback() || has_keys || options.allow_unauthenticated) return absl::OkStatus();
+  const std::string prefix = std::string(field).substr(0, std::string_view(field).find("host"));
+  return InvalidArgument(
+      "{} {}: other machines reach it, so set {}api_key_file (or allow_unauthenticated, where "
+      "something else guards it)",
+      field, host, prefix);
+}
+
+}  // namespace
+
+absl::Status CheckHttpOptions(const HttpServerOptions& options) {
+  if (options.service.served_model_names.empty()) {
+    return InvalidArgument("served_model_name: at least one name is needed");
   }
-  port = acceptor->local_endpoint().port();
+  if (options.max_total_request_bytes < options.max_request_bytes) {
+    return InvalidArgument("max_total_request_bytes: {}, less than max_request_bytes, {}",
+                           options.max_total_request_bytes, options.max_request_bytes);
+  }
+  CADRE_RETURN_IF_ERROR(CheckKeys(options.api_keys, "api_key"));
+  CADRE_RETURN_IF_ERROR(CheckKeys(options.admin_api_keys, "admin_api_key"));
+  CADRE_RETURN_IF_ERROR(CheckBind(options, "host", options.host, !options.api_keys.empty()));
+  if (options.admin_port < 0) return absl::OkStatus();
+  return CheckBind(options, "admin_host", options.admin_host, !options.admin_api_keys.empty());
+}
+
+absl::Status HttpServer::Impl::Listen(const std::string& host, uint16_t port, Bind bind,
+                                      int max_connections) {
+  error_code error;
+  tcp::endpoint endpoint(asio::ip::make_address(host, error), port);
+  tcp::acceptor socket(*context);
+  if (!error) socket.open(endpoint.protocol(), error);
+  if (!error) socket.set_option(tcp::acceptor::reuse_address(true), error);
+  if (!error) socket.bind(endpoint, error);
+  if (!error) socket.listen(asio::socket_base::max_listen_connections, error);
+  if (error) return Unavailable("cannot listen on {}:{}: {}", host, port, error.message());
+  listeners.push_back(std::make_unique<HttpListener>(bind, max_connections));
+  acceptors.push_back({std::move(socket), listeners.back().get()});
   return absl::OkStatus();
 }
 
-asio::awaitable<void> HttpServer::Impl::Accept() {
+absl::Status HttpServer::Impl::ListenAll() {
+  constexpr int kAdminConnections = 64;  // of their own: who fills the server hides nothing
+  const HttpServerOptions& options = shared.options;
+  const bool admin = options.admin_port >= 0;
+  CADRE_RETURN_IF_ERROR(Listen(options.host, options.port, admin ? Bind::kClients : Bind::kAll,
+                               options.max_connections));
+  if (!admin) return absl::OkStatus();
+  return Listen(options.admin_host, static_cast<uint16_t>(options.admin_port), Bind::kAdmin,
+                kAdminConnections);
+}
+
+asio::awaitable<void> HttpServer::Impl::Accept(Acceptor* acceptor) {
   constexpr auto kTuple = asio::as_tuple(asio::use_awaitable);
+  HttpListener& listener = *acceptor->listener;
   asio::steady_timer pause(*context);
-  while (acceptor->is_open()) {
+  while (acceptor->socket.is_open()) {
     tcp::socket socket(asio::make_strand(*context));
-    auto [error] = co_await acceptor->async_accept(socket, kTuple);
+    auto [error] = co_await acceptor->socket.async_accept(socket, kTuple);
     if (error == asio::error::operation_aborted) co_return;
     if (error) {
       // Out of descriptors, mostly: those in use must end first.
@@ -66,9 +124,9 @@ asio::awaitable<void> HttpServer::Impl::Accept() {
       co_await pause.async_wait(kTuple);
       continue;
     }
-    if (shared.connections >= shared.options.max_connections) continue;  // closes it
+    if (listener.connections >= listener.max_connections) continue;  // closes it
     auto executor = socket.get_executor();
-    auto connection = std::make_shared<HttpConnection>(std::move(socket), &shared);
+    auto connection = std::make_shared<HttpConnection>(std::move(socket), &listener, &shared);
     asio::co_spawn(
         executor, [connection]() -> asio::awaitable<void> { return connection->Run(); },
         [connection](std::exception_ptr failure) {
@@ -85,7 +143,7 @@ void HttpServer::Impl::Stop() {
   threads.clear();
   pool.reset();  // its last jobs may still wake connections
   service->Stop();
-  acceptor.reset();
+  acceptors.clear();
   context.reset();  // ends the connections, which cancel their sequences
 }
 
@@ -94,32 +152,46 @@ HttpServer::~HttpServer() { Stop(); }
 
 absl::StatusOr<std::unique_ptr<HttpServer>> HttpServer::Start(HttpServerOptions options,
                                                               const ServingDeps& deps) {
-  if (options.service.served_model_names.empty()) {
-    return InvalidArgument("served_model_name: at least one name is needed");
-  }
-  if (options.max_total_request_bytes < options.max_request_bytes) {
-    return InvalidArgument("max_total_request_bytes: {}, at least max_request_bytes, {}, is needed",
-                           options.max_total_request_bytes, options.max_request_bytes);
-  }
+  CADRE_RETURN_IF_ERROR(CheckHttpOptions(options));
   auto impl = std::make_unique<Impl>();
   impl->shared.options = std::move(options);
   const HttpServerOptions& kept = impl->shared.options;
   impl->context.emplace();
-  CADRE_RETURN_IF_ERROR(impl->Listen());
+  impl->shared.client_keys.Replace(ApiKeys(kept.api_keys));
+  impl->shared.admin_keys.Replace(ApiKeys(kept.admin_api_keys));
+  CADRE_RETURN_IF_ERROR(impl->ListenAll());
   impl->service.emplace(deps, kept.service);
   impl->pool.emplace(kept.front_threads, kept.max_front_queue);
   impl->shared.service = &*impl->service;
   impl->shared.pool = &*impl->pool;
   Impl* raw = impl.get();
-  asio::co_spawn(
-      *impl->context, [raw] { return raw->Accept(); }, asio::detached);
+  for (Acceptor& acceptor : impl->acceptors) {
+    asio::co_spawn(
+        *impl->context, [raw, &acceptor] { return raw->Accept(&acceptor); }, asio::detached);
+  }
   for (int i = 0; i < std::max(kept.io_threads, 1); ++i) {
     impl->threads.emplace_back([raw] { raw->context->run(); });
   }
   return std::unique_ptr<HttpServer>(new HttpServer(std::move(impl)));
 }
 
-uint16_t HttpServer::port() const { return impl_->port; }
+uint16_t HttpServer::port() const { return impl_->acceptors.front().port(); }
+
+uint16_t HttpServer::admin_port() const {
+  return impl_->acceptors.size() > 1 ? impl_->acceptors.back().port() : 0;
+}
+
+absl::Status HttpServer::ReplaceKeys(const std::vector<std::string>& api_keys,
+                                     const std::vector<std::string>& admin_api_keys) {
+  HttpShared& shared = impl_->shared;
+  HttpServerOptions changed = shared.options;
+  changed.api_keys = api_keys;
+  changed.admin_api_keys = admin_api_keys;
+  CADRE_RETURN_IF_ERROR(CheckHttpOptions(changed));
+  shared.client_keys.Replace(ApiKeys(api_keys));
+  shared.admin_keys.Replace(ApiKeys(admin_api_keys));
+  return absl::OkStatus();
+}
 
 bool HttpServer::Drain(double timeout_s) {
   HttpShared& shared = impl_->shared;

@@ -22,9 +22,16 @@
 namespace cadre {
 
 struct HttpServerOptions {
-  std::string host = "127.0.0.1";  // an address, not a name
-  uint16_t port = 0;               // 0: a free one, see port()
-  std::vector<std::string> api_keys;
+  std::string host = "127.0.0.1";     // an address, not a name
+  uint16_t port = 0;                  // 0: a free one, see port()
+  std::vector<std::string> api_keys;  // of clients; none: anyone, on the loopback alone
+  // A bind of its own for /metrics and administration; -1: none, /metrics is then for clients with
+  // a key, and there is no administration. Its keys are not the clients'.
+  int admin_port = -1;
+  std::string admin_host = "127.0.0.1";
+  std::vector<std::string> admin_api_keys;
+  bool allow_unauthenticated = false;             // no keys on an address that other machines reach
+  bool public_models = false;                     // /v1/models needs no key
   std::vector<std::string> cors_allowed_origins;  // empty: any, without credentials
   int max_connections = 1024;
   size_t max_request_bytes = size_t{16} << 20;
@@ -43,10 +50,14 @@ struct HttpServerOptions {
   ServiceOptions service;
 };
 
+// kInvalidArgument: no name, no address, an address that other machines reach without keys for it,
+// no key, or a bound on all bodies below that on one.
+absl::Status CheckHttpOptions(const HttpServerOptions& options);
+
 class HttpServer {
  public:
-  // Binds and serves. kUnavailable: the address cannot be bound, and why. kInvalidArgument: no
-  // name, no address, or a bound on all bodies below that on one.
+  // Binds and serves. kUnavailable: the address cannot be bound, and why. kInvalidArgument as
+  // CheckHttpOptions.
   static absl::StatusOr<std::unique_ptr<HttpServer>> Start(HttpServerOptions options,
                                                            const ServingDeps& deps);
   ~HttpServer();
@@ -54,6 +65,12 @@ class HttpServer {
   HttpServer& operator=(const HttpServer&) = delete;
 
   uint16_t port() const;
+  uint16_t admin_port() const;  // 0 without
+
+  // For requests that come from now on. kInvalidArgument, and the old ones count, where Start would
+  // have refused them. Any thread.
+  absl::Status ReplaceKeys(const std::vector<std::string>& api_keys,
+                           const std::vector<std::string>& admin_api_keys);
 
   // Refuses new work and waits until the running answers are written, at most `timeout_s`; false
   // when some still run then. May be called again with more time.

@@ -194,6 +194,77 @@ TEST_F(HttpServerTest, KeysGuardEveryRouteButHealth) {
   EXPECT_EQ(Complete().status, 401);
 }
 
+TEST_F(HttpServerTest, KeysCanBeReplacedAndModelsBePublic) {
+  HttpServerOptions options;
+  options.host = "0.0.0.0";
+  options.api_keys = {"first"};
+  options.public_models = true;
+  Start(options);
+  EXPECT_EQ(Get("/v1/models").status, 200);
+  EXPECT_EQ(Get("/metrics").status, 401);
+  EXPECT_EQ(Get("/metrics", "X-Api-Key: first\r\n").status, 200);
+  EXPECT_EQ(server_->ReplaceKeys({}, {}).code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(Get("/metrics", "X-Api-Key: first\r\n").status, 200);
+  ASSERT_TRUE(server_->ReplaceKeys({"second"}, {}).ok());
+  EXPECT_EQ(Get("/metrics", "X-Api-Key: first\r\n").status, 401);
+  EXPECT_EQ(Get("/metrics", "X-Api-Key: second\r\n").status, 200);
+}
+
+TEST_F(HttpServerTest, OtherMachinesNeedAKey) {
+  auto refusal = [](const HttpServerOptions& options) {
+    return Message(CheckHttpOptions(options));
+  };
+  HttpServerOptions options;
+  options.service.served_model_names = {"tiny"};
+  EXPECT_EQ(refusal(options), "");
+  for (const char* host : {"0.0.0.0", "::", "192.0.2.1"}) {
+    options.host = host;
+    EXPECT_NE(refusal(options).find(std::string("host ") + host), std::string::npos);
+    EXPECT_NE(refusal(options).find(" api_key_file"), std::string::npos);
+  }
+  options.api_keys = {"secret"};
+  EXPECT_EQ(refusal(options), "");
+  options.admin_host = "0.0.0.0";
+  EXPECT_EQ(refusal(options), "");  // there is none
+  options.admin_port = 0;
+  EXPECT_NE(refusal(options).find("admin_api_key_file"), std::string::npos);
+  options.admin_api_keys = {"root"};
+  EXPECT_EQ(refusal(options), "");
+  options.api_keys = {"two words"};
+  EXPECT_EQ(refusal(options).find("two words"), std::string::npos);
+  EXPECT_NE(refusal(options), "");
+  options.api_keys.clear();
+  options.allow_unauthenticated = true;
+  EXPECT_EQ(refusal(options), "");
+}
+
+TEST_F(HttpServerTest, AdministrationHasABindOfItsOwn) {
+  HttpServerOptions options;
+  options.api_keys = {"client"};
+  options.admin_port = 0;
+  options.admin_api_keys = {"root"};
+  options.max_connections = 1;
+  Start(options);
+  auto ask = [](uint16_t port, const char* path, const char* key) {
+    Client client(port);
+    client.Send(fmt::format("GET {} HTTP/1.1\r\nX-Api-Key: {}\r\n\r\n", path, key));
+    return ReadReply(&client).status;
+  };
+  ASSERT_NE(server_->admin_port(), 0);
+  {
+    Client taken(server_->port());  // who takes all the clients' places leaves the administration's
+    taken.Send("GET /metrics HTTP/1.1\r\nX-Api-Key: client\r\n\r\n");
+    EXPECT_EQ(ReadReply(&taken).status, 404);
+    EXPECT_EQ(ask(server_->admin_port(), "/metrics", "root"), 200);
+    EXPECT_EQ(ask(server_->admin_port(), "/metrics", "client"), 401);
+    EXPECT_EQ(ask(server_->admin_port(), "/health", ""), 200);
+    EXPECT_EQ(ask(server_->admin_port(), "/v1/models", "root"), 404);
+  }
+  while (ask(server_->port(), "/v1/models", "client") != 200) {
+  }
+  EXPECT_EQ(ask(server_->port(), "/v1/models", "root"), 401);
+}
+
 TEST_F(HttpServerTest, WhoIsRefusedNeedNotSendTheBody) {
   HttpServerOptions options;
   options.api_keys = {"secret"};

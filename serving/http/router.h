@@ -10,26 +10,36 @@ namespace cadre {
 
 enum class Endpoint { kHealth, kReady, kMetrics, kModels, kChat, kCompletions };
 
+// Who may ask, and on which bind (Bind).
+enum class Access {
+  kPublic,   // anyone, on both
+  kClient,   // with a client's key, on the clients' bind
+  kMonitor,  // with the bind's key; on the administration's bind, or the clients' where that is all
+  kAdmin,    // with an administrator's key, on the administration's bind alone
+};
+
+// What a listening address is for.
+enum class Bind {
+  kAll,      // the only one
+  kClients,  // there is one for administration beside it
+  kAdmin,
+};
+
 struct RouteMatch {
   int status = 404;  // 200: found
   Endpoint endpoint = Endpoint::kHealth;
-  bool is_public = false;
-  std::string_view allowed_method;  // with 405
-  std::string_view label;           // the route's name in metrics
+  Access access = Access::kClient;
+  std::string_view allowed_method;   // with 405
+  std::string_view label = "other";  // the route's name in metrics
 };
 
 // `target` as in the request line; a query string is ignored. Paths match exactly: nothing is
 // decoded or normalized.
-RouteMatch FindRoute(std::string_view method, std::string_view target);
+RouteMatch FindRoute(std::string_view method, std::string_view target, Bind bind);
 
 // The header lines that let a browser's page of `origin` (the request's Origin, or empty) read the
 // answer. Any origin may without `allowed`, but then without credentials: there are no cookies
 // here, and a proxy that has some must list who may use them.
 std::string CorsHeaders(const std::vector<std::string>& allowed, std::string_view origin);
-
-// Whether `authorization` ("Bearer KEY") or `api_key` (X-Api-Key) holds one of the keys; true
-// without keys. Takes the same time wherever a wrong key differs.
-bool KeyAccepted(const std::vector<std::string>& keys, std::string_view authorization,
-                 std::string_view api_key);
 
 }  // namespace cadre

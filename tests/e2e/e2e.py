@@ -155,11 +155,12 @@ def running(*arguments):
 
 
 @contextlib.contextmanager
-def serving(model, *flags):
-    """A server on a free port, ready; `url` and `port` are set on the process."""
+def serving(model, *flags, log="http://127.0.0.1:"):
+    """A server on a free port, ready; `url` and `port` are set on the process. `log`: what stands before
+    the port in its log."""
     with running("serve", "--model", model, "--port", 0, *flags) as server:
         def listening():
-            found = re.search(r"127\.0\.0\.1:(\d+)", server.output())
+            found = re.search(rf"{re.escape(log)}(\d+)", server.output())
             server.port = int(found.group(1)) if found else 0
             return found and status(server.port, "/ready") == 200
         wait_until(listening, server, "the server is ready")

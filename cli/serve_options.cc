@@ -1,0 +1,113 @@
+#include "cli/serve_options.h"
+
+#include <filesystem>
+#include <utility>
+
+#include "cli/as_data.h"
+#include "cli/model_folder.h"
+#include "core/config.h"
+#include "serving/http/api_keys.h"
+
+namespace cadre::cli {
+
+absl::StatusOr<config::ServeConfig> ResolveConfig(const ServeFlags& flags) {
+  config::ServeConfig config;
+  if (flags.config.empty())
+    CADRE_RETURN_IF_ERROR(ApplyOverrides(flags.overrides, &config));
+  else
+    CADRE_RETURN_IF_ERROR(LoadYaml(flags.config, flags.overrides, &config));
+  if (!flags.model.empty()) config.set_model(flags.model);
+  if (!flags.host.empty()) config.set_host(flags.host);
+  if (flags.port > 65535) return InvalidArgument("--port {}: allowed are 0 to 65535", flags.port);
+  if (flags.port >= 0) config.set_port(flags.port);
+  for (const std::string& name : flags.served_model_name) config.add_served_model_name(name);
+  for (const std::string& key : flags.api_key) config.add_api_key(key);
+  if (!flags.api_key_file.empty()) config.set_api_key_file(flags.api_key_file);
+  if (flags.allow_unauthenticated) config.set_allow_unauthenticated(true);
+  if (!flags.admin_host.empty()) config.set_admin_host(flags.admin_host);
+  if (flags.admin_port > 65535) {
+    return InvalidArgument("--admin-port {}: allowed are 0 to 65535", flags.admin_port);
+  }
+  if (flags.admin_port >= 0) config.set_admin_port(flags.admin_port);
+  if (config.model().empty()) return InvalidArgument("--model: a Hugging Face folder is needed");
+  config.set_model(ModelFolder(config.model()));
+  return config;
+}
+
+ComputeFlags ToComputeFlags(const ServeFlags& flags, const config::ServeConfig& config) {
+  ComputeFlags compute = flags.compute;
+  if (!flags.has_device) compute.device = config.device() == config::DEVICE_CUDA ? "cuda" : "cpu";
+  if (!flags.has_threads) compute.threads = config.threads();
+  if (flags.has_dtype) return compute;
+  switch (config.dtype()) {
+    case config::COMPUTE_DTYPE_BF16:
+      compute.dtype = "bf16";
+      break;
+    case config::COMPUTE_DTYPE_F32:
+      compute.dtype = "f32";
+      break;
+    case config::COMPUTE_DTYPE_F64:
+      compute.dtype = "f64";
+      break;
+  }
+  return compute;
+}
+
+EngineOptions ToEngineOptions(const config::ServeConfig& config, const Compute& compute,
+                              Trace* trace) {
+  return {.threads = compute.threads,
+          .max_num_seqs = config.max_num_seqs(),
+          .max_num_batched_tokens = config.max_num_batched_tokens(),
+          .max_model_len = config.max_model_len(),
+          .block_size = config.block_size(),
+          .kv_cache_memory_bytes = config.kv_cache_memory_bytes(),
+          .max_queue_size = config.max_queue_size(),
+          .trace = trace};
+}
+
+absl::StatusOr<ServeKeys> ReadKeys(const config::ServeConfig& config) {
+  ServeKeys keys{.clients = {config.api_key().begin(), config.api_key().end()}};
+  if (config.has_api_key_file()) {
+    CADRE_ASSIGN_OR_RETURN(std::vector<std::string> more, ReadKeyFile(config.api_key_file()));
+    keys.clients.insert(keys.clients.end(), more.begin(), more.end());
+  }
+  if (config.has_admin_api_key_file()) {
+    CADRE_ASSIGN_OR_RETURN(keys.administrators, ReadKeyFile(config.admin_api_key_file()));
+  }
+  return keys;
+}
+
+absl::StatusOr<HttpServerOptions> ToHttpOptions(const config::ServeConfig& config) {
+  CADRE_ASSIGN_OR_RETURN(ServeKeys keys, ReadKeys(config));
+  HttpServerOptions options{
+      .host = config.host(),
+      .port = static_cast<uint16_t>(config.port()),
+      .api_keys = std::move(keys.clients),
+      .admin_port = config.has_admin_port() ? config.admin_port() : -1,
+      .admin_host = config.admin_host(),
+      .admin_api_keys = std::move(keys.administrators),
+      .allow_unauthenticated = config.allow_unauthenticated(),
+      .public_models = config.public_models(),
+      .cors_allowed_origins = {config.cors_allowed_origin().begin(),
+                               config.cors_allowed_origin().end()},
+      .max_connections = config.max_connections(),
+      .max_request_bytes = static_cast<size_t>(config.max_request_bytes()),
+      .max_total_request_bytes = static_cast<size_t>(config.max_total_request_bytes()),
+      .read_timeout_s = config.read_timeout_s(),
+      .keep_alive_timeout_s = config.keep_alive_timeout_s(),
+      .request_timeout_s = config.request_timeout_s(),
+      .front_threads = config.front_threads()};
+  options.service.seed = config.seed();
+  options.service.served_model_names = {config.served_model_name().begin(),
+                                        config.served_model_name().end()};
+  if (options.service.served_model_names.empty()) {
+    // With a slash at its end, a path's last name is empty.
+    const std::filesystem::path folder = std::filesystem::weakly_canonical(config.model()) / "";
+    options.service.served_model_names = {folder.parent_path().filename().string()};
+  }
+  CADRE_ASSIGN_OR_RETURN(options.service.defaults, AsData(LoadSamplingDefaults(config.model())));
+  CADRE_RETURN_IF_ERROR(CheckHttpOptions(options));
+  return options;
+}
+
+}  // namespace cadre::cli
