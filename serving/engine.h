@@ -1,6 +1,6 @@
 // Engine: continuous batching over one model. One thread runs the loop plan → forward → sample →
-// report; only it enters OpenMP or touches the scheduler and the KV pool. Requests and cancels come
-// in through a bounded queue; each step's events go out together, one call per sink.
+// report; only it enters OpenMP or touches the scheduler and the KV cache. Requests and cancels
+// come in through a bounded queue; each step's events go out together, one call per sink.
 //
 //   CADRE_ASSIGN_OR_RETURN(auto engine, Engine::Create(*model, options));
 //   engine->Submit({request}, sink);   // any thread
@@ -14,6 +14,7 @@
 #include <condition_variable>
 #include <memory>
 #include <mutex>
+#include <span>
 #include <thread>
 #include <unordered_set>
 #include <vector>
@@ -21,10 +22,13 @@
 #include "core/context.h"
 #include "core/host_allocator.h"
 #include "core/ops/gemm.h"
-#include "memory/kv_block_pool.h"
+#include "memory/kv_cache.h"
 #include "model/model.h"
+#include "serving/event_outbox.h"
+#include "serving/kv_plan.h"
 #include "serving/request.h"
 #include "serving/scheduler.h"
+#include "serving/step_plan.h"
 
 namespace cadre {
 
@@ -51,6 +55,8 @@ class Engine : public EngineClient {
   absl::Status Submit(std::vector<GenerationRequest> requests,
                       std::shared_ptr<EventSink> sink) override;
   void Cancel(uint64_t id) override;
+  void Sleep(int level, std::function<void(absl::Status)> done) override;
+  void Wake(std::function<void(absl::StatusOr<int64_t>)> done) override;
   ModelInfo Info() const override;
   EngineHealth Health() const override;
   EngineStats Stats() const override;
@@ -59,7 +65,7 @@ class Engine : public EngineClient {
   // Idempotent.
   void Stop();
 
-  int64_t kv_blocks() const { return pool_->blocks(); }
+  int64_t kv_blocks() const { return cache_->blocks(); }
 
  private:
   Engine(Model& model, const EngineOptions& options);
@@ -67,30 +73,23 @@ class Engine : public EngineClient {
   void Loop();
   // Moves what came in to the scheduler; waits where there is nothing to do. False: stop.
   bool TakeInput();
-  void Step(const std::vector<ScheduledChunk>& plan);
-  Batch MakeBatch(const std::vector<ScheduledChunk>& plan);
-  void ReportPrompt(const ScheduledChunk& chunk, const Tensor& hidden, int64_t first_row);
-  void Sample(const std::vector<ScheduledChunk>& plan, const Tensor& hidden);
-  void Append(Sequence& sequence, int32_t token, std::span<const float> logits, float lse);
-  FinishReason FinishOf(const Sequence& sequence, int32_t token) const;
+  void Step(std::span<const ScheduledChunk> chunks);
+  void Sample(std::span<const ScheduledChunk> chunks, const StepPlan& plan, const Tensor& hidden);
   void Emit(Sequence& sequence, TokenEvent event);
+  // Takes a sequence, or null where it is unknown, from the scheduler; its id may be used again.
+  std::unique_ptr<Sequence> Forget(uint64_t id);
   void Finish(uint64_t id, FinishReason reason);
-  void Flush();
   void PublishGauges();
-  void CountStep(const std::vector<ScheduledChunk>& plan);
+  void CountStep(std::span<const ScheduledChunk> chunks);
 
   Model& model_;
   EngineOptions options_;
   HostAllocator allocator_;
   PackedWeights packed_;
   Context ctx_;
-  std::unique_ptr<KvBlockPool> pool_;
+  std::unique_ptr<KvCache> cache_;
   std::unique_ptr<Scheduler> scheduler_;
-  std::vector<std::pair<std::shared_ptr<EventSink>, std::vector<TokenEvent>>> outbox_;
-
-  // The batch's tables, reused from step to step.
-  std::vector<int32_t> block_tables_, context_lengths_;
-  std::vector<int64_t> slots_;
+  EventOutbox outbox_;
 
   mutable std::mutex mutex_;  // guards what follows
   std::condition_variable wake_;
@@ -105,8 +104,5 @@ class Engine : public EngineClient {
 
   std::thread thread_;
 };
-
-// The layout of one layer's keys and values.
-ops::KvLayout KvLayoutOf(const AttentionSpec& spec, DType dtype, int block_size);
 
 }  // namespace cadre

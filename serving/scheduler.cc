@@ -3,14 +3,6 @@
 #include <algorithm>
 
 namespace cadre {
-namespace {
-
-int64_t BlocksFor(int64_t tokens, int64_t block_size) {
-  return (tokens + block_size - 1) / block_size;
-}
-
-}  // namespace
-
 absl::Status Scheduler::Admissible(int64_t prompt_tokens, const SamplingParams& sampling) const {
   if (prompt_tokens < 1) return InvalidArgument("prompt: 0 tokens, at least 1 is needed");
   const int64_t total = prompt_tokens + sampling.max_tokens;
@@ -19,7 +11,7 @@ absl::Status Scheduler::Admissible(int64_t prompt_tokens, const SamplingParams& 
         "prompt of {} tokens and max_tokens {} are {} together, over the context of {}",
         prompt_tokens, sampling.max_tokens, total, options_.max_context);
   }
-  const int64_t capacity = pool_.blocks() * pool_.block_size();
+  const int64_t capacity = cache_.blocks() * cache_.block_size();
   if (total > capacity) {
     return InvalidArgument(
         "prompt of {} tokens and max_tokens {} are {} together, over the KV cache of {}",
@@ -28,29 +20,15 @@ absl::Status Scheduler::Admissible(int64_t prompt_tokens, const SamplingParams& 
   return absl::OkStatus();
 }
 
-bool Scheduler::TryReserve(Sequence& sequence, int64_t tokens) {
-  const int64_t needed = BlocksFor(sequence.computed + tokens, pool_.block_size());
-  const int64_t missing = needed - static_cast<int64_t>(sequence.blocks.size());
-  if (missing > pool_.free_blocks()) return false;
-  for (int64_t i = 0; i < missing; ++i) sequence.blocks.push_back(*pool_.Allocate());
-  return true;
-}
-
-void Scheduler::Free(Sequence& sequence) {
-  for (int32_t block : sequence.blocks) pool_.Release(block);
-  sequence.blocks.clear();
-  sequence.computed = 0;
-}
-
 void Scheduler::PreemptYoungest() {
-  Free(*running_.back());
+  cache_.Free(running_.back()->kv);
   waiting_.push_front(std::move(running_.back()));
   running_.pop_back();
   ++preemptions_;
 }
 
 bool Scheduler::Reserve(size_t index, int64_t tokens) {
-  while (!TryReserve(*running_[index], tokens)) {
+  while (!cache_.Extend(running_[index]->kv, running_[index]->kv.stored() + tokens)) {
     CADRE_CHECK(running_.size() > 1 || index > 0, "one sequence does not fit the KV cache");
     const bool itself = index + 1 == running_.size();
     PreemptYoungest();
@@ -65,8 +43,8 @@ void Scheduler::Admit(double now) {
   // All it knows and its next token must fit at once, or it would push out what already runs. The
   // last token that it may have is never computed.
   const int64_t most = next.prompt_tokens() + std::max(next.request.sampling.max_tokens - 1, 0);
-  const int64_t known = std::min(static_cast<int64_t>(next.tokens.size()) + 1, most);
-  if (BlocksFor(known, pool_.block_size()) > pool_.free_blocks()) return;
+  const int64_t known = std::min(next.known_tokens() + 1, most);
+  if (cache_.BlocksNeeded(next.kv, known) > cache_.free_blocks()) return;
   if (next.scheduled == 0) next.scheduled = now;
   running_.push_back(std::move(waiting_.front()));
   waiting_.pop_front();
@@ -78,14 +56,14 @@ std::vector<ScheduledChunk> Scheduler::Plan(double now) {
   int64_t budget = options_.max_num_batched_tokens;
   auto take = [&](size_t index) {
     Sequence& sequence = *running_[index];
-    const int64_t left = static_cast<int64_t>(sequence.tokens.size()) - sequence.computed;
+    const int64_t left = sequence.known_tokens() - sequence.kv.stored();
     const int64_t tokens = std::min(left, budget);
     if (tokens == 0 || !Reserve(index, tokens)) return;
-    plan.push_back({&sequence, tokens});
+    plan.push_back({&sequence, sequence.kv.stored(), tokens});
     budget -= tokens;
   };
   auto decodes = [&](size_t i) {
-    return static_cast<int64_t>(running_[i]->tokens.size()) - running_[i]->computed == 1;
+    return running_[i]->known_tokens() - running_[i]->kv.stored() == 1;
   };
   std::vector<bool> planned(running_.size(), false);
   for (size_t i = 0; i < running_.size() && budget > 0; ++i) {
@@ -98,7 +76,8 @@ std::vector<ScheduledChunk> Scheduler::Plan(double now) {
     take(i);
   }
   // A preempted sequence may have been planned before it gave way; it comes back in a later step.
-  std::erase_if(plan, [](const ScheduledChunk& chunk) { return chunk.sequence->blocks.empty(); });
+  std::erase_if(plan,
+                [](const ScheduledChunk& chunk) { return chunk.sequence->kv.blocks().empty(); });
   if (preemptions_ != preempted_before) return plan;
   while (budget > 0) {
     const int before = running();
@@ -119,7 +98,7 @@ std::unique_ptr<Sequence> Scheduler::Remove(uint64_t id) {
     removed = std::move(*it);
     waiting_.erase(it);
   }
-  if (removed != nullptr) Free(*removed);
+  if (removed != nullptr) cache_.Free(removed->kv);
   return removed;
 }
 

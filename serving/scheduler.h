@@ -6,7 +6,7 @@
 // queue; it will be computed again, with the same bits. The oldest can always go on, since a
 // request that could not fit alone is refused by Admissible.
 //
-// Engine thread only.
+// Engine thread only, but for Admissible.
 #pragma once
 
 #include <cstdint>
@@ -14,35 +14,10 @@
 #include <memory>
 #include <vector>
 
-#include "memory/kv_block_pool.h"
-#include "serving/request.h"
+#include "memory/kv_cache.h"
+#include "serving/sequence.h"
 
 namespace cadre {
-
-// One request on its way. Owned by the scheduler.
-struct Sequence {
-  GenerationRequest request;
-  std::shared_ptr<EventSink> sink;
-  std::vector<int32_t> tokens;  // the prompt, then what was sampled
-  int64_t computed = 0;         // tokens whose keys and values are in blocks
-  std::vector<int32_t> blocks;
-  int64_t prompt_reported = 0;  // prompt tokens whose logprobs were computed
-  TokenEvent first_event;       // gathers prompt logprobs until the first event goes out
-  bool started = false;         // an event went out
-  double submitted = 0, scheduled = 0, first_token = 0;  // seconds on the engine's clock
-
-  int64_t prompt_tokens() const { return static_cast<int64_t>(request.prompt->size()); }
-  int64_t generated() const { return static_cast<int64_t>(tokens.size()) - prompt_tokens(); }
-};
-
-struct ScheduledChunk {
-  Sequence* sequence;
-  int64_t tokens;  // computed in this step, from sequence->computed on
-  // Whether the chunk ends with the last known token, so that the next one is sampled.
-  bool samples() const {
-    return sequence->computed + tokens == static_cast<int64_t>(sequence->tokens.size());
-  }
-};
 
 struct SchedulerOptions {
   int max_num_seqs = 64;
@@ -52,8 +27,8 @@ struct SchedulerOptions {
 
 class Scheduler {
  public:
-  // The pool outlives the scheduler.
-  Scheduler(const SchedulerOptions& options, KvBlockPool& pool) : options_(options), pool_(pool) {}
+  // The cache outlives the scheduler.
+  Scheduler(const SchedulerOptions& options, KvCache& cache) : options_(options), cache_(cache) {}
 
   // kInvalidArgument: over the context; kResourceExhausted: over all blocks there are.
   absl::Status Admissible(int64_t prompt_tokens, const SamplingParams& sampling) const;
@@ -72,13 +47,11 @@ class Scheduler {
  private:
   // Blocks for `tokens` more; preempts younger sequences for it. False: `index` itself gave way.
   bool Reserve(size_t index, int64_t tokens);
-  bool TryReserve(Sequence& sequence, int64_t tokens);
   void PreemptYoungest();
-  void Free(Sequence& sequence);
   void Admit(double now);
 
   SchedulerOptions options_;
-  KvBlockPool& pool_;
+  KvCache& cache_;
   std::deque<std::unique_ptr<Sequence>> waiting_;
   std::vector<std::unique_ptr<Sequence>> running_;  // oldest first
   int64_t preemptions_ = 0;

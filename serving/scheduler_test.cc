@@ -17,8 +17,9 @@ class SchedulerTest : public ::testing::Test {
                          .key_dim = 8,
                          .value_dim = 8,
                          .block_size = kBlockSize};
-    pool_ = std::make_unique<KvBlockPool>(allocator_, std::vector{layout}, blocks);
-    scheduler_ = std::make_unique<Scheduler>(options, *pool_);
+    scheduler_.reset();
+    cache_ = std::make_unique<KvCache>(allocator_, std::vector{layout}, blocks);
+    scheduler_ = std::make_unique<Scheduler>(options, *cache_);
   }
 
   void Add(uint64_t id, int64_t prompt, int max_tokens = 16) {
@@ -36,9 +37,9 @@ class SchedulerTest : public ::testing::Test {
     for (const ScheduledChunk& chunk : scheduler_->Plan(1.0)) {
       const bool samples = chunk.samples();
       ran.emplace_back(chunk.sequence->request.id, chunk.tokens);
-      chunk.sequence->computed += chunk.tokens;
-      EXPECT_GE(static_cast<int64_t>(chunk.sequence->blocks.size()) * kBlockSize,
-                chunk.sequence->computed);
+      const auto end = static_cast<size_t>(chunk.end());
+      EXPECT_GE(chunk.sequence->kv.blocks().size() * kBlockSize, end);
+      cache_->Commit(chunk.sequence->kv, std::span(chunk.sequence->tokens).first(end));
       if (samples) chunk.sequence->tokens.push_back(1);
     }
     return ran;
@@ -46,7 +47,7 @@ class SchedulerTest : public ::testing::Test {
 
   using Ran = std::vector<std::pair<uint64_t, int64_t>>;
   HostAllocator allocator_;
-  std::unique_ptr<KvBlockPool> pool_;
+  std::unique_ptr<KvCache> cache_;
   std::unique_ptr<Scheduler> scheduler_;
 };
 
@@ -91,9 +92,9 @@ TEST_F(SchedulerTest, RemovingFreesBlocks) {
   Make(4, {.max_num_seqs = 4, .max_num_batched_tokens = 100, .max_context = 48});
   Add(1, 30);
   Step();
-  EXPECT_EQ(pool_->free_blocks(), 2);
+  EXPECT_EQ(cache_->free_blocks(), 2);
   EXPECT_NE(scheduler_->Remove(1), nullptr);
-  EXPECT_EQ(pool_->free_blocks(), 4);
+  EXPECT_EQ(cache_->free_blocks(), 4);
   EXPECT_EQ(scheduler_->Remove(1), nullptr);
 }
 

@@ -1,0 +1,55 @@
+#include "serving/kv_plan.h"
+
+#include <algorithm>
+
+#include "memory/kv_block_pool.h"
+#include "serving/machine_memory.h"
+
+namespace cadre {
+namespace {
+
+absl::Status CheckMemory(const KvPlanOptions& options, int64_t blocks, int64_t block_bytes) {
+  const int64_t available = AvailableMemory();
+  if (blocks <= available / block_bytes) return absl::OkStatus();
+  if (options.kv_cache_memory_bytes > 0) {
+    return InvalidArgument("kv_cache_memory_bytes: {}, {} bytes of memory are available",
+                           options.kv_cache_memory_bytes, available);
+  }
+  return ResourceExhausted("the KV cache takes {} bytes, {} bytes of memory are available",
+                           blocks * block_bytes, available);
+}
+
+}  // namespace
+
+ops::KvLayout KvLayoutOf(const AttentionSpec& spec, DType dtype, int block_size) {
+  const bool latent = spec.latent.kv_rank > 0;
+  return {.dtype = ops::KvPoolDType(dtype),
+          .kv_heads = static_cast<int>(latent ? spec.heads : spec.kv_heads),
+          .key_dim = static_cast<int>(spec.head_dim),
+          .value_dim = static_cast<int>(spec.value_dim),
+          .block_size = block_size};
+}
+
+absl::StatusOr<KvPlan> PlanKvCache(const Model& model, const KvPlanOptions& options) {
+  if (options.block_size % 16 != 0 || options.block_size <= 0) {
+    return InvalidArgument("block_size: {}, a multiple of 16 is needed", options.block_size);
+  }
+  KvPlan plan;
+  for (const LayerSpec& layer : model.spec().layers) {
+    plan.layouts.push_back(KvLayoutOf(layer.attention, model.dtype(), options.block_size));
+  }
+  const auto block_bytes = static_cast<int64_t>(KvBlockPool::BytesPerBlock(plan.layouts));
+  const int64_t wanted =
+      (options.context + options.block_size) / options.block_size * options.max_num_seqs;
+  const bool given = options.kv_cache_memory_bytes > 0;
+  const int64_t budget = given ? options.kv_cache_memory_bytes : PhysicalMemory() / 4;
+  plan.blocks = given ? budget / block_bytes : std::min(wanted, budget / block_bytes);
+  if (plan.blocks < 1) {
+    return InvalidArgument("kv_cache_memory_bytes: {}, one block of {} tokens takes {}", budget,
+                           options.block_size, block_bytes);
+  }
+  CADRE_RETURN_IF_ERROR(CheckMemory(options, plan.blocks, block_bytes));
+  return plan;
+}
+
+}  // namespace cadre

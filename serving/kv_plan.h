@@ -1,0 +1,26 @@
+// How large the KV cache is: from the engine's options, the model and the machine's memory.
+#pragma once
+
+#include "core/ops/kv_view.h"
+#include "model/model.h"
+
+namespace cadre {
+
+// The layout of one layer's keys and values.
+ops::KvLayout KvLayoutOf(const AttentionSpec& spec, DType dtype, int block_size);
+
+struct KvPlan {
+  std::vector<ops::KvLayout> layouts;  // one per layer
+  int64_t blocks = 0;
+};
+struct KvPlanOptions {
+  int64_t context = 0;  // of one sequence
+  int max_num_seqs = 0;
+  int block_size = 0;
+  int64_t kv_cache_memory_bytes = 0;  // 0: see EngineOptions
+};
+// kInvalidArgument where the options do not fit the model, kResourceExhausted where a cache of the
+// default size does not fit the memory that is free.
+absl::StatusOr<KvPlan> PlanKvCache(const Model& model, const KvPlanOptions& options);
+
+}  // namespace cadre

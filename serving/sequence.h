@@ -1,0 +1,39 @@
+// One request on its way through the engine. Owned by the scheduler; engine thread only.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "memory/kv_cache.h"
+#include "serving/request.h"
+
+namespace cadre {
+
+struct Sequence {
+  GenerationRequest request;
+  std::shared_ptr<EventSink> sink;
+  std::vector<int32_t> tokens;  // the prompt, then what was sampled
+  KvSequence kv;                // of its first kv.stored() tokens
+  int64_t prompt_reported = 0;  // prompt tokens whose logprobs were computed
+  TokenEvent first_event;       // gathers prompt logprobs until the first event goes out
+  bool started = false;         // an event went out
+  double submitted = 0, scheduled = 0, first_token = 0;  // seconds on the engine's clock
+
+  int64_t prompt_tokens() const { return static_cast<int64_t>(request.prompt->size()); }
+  int64_t known_tokens() const { return static_cast<int64_t>(tokens.size()); }
+  int64_t generated() const { return known_tokens() - prompt_tokens(); }
+};
+
+// Tokens of a sequence that one step computes.
+struct ScheduledChunk {
+  Sequence* sequence;
+  int64_t begin;  // the first one: what was stored when the step was planned
+  int64_t tokens;
+
+  int64_t end() const { return begin + tokens; }
+  // Whether the chunk ends with the last known token, so that the next one is sampled.
+  bool samples() const { return end() == sequence->known_tokens(); }
+};
+
+}  // namespace cadre

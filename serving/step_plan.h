@@ -1,0 +1,41 @@
+// StepPlan: one engine step as plain data, all that a rank with the weights and a KV pool of its
+// own needs to run it: tokens, where their keys and values go, which rows are sampled. Rank 0
+// builds it from what the scheduler chose; it names no object of the scheduler.
+//
+// S sequences, T tokens.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "memory/kv_cache.h"
+#include "model/batch.h"
+#include "serving/sequence.h"
+
+namespace cadre {
+
+// Where the sequences' keys and values lie in the pool.
+struct KvTable {
+  int64_t stride = 0;
+  std::vector<int32_t> blocks;           // [S, stride] ids; past a sequence's own anything
+  std::vector<int32_t> context_lengths;  // [S] slots in use, the step's tokens included
+  std::vector<int64_t> slots;            // [T] where the step's tokens go, see ops::WriteKvArgs
+};
+
+struct StepPlan {
+  std::vector<int32_t> ids, positions;  // [T]
+  std::vector<int32_t> offsets;         // [S + 1]
+  std::vector<KvTable> tables;          // one for all layers, or one per layer
+  std::vector<int64_t> sample_rows;     // ascending rows of T whose next token is sampled
+
+  int64_t tokens() const { return static_cast<int64_t>(ids.size()); }
+};
+
+// The plan of the chunks, in their order, each with room for its tokens in `cache`.
+StepPlan BuildStepPlan(std::span<const ScheduledChunk> chunks, const KvCache& cache);
+
+// What the decoder runs. Borrows the plan's tables and the pool; both outlive the batch.
+Batch MakeBatch(Allocator& allocator, const StepPlan& plan, const KvBlockPool& pool);
+
+}  // namespace cadre

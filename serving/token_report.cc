@@ -1,0 +1,80 @@
+#include "serving/token_report.h"
+
+#include <algorithm>
+#include <limits>
+
+#include "serving/logit_rows.h"
+#include "serving/sampler.h"
+
+namespace cadre {
+namespace {
+
+FinishReason FinishOf(const Sequence& sequence, int32_t token, int64_t max_context) {
+  const SamplingParams& params = sequence.request.sampling;
+  if (std::ranges::binary_search(params.stop_token_ids, token)) return FinishReason::kStop;
+  const bool full = sequence.known_tokens() >= max_context;
+  return sequence.generated() >= params.max_tokens || full ? FinishReason::kLength
+                                                           : FinishReason::kNone;
+}
+
+}  // namespace
+
+void ReportPrompt(Context& ctx, const Decoder& decoder, const ScheduledChunk& chunk,
+                  const Tensor& hidden, int64_t first_row) {
+  Sequence& sequence = *chunk.sequence;
+  TokenEvent& event = sequence.first_event;
+  if (sequence.prompt_reported == 0) {
+    event.prompt_logprobs.push_back({sequence.tokens[0], std::numeric_limits<float>::quiet_NaN()});
+    event.prompt_top.emplace_back();
+    sequence.prompt_reported = 1;
+  }
+  // A slice at a time, so that the logits of a long prompt never lie in memory together.
+  constexpr int64_t kSlice = 64;
+  const int64_t end = std::min(chunk.end() + 1, sequence.prompt_tokens());
+  while (sequence.prompt_reported < end) {
+    const int64_t begin = sequence.prompt_reported, count = std::min(kSlice, end - begin);
+    if (begin - 1 < chunk.begin) return;
+    LogitRows rows =
+        ComputeLogits(ctx, decoder, hidden.Narrow(first_row + begin - 1 - chunk.begin, count));
+    for (int64_t i = 0; i < count; ++i) {
+      const int32_t token = sequence.tokens[begin + i];
+      event.prompt_logprobs.push_back({token, rows.row(i)[token] - rows.lse[i]});
+      event.prompt_top.push_back(
+          TopLogprobs(rows.row(i), rows.lse[i], sequence.request.sampling.prompt_logprobs));
+    }
+    sequence.prompt_reported += count;
+  }
+}
+
+TokenEvent AppendToken(Sequence& sequence, const SampledToken& sampled, int64_t max_context) {
+  const SamplingParams& params = sequence.request.sampling;
+  TokenEvent event;
+  if (params.max_tokens == 0) {
+    event.finish = FinishReason::kLength;
+    return event;
+  }
+  sequence.tokens.push_back(sampled.token);
+  event.token = sampled.token;
+  if (params.logprobs >= 0) {
+    event.logprob = sampled.logits[sampled.token] - sampled.lse;
+    event.top = TopLogprobs(sampled.logits, sampled.lse, params.logprobs);
+  }
+  event.finish = FinishOf(sequence, sampled.token, max_context);
+  return event;
+}
+
+void CompleteEvent(Sequence& sequence, int64_t weight_version, TokenEvent& event) {
+  event.request_id = sequence.request.id;
+  event.weight_version = weight_version;
+  if (!sequence.started) {
+    event.prompt_logprobs = std::move(sequence.first_event.prompt_logprobs);
+    event.prompt_top = std::move(sequence.first_event.prompt_top);
+    sequence.started = true;
+  }
+  if (event.finish != FinishReason::kNone && sequence.scheduled > 0) {
+    event.queue_seconds = sequence.scheduled - sequence.submitted;
+    if (sequence.first_token > 0) event.prefill_seconds = sequence.first_token - sequence.scheduled;
+  }
+}
+
+}  // namespace cadre
