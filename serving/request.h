@@ -13,6 +13,7 @@
 
 #include <array>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -43,6 +44,8 @@ struct GenerationRequest {
   uint64_t id = 0;  // chosen by the submitter, unique among those in flight
   std::shared_ptr<const std::vector<int32_t>> prompt;  // not empty; shared by the n choices
   SamplingParams sampling;
+  // Requests share cached prefixes with those of the same salt alone (cache_salt: one per tenant).
+  std::string cache_salt;
 };
 
 struct TokenLogprob {
@@ -120,15 +123,32 @@ class EngineClient {
  public:
   virtual ~EngineClient() = default;
 
-  // Queues all requests or none. kResourceExhausted: the queue is full. kUnavailable: not ready or
-  // stopping. kInvalidArgument: an empty or too long prompt, an id in use. kUnimplemented: an
-  // option the engine does not have. After an error the sink gets nothing of these ids.
+  // Queues all requests or none. kResourceExhausted: the queue is full. kUnavailable: not ready,
+  // asleep or stopping. kInvalidArgument: an empty or too long prompt, an id in use.
+  // kUnimplemented: an option the engine does not have. After an error the sink gets nothing of
+  // these ids.
   virtual absl::Status Submit(std::vector<GenerationRequest> requests,
                               std::shared_ptr<EventSink> sink) = 0;
 
   // Ends a request at the next step; its last event has kCancelled unless it ended before. An
   // unknown id is ignored.
   virtual void Cancel(uint64_t id) = 0;
+
+  // Puts the engine to sleep, so that others can use its memory. From now on Submit is kUnavailable
+  // and Health says so; what runs or waits finishes first. Level 1 gives up the KV cache (its
+  // bytes, the prefix index, the tiers) and holds the weights; level 2 gives up the weights, too. A
+  // sleeper may be sent deeper; level 1 is nothing to one at level 2.
+  //
+  // `done` runs once, on the engine's thread, and must return at once: OK when it sleeps;
+  // kInvalidArgument: another level; kAborted: Wake came before it slept; kUnavailable: the engine
+  // stops. An engine that sleeps answers from any state, also where it slept already.
+  virtual void Sleep(int level, std::function<void(absl::Status)> done) = 0;
+
+  // Ends a sleep: takes the memory again and loads the weights from the model's folder where they
+  // were given up. Requests are taken when `done` (as above) brings the version of the weights
+  // that serve now. After an error (the memory is taken, the folder is gone) it sleeps on and Wake
+  // may be tried again. Nothing to do where it is awake.
+  virtual void Wake(std::function<void(absl::StatusOr<int64_t>)> done) = 0;
 
   virtual ModelInfo Info() const = 0;
   virtual EngineHealth Health() const = 0;

@@ -4,12 +4,14 @@
 
 #include <algorithm>
 #include <condition_variable>
+#include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
 #include <set>
 #include <string_view>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "serving/request.h"
@@ -35,6 +37,7 @@ class TestEngine : public EngineClient {
   absl::Status Submit(std::vector<GenerationRequest> requests,
                       std::shared_ptr<EventSink> sink) override {
     std::lock_guard lock(mutex_);
+    if (sleep_level_ > 0) return Unavailable("asleep at level {}", sleep_level_);
     if (running_.size() + requests.size() > max_queue_)
       return ResourceExhausted("the queue is full");
     for (GenerationRequest& request : requests) {
@@ -51,10 +54,35 @@ class TestEngine : public EngineClient {
     if (running_.contains(id)) cancelled_.insert(id);
     changed_.notify_all();
   }
+  // Sleeps when nothing runs any more; what comes meanwhile is refused.
+  void Sleep(int level, std::function<void(absl::Status)> done) override {
+    std::unique_lock lock(mutex_);
+    sleep_level_ = std::max(sleep_level_, level);
+    if (!running_.empty()) {
+      falling_asleep_.push_back(std::move(done));
+      return;
+    }
+    lock.unlock();
+    done(absl::OkStatus());
+  }
+  void Wake(std::function<void(absl::StatusOr<int64_t>)> done) override {
+    std::vector<std::function<void(absl::Status)>> aborted;
+    {
+      std::lock_guard lock(mutex_);
+      sleep_level_ = 0;
+      aborted.swap(falling_asleep_);
+    }
+    for (auto& sleeper : aborted) sleeper(absl::AbortedError("woken before it slept"));
+    done(Info().weight_version);
+  }
   ModelInfo Info() const override {
     return {.max_context = 200, .vocab_size = 258, .weight_version = 7};
   }
-  EngineHealth Health() const override { return {.ready = true}; }
+  EngineHealth Health() const override {
+    std::lock_guard lock(mutex_);
+    if (sleep_level_ == 0) return {.ready = true};
+    return {.reason = fmt::format("asleep at level {}", sleep_level_)};
+  }
   EngineStats Stats() const override {
     return {.num_requests_running = 3, .step_tokens = 300, .step_counts = {2, 3, 1}};
   }
@@ -149,10 +177,15 @@ class TestEngine : public EngineClient {
       lock.unlock();
       for (auto& [sink, events] : news) sink->OnStep(std::move(events));
       lock.lock();
+      if (!running_.empty()) continue;
+      auto asleep = std::exchange(falling_asleep_, {});
+      lock.unlock();
+      for (auto& done : asleep) done(absl::OkStatus());
+      lock.lock();
     }
   }
 
-  std::mutex mutex_;
+  mutable std::mutex mutex_;
   std::condition_variable changed_;
   std::map<uint64_t, Sequence> running_;
   std::set<uint64_t> cancelled_;
@@ -161,6 +194,8 @@ class TestEngine : public EngineClient {
   size_t num_cancelled_ = 0;
   size_t max_queue_ = 1000;
   int fail_at_ = -1;
+  int sleep_level_ = 0;
+  std::vector<std::function<void(absl::Status)>> falling_asleep_;
   bool paused_ = false;
   bool stopping_ = false;
   std::thread thread_;
