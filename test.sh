@@ -73,9 +73,9 @@ asan() {
     build_preset asan && ASAN_OPTIONS=detect_stack_use_after_return=1 run_ctest test_asan asan -LE e2e
   else
     build_preset asan cadre_core_test cadre_model_test cadre_training_test cadre_serving_test \
-      cadre_serving_http_test \
+      cadre_serving_grammar_test cadre_serving_http_test \
       cadre_parallel_test &&
-      run_ctest test_asan asan -R '^(core|model|training|serving|serving_http|parallel)$'
+      run_ctest test_asan asan -R '^(core|model|training|serving|serving_grammar|serving_http|parallel)$'
   fi
 }
 

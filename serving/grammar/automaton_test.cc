@@ -1,0 +1,127 @@
+#include "serving/grammar/automaton.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+namespace cadre {
+namespace {
+
+using testing::HasSubstr;
+
+absl::Status Compile(const Grammar& g) { return CompileAutomaton(g, {}).status(); }
+
+Grammar OneRule(auto make) {
+  Grammar g;
+  g.AddRule("root");
+  const NodeId body = make(g);
+  g.rules[0].body = body;
+  return g;
+}
+
+TEST(CompileAutomaton, WhatNothingMatchesIsRefused) {
+  EXPECT_THAT(Message(Compile(OneRule([](Grammar& g) {
+                return g.Sequence({g.Bytes("a"), g.Rule(0)});
+              }))),
+              HasSubstr("no text matches"));
+  EXPECT_THAT(Message(Compile(OneRule([](Grammar& g) { return g.Choice({}); }))),
+              HasSubstr("no text matches"));
+  EXPECT_THAT(Message(Compile(OneRule([](Grammar& g) {
+                return g.Class({{0xD800, 0xDFFF}});
+              }))),
+              HasSubstr("no text matches"));
+  EXPECT_TRUE(Compile(OneRule([](Grammar& g) { return g.Sequence({}); })).ok());
+  EXPECT_FALSE(Compile(Grammar()).ok());
+}
+
+TEST(CompileAutomaton, RepetitionsThatUnrollTooFarAreRefusedBeforeMemoryIsTaken) {
+  EXPECT_FALSE(Compile(OneRule([](Grammar& g) {
+                 return g.Repeat(g.Class({{'a', 'z'}}), 0, 1000000000);
+               })).ok());
+  EXPECT_FALSE(Compile(OneRule([](Grammar& g) {
+                 return g.Repeat(g.Bytes("abcdefgh"), INT64_MAX, INT64_MAX);
+               })).ok());
+  // Children that are shared count as often as they are used.
+  auto doubled = [](Grammar& g) {
+    NodeId node = g.Bytes("ab");
+    for (int i = 0; i < 60; ++i) node = g.Sequence({node, node});
+    return node;
+  };
+  EXPECT_FALSE(Compile(OneRule(doubled)).ok());
+}
+
+TEST(CompileAutomaton, SubsetsThatExplodeAreRefused) {
+  // (a|b)*a(a|b){24}: 2^25 states.
+  auto exploding = [](Grammar& g) {
+    const NodeId any = g.Class({{'a', 'b'}});
+    return g.Sequence({g.Repeat(any, 0, -1), g.Bytes("a"), g.Repeat(any, 24, 24)});
+  };
+  EXPECT_THAT(Message(Compile(OneRule(exploding))), HasSubstr("too complex"));
+}
+
+TEST(CompileAutomaton, LongRepetitionsOfLargeParts) {
+  // The part becomes a rule of its own.
+  auto automaton = CompileAutomaton(OneRule([](Grammar& g) {
+                                      NodeId part = g.Bytes(std::string(1000, 'a'));
+                                      return g.Repeat(part, 0, 1000);
+                                    }),
+                                    {});
+  ASSERT_TRUE(automaton.ok()) << Message(automaton.status());
+  EXPECT_LT(automaton->states(), 5000);
+}
+
+TEST(CompileAutomaton, NestedRepetitionsStaySmall) {
+  // 1000^12 times "ab".
+  auto automaton = CompileAutomaton(OneRule([](Grammar& g) {
+                                      NodeId node = g.Bytes("ab");
+                                      for (int i = 0; i < 12; ++i)
+                                        node = g.Repeat(node, 1000, 1000);
+                                      return node;
+                                    }),
+                                    {});
+  ASSERT_TRUE(automaton.ok()) << Message(automaton.status());
+  EXPECT_LT(automaton->states(), 50000);
+}
+
+TEST(Utf8Sequences, CoverEveryCharacterOnceAndNothingElse) {
+  for (const CodepointRange& range : std::vector<CodepointRange>{{0, kMaxCodepoint},
+                                                                 {0x7F, 0x80},
+                                                                 {0x7FF, 0x10001},
+                                                                 {0x123, 0x20345},
+                                                                 {0xD700, 0xE001}}) {
+    const auto sequences = Utf8Sequences({range});
+    size_t texts = 0;
+    for (const auto& sequence : sequences) {
+      size_t product = 1;
+      for (const ByteRange8& byte : sequence) product *= size_t{byte.last} - byte.first + 1;
+      texts += product;
+    }
+    const size_t surrogates =
+        range.first <= 0xD800 && range.last >= 0xDFFF ? 0xDFFF - 0xD800 + 1 : 0;
+    EXPECT_EQ(texts, range.last - range.first + 1 - surrogates);
+    for (uint32_t c = range.first; c <= range.last; ++c) {
+      if (c >= 0xD800 && c <= 0xDFFF) continue;
+      const std::string bytes = Utf8(c);
+      int fits = 0;
+      for (const auto& sequence : sequences) {
+        bool fit = sequence.size() == bytes.size();
+        for (size_t i = 0; fit && i < bytes.size(); ++i) {
+          const auto byte = static_cast<uint8_t>(bytes[i]);
+          fit = byte >= sequence[i].first && byte <= sequence[i].last;
+        }
+        fits += fit;
+      }
+      ASSERT_EQ(fits, 1) << c;
+    }
+  }
+}
+
+TEST(CodepointRanges, SetsOfCharacters) {
+  using Ranges = std::vector<CodepointRange>;
+  EXPECT_EQ(Normalized({{5, 9}, {1, 3}, {4, 4}, {7, 12}}), (Ranges{{1, 12}}));
+  EXPECT_EQ(Complement({}), (Ranges{{0, kMaxCodepoint}}));
+  EXPECT_EQ(Complement({{0, kMaxCodepoint}}), Ranges());
+  EXPECT_EQ(Without({{1, 10}}, {{3, 4}, {10, 20}}), (Ranges{{1, 2}, {5, 9}}));
+}
+
+}  // namespace
+}  // namespace cadre
