@@ -44,7 +44,7 @@ struct Batch {
   // the sequences: some may be empty, and a sequence may have a gap.
   std::optional<ContextShare> context;
 
-  // Pieces that attention's work is cut into, see ops::AttentionArgs; changes no bit.
+  // Workers that attention's tiles are cut over, see ops::AttentionArgs; changes no bit.
   int attention_workers = 0;
 
   int64_t tokens() const { return ids.numel(); }

@@ -36,8 +36,8 @@ struct AttentionArgs {
   int sliding_window = 0;            // 0: none
   ParamId sinks = kNoParam;          // [H]
   std::span<const int32_t> offsets;  // [S + 1], sequence s is tokens [offsets[s], offsets[s + 1])
-  // Pieces into which the tiles of one (sequence, KV head, row block) are cut; their partials are
-  // folded left to right. 0: as many as keep the threads busy.
+  // Ranges into which the tiles of all (sequence, KV head, row block) together are cut
+  // (core/ops/lean_plan.h). 0: as many as keep the threads busy.
   int workers = 0;
   // The tokens whose queries q has, ascending; a row's bits are those it has among all. Empty: all.
   std::span<const int32_t> query_rows = {};
@@ -84,6 +84,7 @@ struct AttentionForwardArgs {
   Tensor sinks;                              // [H] or undefined
   Tensor out;                                // [T, H, dv]
   Bf16Kernel kernel = MachineBf16Kernel();   // another one: for tests
+  int64_t kept_bytes = int64_t{16} << 20;    // most that workers' partials may take at a time
   Tensor lse;  // [T, H] f32, in powers of two (f64 for the reference, natural); may be undefined
 };
 struct AttentionGradArgs {

@@ -1,7 +1,9 @@
 #include <algorithm>
+#include <atomic>
 #include <vector>
 
-#include "core/ops/attention_work.h"
+#include "core/ops/attention_kept.h"
+#include "core/ops/lean_plan.h"
 #include "core/parallel_for.h"
 
 #undef HWY_TARGET_INCLUDE
@@ -59,7 +61,8 @@ inline std::vector<AttentionBlock> Blocks(const AttentionForwardArgs& args) {
           low = KeysUpTo(args, s, g, hidden);
         }
         block.tile_begin = low / kAttentionKeyTile;
-        block.tile_end = (block.key_end + kAttentionKeyTile - 1) / kAttentionKeyTile;
+        block.tile_end =
+            std::max(block.tile_begin, (block.key_end + kAttentionKeyTile - 1) / kAttentionKeyTile);
         blocks.push_back(block);
       }
     }
@@ -67,89 +70,82 @@ inline std::vector<AttentionBlock> Blocks(const AttentionForwardArgs& args) {
   return blocks;
 }
 
+// A window of the plan: workers fold what outputs begin with, keep the partials of what continues
+// them, and who finishes an output's last piece folds those. Nobody waits.
 template <typename F>
-void RunWhole(Context& ctx, const F& forward, const AttentionBackend& backend,
-              std::span<const AttentionBlock> blocks, std::span<const AttentionWork> work) {
-  ParallelUnits(ctx, static_cast<int64_t>(blocks.size()), [&](int64_t u) {
-    const AttentionBlock& block = blocks[u];
-    const AttentionWork& w = work[omp_get_thread_num()];
-    backend.begin();
-    forward.Start(block, w);
-    for (int64_t tile = block.tile_begin; tile < block.tile_end; ++tile) {
-      forward.Tile(block, tile, w);
-      forward.Fold(block.rows, forward.Current(w), w);
-    }
-    forward.Finish(block, w);
-    backend.end();
-  });
-}
+class LeanRun {
+ public:
+  LeanRun(const F& forward, const LeanPlan& plan, std::span<const AttentionBlock> blocks,
+          const AttentionKept& kept)
+      : forward_(forward), plan_(plan), blocks_(blocks), kept_(kept), left_(plan.shared.size()) {
+    for (size_t i = 0; i < left_.size(); ++i) left_[i] = plan.shared[i].pieces;
+  }
 
-// Blocks whose partials are kept at once: `first` of each in tiles.
-struct AttentionGroup {
-  std::span<const AttentionBlock> blocks;
-  std::vector<int64_t> first;
-  int64_t tiles = 0;
+  void Work(int64_t worker, const AttentionWork& w) {
+    for (const LeanPiece& piece : plan_.PiecesOf(worker)) {
+      const AttentionBlock& block = blocks_[piece.output];
+      forward_.Queries(block, w);
+      if (piece.kept >= 0) {
+        Keep(piece, block, w);
+      } else {
+        Fold(piece, block, w);
+      }
+      if (piece.shared < 0) {
+        forward_.Finish(block, w);
+      } else if (left_[piece.shared].fetch_sub(1, std::memory_order_acq_rel) == 1) {
+        Complete(piece.shared, w);
+      }
+    }
+  }
+
+ private:
+  void Keep(const LeanPiece& piece, const AttentionBlock& block, const AttentionWork& w) const {
+    for (int64_t tile = piece.begin; tile < piece.end; ++tile) {
+      forward_.Tile(block, block.tile_begin + tile, w);
+      forward_.Current(w).CopyTo(kept_.Tile(piece.kept + tile - piece.begin), block.rows,
+                                 kept_.values);
+    }
+  }
+
+  void Fold(const LeanPiece& piece, const AttentionBlock& block, const AttentionWork& w) const {
+    forward_.EmptySums(block, w);
+    if (piece.begin > 0) kept_.Carried().CopyTo(forward_.Sums(w), block.rows, kept_.values);
+    for (int64_t tile = piece.begin; tile < piece.end; ++tile) {
+      forward_.Tile(block, block.tile_begin + tile, w);
+      forward_.Fold(block.rows, forward_.Current(w), w);
+    }
+    if (piece.shared < 0) return;
+    forward_.Sums(w).CopyTo(kept_.Sums(piece.shared), block.rows, kept_.values);
+  }
+
+  void Complete(int64_t index, const AttentionWork& w) const {
+    const LeanShared& shared = plan_.shared[index];
+    const AttentionBlock& block = blocks_[shared.output];
+    kept_.Sums(index).CopyTo(forward_.Sums(w), block.rows, kept_.values);
+    for (int64_t tile = shared.begin; tile < shared.end; ++tile) {
+      forward_.Fold(block.rows, kept_.Tile(shared.kept + tile - shared.begin), w);
+    }
+    if (shared.complete) {
+      forward_.Finish(block, w);
+    } else {
+      forward_.Sums(w).CopyTo(kept_.Carried(), block.rows, kept_.values);
+    }
+  }
+
+  const F& forward_;
+  const LeanPlan& plan_;
+  const std::span<const AttentionBlock> blocks_;
+  const AttentionKept& kept_;
+  std::vector<std::atomic<int64_t>> left_;  // pieces of each shared output that are not finished
 };
 
-inline AttentionGroup NextGroup(std::span<const AttentionBlock> blocks) {
-  constexpr int64_t kTiles = 2048;
-  AttentionGroup group;
-  size_t n = 0;
-  while (n < blocks.size()) {
-    const int64_t tiles = blocks[n].tile_end - blocks[n].tile_begin;
-    if (n > 0 && group.tiles + tiles > kTiles) break;
-    group.first.push_back(group.tiles);
-    group.tiles += tiles;
-    ++n;
-  }
-  group.blocks = blocks.first(n);
-  return group;
-}
-
-template <typename F>
-void RunSplit(Context& ctx, const F& forward, const AttentionBackend& backend,
-              std::span<const AttentionBlock> blocks, std::span<const AttentionWork> work,
-              const KvLayout& layout, int64_t pieces) {
-  size_t bytes = 0;
-  AttentionPartial::At(nullptr, layout.value_pad(), &bytes);
-  while (!blocks.empty()) {
-    const AttentionGroup group = NextGroup(blocks);
-    blocks = blocks.subspan(group.blocks.size());
-    Tensor kept =
-        ctx.Empty({static_cast<int64_t>(bytes) * std::max<int64_t>(group.tiles, 1)}, DType::kU8);
-    auto partial = [&](size_t b, int64_t tile) {
-      const int64_t at = group.first[b] + tile - group.blocks[b].tile_begin;
-      return AttentionPartial::At(kept.raw() + bytes * at, layout.value_pad(), nullptr);
-    };
-    const int64_t count = static_cast<int64_t>(group.blocks.size());
-    ParallelUnits(ctx, count * pieces, [&](int64_t u) {
-      const AttentionBlock& block = group.blocks[u / pieces];
-      const int64_t tiles = block.tile_end - block.tile_begin, piece = u % pieces;
-      const int64_t begin = tiles * piece / pieces, end = tiles * (piece + 1) / pieces;
-      if (begin == end) return;
-      AttentionWork w = work[omp_get_thread_num()];
-      backend.begin();
-      forward.Start(block, w);
-      for (int64_t tile = block.tile_begin + begin; tile < block.tile_begin + end; ++tile) {
-        const AttentionPartial part = partial(u / pieces, tile);
-        w.part_max = part.max;
-        w.part_sum = part.sum;
-        w.part = part.out;
-        w.seen = part.seen;
-        forward.Tile(block, tile, w);
-      }
-      backend.end();
-    });
-    ParallelUnits(ctx, count, [&](int64_t b) {
-      const AttentionBlock& block = group.blocks[b];
-      const AttentionWork& w = work[omp_get_thread_num()];
-      forward.Start(block, w);
-      for (int64_t tile = block.tile_begin; tile < block.tile_end; ++tile) {
-        forward.Fold(block.rows, partial(b, tile), w);
-      }
-      forward.Finish(block, w);
-    });
-  }
+// On how many workers the line is laid where nobody says: some for each thread, as threads may be
+// slow and tiles of few rows are cheap.
+inline int64_t Workers(const Context& ctx, const AttentionForwardArgs& args, int64_t tiles) {
+  if (args.workers > 0) return args.workers;
+  if (ctx.threads <= 1) return 1;
+  constexpr int64_t kTiles = 32, kMost = 8;
+  return ctx.threads * std::clamp<int64_t>(tiles / (ctx.threads * kTiles), 1, kMost);
 }
 
 template <typename T, typename A, typename Pool>
@@ -164,15 +160,24 @@ void Run(Context& ctx, const AttentionForwardArgs& args, const AttentionBackend&
   for (int i = 0; i < ctx.threads; ++i) {
     work.push_back(AttentionWork::At(scratch.raw() + i * bytes, layout, nullptr));
   }
-  const int64_t count = static_cast<int64_t>(blocks.size());
-  const int64_t pieces = args.workers > 0       ? args.workers
-                         : count >= ctx.threads ? 1
-                                                : (ctx.threads + count - 1) / count;
+  std::vector<int64_t> tiles;
+  int64_t total = 0;
+  for (const AttentionBlock& block : blocks) {
+    tiles.push_back(block.tile_end - block.tile_begin);
+    total += tiles.back();
+  }
   Forward<T, A, Pool> forward(args, backend);
-  if (pieces == 1) {
-    RunWhole(ctx, forward, backend, blocks, work);
-  } else {
-    RunSplit(ctx, forward, backend, blocks, work, layout, pieces);
+  AttentionKept kept(blocks, layout.value_pad());
+  const int64_t workers = Workers(ctx, args, total);
+  const int64_t limit = std::max(args.kept_bytes / kept.bytes(), workers);
+  for (const LeanPlan& plan : MakeLeanPlans(tiles, workers, limit)) {
+    kept.Reserve(ctx, plan);
+    LeanRun<Forward<T, A, Pool>> run(forward, plan, blocks, kept);
+    ParallelUnits(ctx, workers, [&](int64_t worker) {
+      backend.begin();
+      run.Work(worker, work[omp_get_thread_num()]);
+      backend.end();
+    });
   }
 }
 

@@ -32,8 +32,8 @@ class Forward {
         values_(layout_.value_pad()),
         scale_(static_cast<float>(args.scale) * kLog2E) {}
 
-  // The block's queries and positions; empty running sums.
-  void Start(const AttentionBlock& block, const AttentionWork& w) const {
+  // The block's queries and positions.
+  void Queries(const AttentionBlock& block, const AttentionWork& w) const {
     const int64_t dim = layout_.key_dim;
     A* to = reinterpret_cast<A*>(w.q);
     for (int64_t r = 0; r < (block.rows + 15) / 16 * 16; ++r, to += keys_) {
@@ -50,6 +50,9 @@ class Forward {
       std::fill(to + dim, to + keys_, A());
       w.query_positions[r] = Position(block, r);
     }
+  }
+
+  void EmptySums(const AttentionBlock& block, const AttentionWork& w) const {
     std::fill_n(w.sum, block.rows * values_, 0.0f);
     std::fill_n(w.max, block.rows, -std::numeric_limits<float>::infinity());
     std::fill_n(w.total, block.rows, 0.0f);
@@ -146,7 +149,7 @@ class Forward {
   AttentionPartial Current(const AttentionWork& w) const {
     return {w.part_max, w.part_sum, w.part, w.seen};
   }
-  int64_t group() const { return group_; }
+  AttentionPartial Sums(const AttentionWork& w) const { return {w.max, w.total, w.sum, w.seen}; }
 
  private:
   // The row of q [T * H].

@@ -16,6 +16,7 @@ using testing_attention::Batch;
 using testing_attention::Case;
 using testing_attention::ForEachBatch;
 using testing_attention::Normal;
+using testing_attention::Paged;
 
 void Check(const Case& c) {
   const int64_t tokens = c.offsets.back();
@@ -89,38 +90,6 @@ bool SameRows(const Tensor& whole, int64_t begin, const Tensor& part) {
   return SameBits(whole.Narrow(begin, part.dim(0)), part);
 }
 
-// Sequences whose keys and values lie in scattered blocks of a pool full of NaN.
-struct Paged {
-  std::vector<std::byte> pool;
-  std::vector<int32_t> tables, lengths;
-  KvView view;
-
-  Paged(Context& ctx, const Tensor& k, const Tensor& v, std::span<const int32_t> offsets,
-        int block_size) {
-    const int64_t sequences = static_cast<int64_t>(offsets.size()) - 1;
-    view.layout = {KvPoolDType(k.dtype()), static_cast<int>(k.dim(1)), static_cast<int>(k.dim(2)),
-                   static_cast<int>(v.dim(2)), block_size};
-    view.table_stride = k.dim(0) / block_size + 1;
-    const int64_t blocks = sequences * view.table_stride;
-    pool.assign(blocks * KvBlockBytes(view.layout), std::byte{0xff});
-    std::vector<int64_t> slots;
-    for (int64_t s = 0; s < sequences; ++s) {
-      lengths.push_back(offsets[s + 1] - offsets[s]);
-      for (int64_t b = 0; b < view.table_stride; ++b) {
-        tables.push_back(static_cast<int32_t>((b * sequences + s) * 7919 % blocks));
-      }
-      for (int64_t i = 0; i < lengths[s]; ++i) {
-        const int64_t block = tables[s * view.table_stride + i / block_size];
-        slots.push_back(block * block_size + i % block_size);
-      }
-    }
-    view.data = pool.data();
-    view.block_tables = tables;
-    view.context_lengths = lengths;
-    WriteKv(ctx, {k, v, slots, view.data, view.layout});
-  }
-};
-
 TEST(AttentionBits, DoNotDependOnPagingOrBlockSize) {
   ForEachBatch([](const Case&, Batch& b) {
     const Tensor whole = b.Whole();
@@ -159,7 +128,7 @@ TEST(AttentionBits, DoNotDependOnThreadsOrWorkers) {
     const Tensor whole = b.Whole();
     Paged paged(b.ctx, b.k, b.v, b.offsets, 64);
     for (int threads : {1, 2, 3}) {
-      for (int workers = 1; workers <= 8; ++workers) {
+      for (int workers = 1; workers <= 16; workers += workers < 4 ? 1 : 3) {
         b.ctx.threads = threads;
         b.args.workers = workers;
         EXPECT_TRUE(SameBits(whole, PagedAttention(b.ctx, b.q, paged.view, b.args)))

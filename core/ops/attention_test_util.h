@@ -64,6 +64,38 @@ struct Batch {
   Tensor Whole() { return Attention(ctx, {q}, {k}, {v}, args).value; }
 };
 
+// Sequences whose keys and values lie in scattered blocks of a pool full of NaN.
+struct Paged {
+  std::vector<std::byte> pool;
+  std::vector<int32_t> tables, lengths;
+  KvView view;
+
+  Paged(Context& ctx, const Tensor& k, const Tensor& v, std::span<const int32_t> offsets,
+        int block_size) {
+    const int64_t sequences = static_cast<int64_t>(offsets.size()) - 1;
+    view.layout = {KvPoolDType(k.dtype()), static_cast<int>(k.dim(1)), static_cast<int>(k.dim(2)),
+                   static_cast<int>(v.dim(2)), block_size};
+    view.table_stride = k.dim(0) / block_size + 1;
+    const int64_t blocks = sequences * view.table_stride;
+    pool.assign(blocks * KvBlockBytes(view.layout), std::byte{0xff});
+    std::vector<int64_t> slots;
+    for (int64_t s = 0; s < sequences; ++s) {
+      lengths.push_back(offsets[s + 1] - offsets[s]);
+      for (int64_t b = 0; b < view.table_stride; ++b) {
+        tables.push_back(static_cast<int32_t>((b * sequences + s) * 7919 % blocks));
+      }
+      for (int64_t i = 0; i < lengths[s]; ++i) {
+        const int64_t block = tables[s * view.table_stride + i / block_size];
+        slots.push_back(block * block_size + i % block_size);
+      }
+    }
+    view.data = pool.data();
+    view.block_tables = tables;
+    view.context_lengths = lengths;
+    WriteKv(ctx, {k, v, slots, view.data, view.layout});
+  }
+};
+
 inline const std::vector<Case>& BitCases() {
   static const std::vector<Case> cases = {
       {{0, 150, 151, 290}, {4, 2, 64, 64}, 0, true},

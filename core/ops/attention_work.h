@@ -1,6 +1,7 @@
 // What one thread of attention works in: parts of one buffer. Private to core/ops/attention_*.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <limits>
 
@@ -66,20 +67,27 @@ struct AttentionWork {
   }
 };
 
-// A tile's partials, kept until they are folded.
+// What is kept of some rows: a tile's partials, or the running sums over the tiles so far.
 struct AttentionPartial {
   float *max, *sum, *out;
-  bool* seen;
+  bool* seen;  // of a tile: which rows see any of its keys
 
-  static AttentionPartial At(std::byte* base, int64_t values, size_t* bytes) {
+  static AttentionPartial At(std::byte* base, int64_t rows, int64_t values, size_t* bytes) {
     AttentionScratch s(base);
     AttentionPartial p;
-    p.max = s.Take<float>(kAttentionRows);
-    p.sum = s.Take<float>(kAttentionRows);
-    p.out = s.Take<float>(kAttentionRows * values);
-    p.seen = s.Take<bool>(kAttentionRows);
+    p.max = s.Take<float>(rows);
+    p.sum = s.Take<float>(rows);
+    p.out = s.Take<float>(rows * values);
+    p.seen = s.Take<bool>(rows);
     if (bytes != nullptr) *bytes = static_cast<size_t>(s.end() - base);
     return p;
+  }
+
+  void CopyTo(const AttentionPartial& to, int64_t rows, int64_t values) const {
+    std::copy_n(max, rows, to.max);
+    std::copy_n(sum, rows, to.sum);
+    std::copy_n(out, rows * values, to.out);
+    std::copy_n(seen, rows, to.seen);
   }
 };
 
