@@ -198,13 +198,18 @@ DecoderOutput Decoder::Forward(Context& ctx, const Batch& batch,
 
 int64_t Decoder::handed_on(int stage) const {
   const LayerRange range = part_.LayersOf(stage, static_cast<int>(layers_.size()));
-  const bool ladder = range.end > range.begin &&
-                      spec_.layers[static_cast<size_t>(range.end) - 1].wiring == Wiring::kLadder;
+  return range.end > range.begin ? handed_on_by(range.end) : spec_.hidden;
+}
+
+int64_t Decoder::handed_on_by(int layer) const {
+  const bool ladder =
+      layer > 0 && spec_.layers[static_cast<size_t>(layer) - 1].wiring == Wiring::kLadder;
   return (ladder ? 2 : 1) * spec_.hidden;
 }
 
-ResidualStream Decoder::Enter(Context& ctx, int stage, const Var& x, const Batch& batch) const {
-  if (stage == 0) {
+// Without x the stream starts with the embedding.
+ResidualStream Decoder::Enter(Context& ctx, const Var& x, const Batch& batch) const {
+  if (!x.value.defined()) {
     return ResidualStream(VocabularyEmbedding(
         ctx, batch.ids, Vocabulary(ctx, embedding_, {"embedding"}), part_.sequence_parallel));
   }
@@ -212,6 +217,38 @@ ResidualStream Decoder::Enter(Context& ctx, int stage, const Var& x, const Batch
                                    spec_.hidden);
   if (sizes.size() == 1) return ResidualStream(x);
   return ResidualStream::Enter(ops::SplitColumns(ctx, x, sizes));
+}
+
+Var Decoder::Leave(Context& ctx, ResidualStream& stream, bool last) const {
+  if (last) {
+    return ops::RmsNorm(ctx, stream.Land(ctx), {norm_, static_cast<float>(spec_.norm_eps)});
+  }
+  const std::vector<Var> left = stream.Leave(ctx);
+  return left.size() == 1 ? left[0] : ops::ConcatColumns(ctx, left);
+}
+
+Var Decoder::Exit(Context& ctx, const Var& hidden) const {
+  ResidualStream stream = Enter(ctx, hidden, {});
+  return Leave(ctx, stream, /*last=*/true);
+}
+
+DecoderOutput Decoder::ForwardLayers(Context& ctx, const LayerRange& layers, const Var& x,
+                                     const Batch& batch, const ForwardOptions& options) const {
+  const int count = static_cast<int>(layers_.size());
+  CheckBatch(spec_, batch);
+  CADRE_CHECK(part_.stage_count() == 1 && layers.begin >= 0 && layers.begin <= layers.end &&
+                  layers.end <= count,
+              "layers {} to {} of {}, {} stages", layers.begin, layers.end, count,
+              part_.stage_count());
+  CADRE_CHECK(layers.begin == 0 ? !x.value.defined() : x.value.dim(1) == handed_on_by(layers.begin),
+              "layer {} takes {} columns", layers.begin, handed_on_by(layers.begin));
+  DecoderOutput out;
+  ResidualStream stream = Enter(ctx, x, batch);
+  for (int i = layers.begin; i < layers.end; ++i) {
+    ForwardLayer(ctx, i, batch, options, &stream, &out);
+  }
+  out.hidden = Leave(ctx, stream, layers.end == count);
+  return out;
 }
 
 DecoderOutput Decoder::ForwardStage(Context& ctx, int stage, const Var& x, const Batch& batch,
@@ -228,18 +265,14 @@ DecoderOutput Decoder::ForwardStage(Context& ctx, int stage, const Var& x, const
                                  batch.context->offsets.back() == batch.tokens() * context,
               "{} tokens of a rank of {} that share sequences", batch.tokens(), context);
   DecoderOutput out;
-  ResidualStream stream = Enter(ctx, stage, x, batch);
+  CADRE_CHECK((stage == 0) == !x.value.defined(), "stage {} takes what the one before gave", stage);
+  ResidualStream stream = Enter(ctx, x, batch);
   const LayerRange range = part_.LayersOf(stage, static_cast<int>(layers_.size()));
   for (int i = range.begin; i < range.end; ++i) {
     ForwardLayer(ctx, i, batch, options, &stream, &out);
   }
   RecordForward(ctx, -1);
-  if (stage + 1 == part_.stage_count()) {
-    out.hidden = ops::RmsNorm(ctx, stream.Land(ctx), {norm_, static_cast<float>(spec_.norm_eps)});
-  } else {
-    const std::vector<Var> left = stream.Leave(ctx);
-    out.hidden = left.size() == 1 ? left[0] : ops::ConcatColumns(ctx, left);
-  }
+  out.hidden = Leave(ctx, stream, stage + 1 == part_.stage_count());
   RecordBackwardFrom(ctx, out.hidden, range.end - 1);
   return out;
 }

@@ -103,9 +103,20 @@ class Decoder {
   DecoderOutput ForwardStage(Context& ctx, int stage, const Var& x, const Batch& batch,
                              const ForwardOptions& options = {}) const;
 
+  // What some of the layers do of it, of a rank that holds them all (layer-major prefill, early
+  // exits). x: the `hidden` of the layers before, [tokens, handed_on_by(layers.begin)]; nothing for
+  // the first. Tokens may come in other runs than the layers before had them in: no bit changes.
+  DecoderOutput ForwardLayers(Context& ctx, const LayerRange& layers, const Var& x,
+                              const Batch& batch, const ForwardOptions& options = {}) const;
+  // What some first layers left in their `hidden`, as if the model ended there: everything
+  // landed, then the final norm. [tokens, D]
+  Var Exit(Context& ctx, const Var& hidden) const;
+
   // Columns of that stage's `hidden`, where it is not the last: the stream's and, after a ladder
   // layer, those of an output that has not landed.
   int64_t handed_on(int stage) const;
+  // The same of the layers before `layer`.
+  int64_t handed_on_by(int layer) const;
   // The rank's run of n tokens between blocks.
   Shard OwnTokens(int64_t n) const;
   int stages() const { return part_.stage_count(); }
@@ -127,7 +138,9 @@ class Decoder {
   Layer MakeLayer(int index, ParamBuilder& params) const;
   void ForwardLayer(Context& ctx, int index, const Batch& batch, const ForwardOptions& options,
                     ResidualStream* stream, DecoderOutput* out) const;
-  ResidualStream Enter(Context& ctx, int stage, const Var& x, const Batch& batch) const;
+  ResidualStream Enter(Context& ctx, const Var& x, const Batch& batch) const;
+  // After the last of some layers: the final norm, or what the next ones take.
+  Var Leave(Context& ctx, ResidualStream& stream, bool last) const;
   VocabularyArgs Vocabulary(Context& ctx, ParamId weight, const OpLabel& label) const;
   // What of a batch's sequences lies in this rank's tokens: [S + 1], from 0 to their count.
   std::vector<int32_t> OwnOffsets(const Batch& batch) const;

@@ -28,18 +28,26 @@ struct Fixture {
   Context ctx;
   std::unique_ptr<Model> model;
 
-  // residual: the wiring, which the fixture's weights do not care about.
-  Fixture(const std::string& name, DType dtype, const std::string& residual = "standard") {
+  // residual: the wiring, which the fixture's weights do not care about. layers: the first ones
+  // alone, with weights of zero; 0: all.
+  Fixture(const std::string& name, DType dtype, const std::string& residual = "standard",
+          int layers = 0) {
     ctx = {.allocator = &allocator, .threads = 2};
     const std::string folder = "tests/golden/fixtures/" + name;
     auto config = LoadHfConfig(folder);
     CADRE_CHECK(config.ok(), "{}", Message(config.status()));
     config->model.set_residual(residual);
+    if (layers > 0) {
+      config->model.set_num_hidden_layers(layers);
+      auto* types = config->model.mutable_layer_types();
+      while (types->size() > layers) types->RemoveLast();
+    }
     auto made =
         CreateModel(ctx, *std::move(config), {.dtype = dtype, .decoder = {.max_position = 128}});
     CADRE_CHECK(made.ok(), "{}", Message(made.status()));
     model = *std::move(made);
     ctx.parameters = &model->parameters();
+    if (layers > 0) return;
     auto loaded = LoadWeights(ctx, folder, model->config());
     CADRE_CHECK(loaded.ok(), "{}", Message(loaded.status()));
   }
@@ -67,18 +75,28 @@ class PagedRunner {
   // Tokens [from, to) of each listed sequence; the hidden states, packed.
   Tensor Step(const std::vector<std::vector<int32_t>>& all,
               const std::map<int, std::pair<int, int>>& ranges) {
-    std::vector<int32_t> ids, positions, lengths, tables;
-    std::vector<int64_t> slots;
+    return fixture_.model->decoder().Forward(fixture_.ctx, MakeBatch(all, ranges)).hidden.value;
+  }
+
+  // A batch that borrows from this runner until the next one is made.
+  Batch MakeBatch(const std::vector<std::vector<int32_t>>& all,
+                  const std::map<int, std::pair<int, int>>& ranges) {
+    std::vector<int32_t> ids, positions;
+    batch_slots_.clear();
+    batch_lengths_.clear();
+    batch_tables_.clear();
     Batch batch{.offsets = {0}};
     for (const auto& [s, range] : ranges) {
       for (int t = range.first; t < range.second; ++t) {
         ids.push_back(all[static_cast<size_t>(s)][static_cast<size_t>(t)]);
         positions.push_back(t);
-        slots.push_back(tables_[static_cast<size_t>(8 * s + t / kBlock)] * kBlock + t % kBlock);
+        batch_slots_.push_back(tables_[static_cast<size_t>(8 * s + t / kBlock)] * kBlock +
+                               t % kBlock);
       }
       batch.offsets.push_back(static_cast<int32_t>(ids.size()));
-      lengths.push_back(range.second);
-      tables.insert(tables.end(), tables_.begin() + 8 * s, tables_.begin() + 8 * s + 8);
+      batch_lengths_.push_back(range.second);
+      batch_tables_.insert(batch_tables_.end(), tables_.begin() + 8 * s,
+                           tables_.begin() + 8 * s + 8);
     }
     Shape shape{static_cast<int64_t>(ids.size())};
     batch.ids = Tensor::Of<int32_t>(fixture_.allocator, shape, std::span<const int32_t>(ids));
@@ -87,16 +105,18 @@ class PagedRunner {
     for (size_t l = 0; l < layouts_.size(); ++l) {
       batch.kv.push_back({.view = {.data = pools_[l].data(),
                                    .layout = layouts_[l],
-                                   .block_tables = tables,
+                                   .block_tables = batch_tables_,
                                    .table_stride = 8,
-                                   .context_lengths = lengths},
-                          .slots = slots});
+                                   .context_lengths = batch_lengths_},
+                          .slots = batch_slots_});
     }
-    return fixture_.model->decoder().Forward(fixture_.ctx, batch).hidden.value;
+    return batch;
   }
 
  private:
   Fixture& fixture_;
+  std::vector<int32_t> batch_lengths_, batch_tables_;
+  std::vector<int64_t> batch_slots_;
   std::vector<ops::KvLayout> layouts_;
   std::vector<std::vector<std::byte>> pools_;
   std::vector<int32_t> tables_;
@@ -136,6 +156,56 @@ void CheckPaged(const std::string& name, DType dtype, const std::string& residua
             0);
 }
 
+// Layer by layer over runs of other lengths, as a prompt is read whose cache is cut after each
+// layer.
+void CheckLayerMajor(const std::string& name, DType dtype, const std::string& residual) {
+  Fixture fixture(name, dtype, residual);
+  const Decoder& decoder = fixture.model->decoder();
+  const auto all = Sequences();
+  const Batch whole = PackSequences(fixture.allocator, std::span(all).first(1));
+  const Tensor want = decoder.Forward(fixture.ctx, whole).hidden.value;
+  PagedRunner runner(fixture);
+  const std::vector<std::vector<int>> cuts = {{0, 75}, {0, 32, 75}, {0, 1, 50, 75}};
+  Tensor stream;
+  const int layers = static_cast<int>(decoder.spec().layers.size());
+  for (int l = 0; l < layers; ++l) {
+    const std::vector<int>& cut = cuts[static_cast<size_t>(l) % cuts.size()];
+    const int64_t columns = l + 1 == layers ? want.dim(1) : decoder.handed_on_by(l + 1);
+    Tensor next = fixture.ctx.Empty({75, columns}, want.dtype());
+    for (size_t c = 0; c + 1 < cut.size(); ++c) {
+      const int64_t begin = cut[c], count = cut[c + 1] - cut[c];
+      const Batch batch = runner.MakeBatch(all, {{0, {cut[c], cut[c + 1]}}});
+      const Var x = l == 0 ? Var{} : Var{stream.Narrow(begin, count)};
+      const Tensor out = decoder.ForwardLayers(fixture.ctx, {l, l + 1}, x, batch).hidden.value;
+      std::memcpy(next.Narrow(begin, count).raw(), out.raw(), out.bytes());
+    }
+    stream = next;
+  }
+  ExpectSameBits(stream, want, "layer by layer");
+}
+
+// The first layers with an exit behind them are the model that has no others.
+void CheckExit(const std::string& name, const std::string& residual) {
+  Fixture whole(name, DType::kBF16, residual), half(name, DType::kBF16, residual, 1);
+  const Decoder& decoder = whole.model->decoder();
+  ASSERT_GT(decoder.spec().layers.size(), half.model->spec().layers.size());
+  const auto all = Sequences();
+  const Batch batch = PackSequences(whole.allocator, all);
+  ParameterStore& to = half.model->parameters();
+  for (ParamId id = 0; id < to.size(); ++id) {
+    ParameterStore& from = whole.model->parameters();
+    const Tensor weight = from.Acquire(from.Find(to.spec(id).name), Lease::kForward);
+    std::memcpy(to.Acquire(id, Lease::kForward).raw(), weight.raw(), weight.bytes());
+  }
+  const Var first = decoder.ForwardLayers(whole.ctx, {0, 1}, {}, batch).hidden;
+  const Tensor want = half.model->decoder().Forward(half.ctx, batch).hidden.value;
+  ExpectSameBits(decoder.Exit(whole.ctx, first).value, want, "exit");
+}
+
+TEST_P(OneForward, LayerMajor) { CheckLayerMajor(GetParam(), DType::kBF16, "standard"); }
+TEST_P(OneForward, LayerMajorLadder) { CheckLayerMajor(GetParam(), DType::kF32, "ladder"); }
+TEST_P(OneForward, Exit) { CheckExit(GetParam(), "standard"); }
+TEST_P(OneForward, ExitLadder) { CheckExit(GetParam(), "ladder"); }
 TEST_P(OneForward, F32) { CheckPaged(GetParam(), DType::kF32); }
 TEST_P(OneForward, BF16) { CheckPaged(GetParam(), DType::kBF16); }
 TEST_P(OneForward, Ladder) { CheckPaged(GetParam(), DType::kBF16, "ladder"); }
