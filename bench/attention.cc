@@ -91,7 +91,7 @@ void Serving(Context ctx, double peak, double bandwidth, const Shapes& s, int64_
     }
   }
   const int64_t blocks = static_cast<int64_t>(tables.size());
-  Tensor pool = Filled(ctx, {blocks, view.layout.block_elements()});
+  Tensor pool = Filled(ctx, {blocks, view.layout.block_bytes() / 2});
   view.data = pool.raw();
   view.block_tables = tables;
   view.context_lengths = lengths;

@@ -121,13 +121,14 @@ struct PackedBatch {
   KvView view;
 
   PackedBatch(Context& ctx, const Tensor& k, const Tensor& v, std::span<const int32_t> offsets,
-              std::vector<int32_t> needed)
+              std::vector<int32_t> needed, KvQuantization quantization = KvQuantization::kNone)
       : lengths(std::move(needed)) {
     view.layout = {.dtype = KvPoolDType(k.dtype()),
                    .kv_heads = static_cast<int>(k.dim(1)),
                    .key_dim = static_cast<int>(k.dim(2)),
                    .value_dim = static_cast<int>(v.dim(2)),
-                   .block_size = static_cast<int>(kAttentionKeyTile)};
+                   .block_size = static_cast<int>(kAttentionKeyTile),
+                   .quantization = quantization};
     const int64_t sequences = static_cast<int64_t>(offsets.size()) - 1;
     std::vector<int32_t> first(sequences + 1, 0);
     for (int64_t s = 0; s < sequences; ++s) {
@@ -145,7 +146,7 @@ struct PackedBatch {
         slots[offsets[s] + i] = first[s] * kAttentionKeyTile + i;
       }
     }
-    pool = ctx.Empty({first[sequences] * view.layout.block_elements()}, view.layout.dtype);
+    pool = ctx.Empty({first[sequences], view.layout.block_bytes()}, DType::kU8);
     view.data = pool.raw();
     view.block_tables = tables;
     view.context_lengths = lengths;
@@ -155,7 +156,7 @@ struct PackedBatch {
   // Of each token; without, a sequence's i-th key is at position i.
   void SetPositions(std::span<const int32_t> offsets, std::span<const int32_t> of_tokens) {
     constexpr int64_t kT = kAttentionKeyTile;
-    positions.assign(pool.numel() / view.layout.head_elements() * kT, -1);
+    positions.assign(pool.dim(0) * view.layout.kv_heads * kT, -1);
     for (int64_t s = 0; s < view.sequences(); ++s) {
       for (int64_t i = 0; i < lengths[s]; ++i) {
         const int64_t block = view.Block(s, i / kT) * view.layout.kv_heads;
@@ -187,7 +188,7 @@ void RunPacked(Context& ctx, const Tensor& q, const Tensor& k, const Tensor& v,
     const int64_t tokens = offsets.back(), rows = queries.back();
     if (rows == 0) continue;
     PackedBatch batch(ctx, k.Narrow(begin, tokens), v.Narrow(begin, tokens), offsets,
-                      std::move(lengths));
+                      std::move(lengths), args.quantization);
     AttentionArgs part = args;
     part.offsets = queries;
     CheckShapes(ctx, q.Narrow(query, rows), batch.view.layout, part);
@@ -251,6 +252,8 @@ Var Attention(Context& ctx, const Var& q, const Var& k, const Var& v, const Atte
           v.value.dim(1) == k.value.dim(1),
       "attention: q {}, k {}, v {}", q.value.shape().ToString(), k.value.shape().ToString(),
       v.value.shape().ToString());
+  CADRE_CHECK(ctx.tape == nullptr || args.quantization == KvQuantization::kNone,
+              "attention: quantized keys and values have no gradient");
   CheckOffsets(args.offsets, tokens);
   auto all = std::make_shared<const Sequences>(MakeSequences(args));
   Var out{ctx.Empty({queries, heads, v.value.dim(2)}, q.value.dtype())};

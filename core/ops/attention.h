@@ -13,6 +13,9 @@
 // machine multiplies bf16 itself (Bf16Kernel), bf16 rounds probabilities (and in the backward pass
 // their gradients) to bf16 before they enter a product; otherwise they stay fp32.
 //
+// Over quantized keys and values (core/ops/kv_quantize.h) products are those of codes, and scores
+// and probabilities are scaled in fp32; the order is the same.
+//
 // The backward pass recomputes probabilities from the saved log-sum-exp, tile by tile (Dao et al.,
 // "FlashAttention", 2022); each (sequence, KV head) is summed by one thread in a fixed order.
 //
@@ -41,6 +44,8 @@ struct AttentionArgs {
   int workers = 0;
   // The tokens whose queries q has, ascending; a row's bits are those it has among all. Empty: all.
   std::span<const int32_t> query_rows = {};
+  // Attention alone: keys and values as a cache of this kind would give them back. No gradient.
+  KvQuantization quantization = KvQuantization::kNone;
 };
 
 // Every sequence starts at position 0. `args.offsets` and `args.query_rows` are copied.

@@ -52,8 +52,17 @@ inline __m512i Round(__m512 low, __m512 high) {
 }
 
 template <int kVectors>
-void Softmax16(const float* scores, float scale, const bool* seen, float* max, float* sum,
-               BF16* p) {
+void StoreP(const __m512* e, BF16* p) {
+  for (int i = 0; i < kVectors; i += 2) _mm512_storeu_si512(p + i * 16, Round(e[i], e[i + 1]));
+}
+template <int kVectors>
+void StoreP(const __m512* e, float* p) {
+  for (int i = 0; i < kVectors; ++i) _mm512_storeu_ps(p + i * 16, e[i]);
+}
+
+// P: BF16, or float where p is not to be rounded.
+template <int kVectors, typename P>
+void Softmax16(const float* scores, float scale, const bool* seen, float* max, float* sum, P* p) {
   constexpr int64_t kT = kAttentionKeyTile;
   __m512 rows[16];
   for (int r = 0; r < 16; ++r) {
@@ -77,14 +86,27 @@ void Softmax16(const float* scores, float scale, const bool* seen, float* max, f
     for (int i = 0; i < kVectors; ++i) {
       e[i] = Exp2(_mm512_fmsub_ps(_mm512_loadu_ps(scores + r * kT + i * 16), by, by_row));
     }
+    StoreP<kVectors>(e, p + r * kT);
     __m512 total = _mm512_add_ps(e[0], e[1]);
-    for (int i = 0; i < kVectors; i += 2) {
-      _mm512_storeu_si512(p + r * kT + i * 16, Round(e[i], e[i + 1]));
-      if (i > 0) total = _mm512_add_ps(total, _mm512_add_ps(e[i], e[i + 1]));
+    for (int i = 2; i < kVectors; i += 2) {
+      total = _mm512_add_ps(total, _mm512_add_ps(e[i], e[i + 1]));
     }
     rows[r] = total;
   }
   _mm512_storeu_ps(sum, Reduce16(rows, Sum()));
+}
+
+template <typename P>
+void SoftmaxRows(const AttentionSoftmaxRows& s, P* to) {
+  for (int64_t r = 0; r < s.rows; r += 16) {
+    const float* scores = s.scores + r * kAttentionKeyTile;
+    P* p = to + r * kAttentionKeyTile;
+    if (s.n == 64) {
+      Softmax16<4>(scores, s.scale, s.seen + r, s.max + r, s.sum + r, p);
+    } else {
+      Softmax16<2>(scores, s.scale, s.seen + r, s.max + r, s.sum + r, p);
+    }
+  }
 }
 
 // p and ds of one key for 16 queries.
@@ -144,13 +166,22 @@ inline __m512i LoadRow(const BF16* from, int64_t n) {
 }  // namespace
 
 void AttentionSoftmaxBf16(const AttentionSoftmaxRows& s) {
-  for (int64_t r = 0; r < s.rows; r += 16) {
-    const float* scores = s.scores + r * kAttentionKeyTile;
-    BF16* p = s.p + r * kAttentionKeyTile;
-    if (s.n == 64) {
-      Softmax16<4>(scores, s.scale, s.seen + r, s.max + r, s.sum + r, p);
-    } else {
-      Softmax16<2>(scores, s.scale, s.seen + r, s.max + r, s.sum + r, p);
+  if (s.wide_p == nullptr) {
+    SoftmaxRows(s, s.p);
+  } else {
+    SoftmaxRows(s, s.wide_p);
+  }
+}
+
+void AttentionScaleBf16(const AttentionScaleRows& s) {
+  for (int64_t r = 0; r < s.rows; ++r) {
+    for (int64_t i = 0; i < s.n; i += 32) {
+      const int64_t at = r * kAttentionKeyTile + i;
+      auto scaled = [&](int64_t half) {
+        return _mm512_mul_ps(_mm512_loadu_ps(s.p + at + half),
+                             _mm512_loadu_ps(s.scales + i + half));
+      };
+      _mm512_storeu_si512(s.to + at, Round(scaled(0), scaled(16)));
     }
   }
 }

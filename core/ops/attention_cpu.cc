@@ -182,12 +182,15 @@ void Run(Context& ctx, const AttentionForwardArgs& args, const AttentionBackend&
 }
 
 void ForwardAny(Context& ctx, const AttentionForwardArgs& args) {
-  const AttentionBackend backend = AttentionBackendFor(args.q.dtype(), args.kernel);
+  const KvLayout& layout = args.kv.layout;
+  const AttentionBackend backend = AttentionBackendFor(args.q.dtype(), layout.pairs(), args.kernel);
   switch (args.q.dtype()) {
     case DType::kF32:
-      return Run<float, float, float>(ctx, args, backend);
+      return layout.quantized() ? Run<float, float, BF16>(ctx, args, backend)
+                                : Run<float, float, float>(ctx, args, backend);
     case DType::kF16:
-      return Run<F16, float, float>(ctx, args, backend);
+      return layout.quantized() ? Run<F16, float, BF16>(ctx, args, backend)
+                                : Run<F16, float, float>(ctx, args, backend);
     case DType::kBF16:
       return backend.bf16 ? Run<BF16, BF16, BF16>(ctx, args, backend)
                           : Run<BF16, float, BF16>(ctx, args, backend);

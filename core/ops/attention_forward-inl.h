@@ -4,6 +4,7 @@
 #include <cstring>
 #include <limits>
 
+#include "core/ops/attention_codes-inl.h"
 #include "core/ops/attention_work.h"
 #include "core/ops/exp2-inl.h"
 #include "core/ops/simd-inl.h"
@@ -18,7 +19,8 @@
 HWY_BEFORE_NAMESPACE();
 namespace cadre::ops::HWY_NAMESPACE {
 
-// T: of q and out; A: of a kernel's left operand; Pool: of the KV pool.
+// T: of q and out; A: of a kernel's left operand; Pool: of its right one, the KV pool's elements or
+// what its codes become.
 template <typename T, typename A, typename Pool>
 class Forward {
  public:
@@ -26,6 +28,7 @@ class Forward {
       : args_(args),
         backend_(backend),
         layout_(args.kv.layout),
+        codes_(args.kv, backend),
         heads_(args.q.dim(1)),
         group_(heads_ / layout_.kv_heads),
         keys_(layout_.key_pad()),
@@ -63,6 +66,13 @@ class Forward {
     constexpr int64_t kT = kAttentionKeyTile;
     const int64_t first = tile * kT;
     const int64_t n = (std::min(kT, block.key_end - first) + 31) / 32 * 32;
+    if (layout_.quantized()) {
+      codes_.Load(block, first, n, w);
+      codes_.Scores(block.rows, n, w);
+      Softmax(block, first, n, w);
+      codes_.Values(block.rows, n, w);
+      return;
+    }
     const Pool *k, *v;
     Locate(block, first, n, w, &k, &v);
     constexpr int64_t kPack = sizeof(Pool) == 2 ? 2 : 1;
@@ -229,6 +239,7 @@ class Forward {
         implied && first + n - 1 <= w.query_positions[0] &&
         (args_.window == 0 || first > w.query_positions[block.rows - 1] - args_.window);
     if (!all) LoadKeyPositions(block, first, n, w);
+    const bool wide = layout_.quantized();
     A* p = reinterpret_cast<A*>(w.p);
     for (int64_t r = 0; r < block.rows; ++r) {
       const int64_t position = w.query_positions[r];
@@ -237,11 +248,13 @@ class Forward {
       const bool whole = args_.kv.positions == nullptr && first + n - 1 <= position && first > low;
       w.seen[r] = whole || Mask(scores, n, low, position, w.key_positions);
       if constexpr (!std::is_same_v<A, BF16>) {
-        SoftmaxRow(scores, n, w.part_max + r, w.part_sum + r, p + r * kAttentionKeyTile, w.seen[r]);
+        A* to = (wide ? w.wide_p : p) + r * kAttentionKeyTile;
+        SoftmaxRow(scores, n, w.part_max + r, w.part_sum + r, to, w.seen[r]);
       }
     }
     if constexpr (std::is_same_v<A, BF16>) {
-      AttentionSoftmaxBf16({w.scores, block.rows, n, scale_, w.seen, w.part_max, w.part_sum, p});
+      AttentionSoftmaxBf16({w.scores, block.rows, n, scale_, w.seen, w.part_max, w.part_sum, p,
+                            wide ? w.wide_p : nullptr});
     }
   }
 
@@ -288,6 +301,7 @@ class Forward {
   const AttentionForwardArgs& args_;
   const AttentionBackend& backend_;
   const KvLayout layout_;
+  const CodeTiles<A> codes_;
   const int64_t heads_, group_, keys_, values_;
   const float scale_;
 };

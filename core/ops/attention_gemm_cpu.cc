@@ -1,4 +1,5 @@
 #include "core/ops/attention_kernels.h"
+#include "core/ops/kv_quantize.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "core/ops/attention_gemm_cpu.cc"
@@ -75,23 +76,22 @@ HWY_EXPORT(MultiplyMixed);
 void AttentionGemmF32(const AttentionGemm& gemm) { HWY_DYNAMIC_DISPATCH(MultiplyF32)(gemm); }
 void AttentionGemmMixed(const AttentionGemm& gemm) { HWY_DYNAMIC_DISPATCH(MultiplyMixed)(gemm); }
 
-AttentionBackend AttentionBackendFor(DType dtype, Bf16Kernel kernel) {
+AttentionBackend AttentionBackendFor(DType dtype, bool pairs, Bf16Kernel kernel) {
   constexpr auto kNothing = +[] {};
-  if (dtype != DType::kBF16) {
-    return {.gemm = AttentionGemmF32, .begin = kNothing, .end = kNothing};
+  AttentionBackend backend{.unpack = UnpackKv,
+                           .gemm = pairs ? AttentionGemmMixed : AttentionGemmF32,
+                           .begin = kNothing,
+                           .end = kNothing};
+  if (dtype != DType::kBF16 || kernel == Bf16Kernel::kSimd) return backend;
+  backend.bf16 = true;
+  backend.unpack = UnpackKvAvx512;
+  backend.gemm = AttentionAvx512Gemm;
+  if (kernel == Bf16Kernel::kAmx) {
+    backend.gemm = AttentionAmxGemm;
+    backend.begin = AttentionAmxBegin;
+    backend.end = AttentionAmxEnd;
   }
-  switch (kernel) {
-    case Bf16Kernel::kAmx:
-      return {.bf16 = true,
-              .gemm = AttentionAmxGemm,
-              .begin = AttentionAmxBegin,
-              .end = AttentionAmxEnd};
-    case Bf16Kernel::kAvx512:
-      return {.bf16 = true, .gemm = AttentionAvx512Gemm, .begin = kNothing, .end = kNothing};
-    case Bf16Kernel::kSimd:
-      break;
-  }
-  return {.gemm = AttentionGemmMixed, .begin = kNothing, .end = kNothing};
+  return backend;
 }
 
 }  // namespace cadre::ops

@@ -325,8 +325,9 @@ void RunGrad(Context& ctx, const AttentionGradArgs& args, const AttentionBackend
 }
 
 void GradAny(Context& ctx, const AttentionGradArgs& args) {
-  const AttentionBackend backend = AttentionBackendFor(args.q.dtype(), args.kernel);
-  AttentionBackend fp32 = AttentionBackendFor(DType::kF32, Bf16Kernel::kSimd);
+  const AttentionBackend backend =
+      AttentionBackendFor(args.q.dtype(), args.q.dtype() == DType::kBF16, args.kernel);
+  AttentionBackend fp32 = AttentionBackendFor(DType::kF32, false, Bf16Kernel::kSimd);
   switch (args.q.dtype()) {
     case DType::kF32:
       return RunGrad<float, float>(ctx, args, fp32);

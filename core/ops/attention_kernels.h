@@ -24,9 +24,10 @@ struct AttentionGemm {
   bool accumulate = false;
 };
 
-// A kernel and what must run around its use on each thread. `bf16`: A is bf16 and B holds pairs.
+// Kernels and what must run around their use on each thread. `bf16`: A is bf16 and B holds pairs.
 struct AttentionBackend {
   bool bf16 = false;
+  void (*unpack)(KvQuantization, const std::byte* codes, int64_t n, BF16* to) = nullptr;
   void (*gemm)(const AttentionGemm&) = nullptr;
   void (*begin)() = nullptr;
   void (*end)() = nullptr;
@@ -57,8 +58,17 @@ struct AttentionSoftmaxRows {
   const bool* seen = nullptr;
   float *max = nullptr, *sum = nullptr;
   BF16* p = nullptr;
+  float* wide_p = nullptr;  // not null: p goes here instead, unrounded
 };
 void AttentionSoftmaxBf16(const AttentionSoftmaxRows& args);
+
+// to[r, i] = p[r, i] * scales[i], rows of kAttentionKeyTile, n = 32 or 64 of them.
+struct AttentionScaleRows {
+  const float *p = nullptr, *scales = nullptr;
+  int64_t rows = 0, n = 0;
+  BF16* to = nullptr;
+};
+void AttentionScaleBf16(const AttentionScaleRows& args);
 
 // Of scores [keys, tile] and dp [keys, tile], lanes being queries: p = 2^(scale * score - lse), 0
 // where hidden, ds = p * (dp - delta), and ds again with pairs of keys interleaved. keys is even.
@@ -84,7 +94,7 @@ void AttentionTransposePanelBf16(const BF16* panel, int64_t padded, int64_t stri
 void AttentionStoreTransposedBf16(const float* from, int64_t stride, float scale, int64_t n,
                                   BF16* const* rows);
 
-// For tensors of `dtype`; `kernel` is for bf16.
-AttentionBackend AttentionBackendFor(DType dtype, Bf16Kernel kernel);
+// For A of `dtype`, and B of it or, with `pairs`, of bf16; `kernel` is for an A of bf16.
+AttentionBackend AttentionBackendFor(DType dtype, bool pairs, Bf16Kernel kernel);
 
 }  // namespace cadre::ops

@@ -22,12 +22,12 @@ struct PlainHead {
     for (int64_t j = 0; j < length; ++j) {
       const int64_t block = kv.Block(sequence, j / layout.block_size);
       const int64_t slot = j % layout.block_size;
-      const double* from = reinterpret_cast<const double*>(kv.Head(block, head));
+      const std::byte* from = kv.Head(block, head);
       for (int64_t d = 0; d < layout.key_dim; ++d) {
-        k[j * layout.key_dim + d] = from[layout.KeyOffset(slot, d)];
+        k[j * layout.key_dim + d] = KvKey(layout, from, slot, d);
       }
       for (int64_t d = 0; d < layout.value_dim; ++d) {
-        v[j * layout.value_dim + d] = from[layout.ValueOffset(slot, d)];
+        v[j * layout.value_dim + d] = KvValue(layout, from, slot, d);
       }
       positions[j] =
           kv.positions == nullptr

@@ -71,10 +71,14 @@ struct Paged {
   KvView view;
 
   Paged(Context& ctx, const Tensor& k, const Tensor& v, std::span<const int32_t> offsets,
-        int block_size) {
+        int block_size, KvQuantization quantization = KvQuantization::kNone) {
     const int64_t sequences = static_cast<int64_t>(offsets.size()) - 1;
-    view.layout = {KvPoolDType(k.dtype()), static_cast<int>(k.dim(1)), static_cast<int>(k.dim(2)),
-                   static_cast<int>(v.dim(2)), block_size};
+    view.layout = {KvPoolDType(k.dtype()),
+                   static_cast<int>(k.dim(1)),
+                   static_cast<int>(k.dim(2)),
+                   static_cast<int>(v.dim(2)),
+                   block_size,
+                   quantization};
     view.table_stride = k.dim(0) / block_size + 1;
     const int64_t blocks = sequences * view.table_stride;
     pool.assign(blocks * KvBlockBytes(view.layout), std::byte{0xff});

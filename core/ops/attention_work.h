@@ -39,11 +39,15 @@ struct AttentionBlock {
 // What one thread works in.
 struct AttentionWork {
   std::byte *q, *p;            // [rows, key_pad], [rows, key tile]: A operands
-  std::byte* kv;               // a gathered tile: keys, values
+  std::byte* kv;               // a gathered or unpacked tile: keys, values
   float *scores, *part, *sum;  // [rows, key tile], [rows, value_pad] twice
   float *part_max, *part_sum, *max, *total, *old_scale, *new_scale;  // [rows]
   bool* seen;                                                        // [rows]
   int32_t *query_positions, *key_positions;                          // [rows], [key tile]
+  // Where keys and values are quantized: products of one group, probabilities before they are
+  // scaled [rows, key tile], and scales [groups, key tile].
+  float *group_scores = nullptr, *wide_p = nullptr;
+  float *key_scales = nullptr, *value_scales = nullptr;
 
   static AttentionWork At(std::byte* base, const KvLayout& layout, size_t* bytes) {
     constexpr int64_t kR = kAttentionRows, kT = kAttentionKeyTile;
@@ -62,6 +66,12 @@ struct AttentionWork {
     w.seen = s.Take<bool>(kR);
     w.query_positions = s.Take<int32_t>(kR);
     w.key_positions = s.Take<int32_t>(kT);
+    if (layout.quantized()) {
+      w.group_scores = s.Take<float>(kR * kT);
+      w.wide_p = s.Take<float>(kR * kT);
+      w.key_scales = s.Take<float>(layout.key_groups() * kT);
+      w.value_scales = s.Take<float>(layout.value_groups() * kT);
+    }
     if (bytes != nullptr) *bytes = static_cast<size_t>(s.end() - base);
     return w;
   }

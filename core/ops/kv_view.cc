@@ -1,7 +1,7 @@
 #include "core/ops/kv_view.h"
 
 #include "core/ops/attention_kernels.h"
-#include "core/ops/gemm_kernels.h"
+#include "core/ops/kv_quantize.h"
 #include "core/parallel_for.h"
 
 namespace cadre::ops {
@@ -45,9 +45,9 @@ void WritePanels(const WriteKvArgs& args, int64_t t) {
   const KvLayout& layout = args.layout;
   const int64_t heads = layout.kv_heads, dk = layout.key_dim, dv = layout.value_dim;
   const int64_t slot = args.slots[t] % layout.block_size;
-  BF16* to = reinterpret_cast<BF16*>(args.data) +
-             args.slots[t] / layout.block_size * layout.block_elements();
-  for (int64_t h = 0; h < heads; ++h, to += layout.head_elements()) {
+  std::byte* head = args.data + args.slots[t] / layout.block_size * layout.block_bytes();
+  for (int64_t h = 0; h < heads; ++h, head += layout.head_bytes()) {
+    BF16* to = reinterpret_cast<BF16*>(head);
     const BF16 *k[16], *v = args.v.data<BF16>() + (t * heads + h) * dv;
     for (int64_t i = 0; i < 16; ++i) k[i] = args.k.data<BF16>() + ((t + i) * heads + h) * dk;
     AttentionPanelBf16(k, dk, layout.key_pad(), to + layout.KeyOffset(slot, 0));
@@ -77,10 +77,10 @@ void WriteTokens(Context& ctx, const WriteKvArgs& args) {
       }
       const int64_t block = args.slots[t] / layout.block_size;
       const int64_t slot = args.slots[t] % layout.block_size;
-      T* base = reinterpret_cast<T*>(args.data) + block * layout.block_elements();
-      for (int64_t h = 0; h < heads; ++h, base += layout.head_elements()) {
-        WriteKey(layout, k + (t * heads + h) * dk, slot, base);
-        WriteValue(layout, v + (t * heads + h) * dv, slot, base);
+      std::byte* head = args.data + block * layout.block_bytes();
+      for (int64_t h = 0; h < heads; ++h, head += layout.head_bytes()) {
+        WriteKey(layout, k + (t * heads + h) * dk, slot, reinterpret_cast<T*>(head));
+        WriteValue(layout, v + (t * heads + h) * dv, slot, reinterpret_cast<T*>(head));
       }
     }
   });
@@ -94,13 +94,47 @@ Tensor WidenF16(Context& ctx, const Tensor& x) {
   return wide;
 }
 
-}  // namespace
-
-size_t KvBlockBytes(const KvLayout& layout) {
-  return static_cast<size_t>(layout.block_elements()) * SizeOf(layout.dtype);
+// The element of this place in a head, without its scale.
+double ElementAt(const KvLayout& layout, const std::byte* head, int64_t at) {
+  switch (layout.quantization) {
+    case KvQuantization::kInt8:
+      return static_cast<int8_t>(head[at]);
+    case KvQuantization::kInt4: {
+      const int64_t in = at % 128, row = in / 32, lane = in % 32;
+      const auto byte = std::to_integer<int>(head[at / 128 * 64 + lane * 2 + row / 2]);
+      return (byte >> (row % 2 * 4) & 15) - 8;
+    }
+    case KvQuantization::kNone:
+      break;
+  }
+  return VisitFloat(layout.dtype, [&](auto t) {
+    return static_cast<double>(reinterpret_cast<const decltype(t)*>(head)[at]);
+  });
 }
 
+double ScaleAt(const std::byte* scales, int64_t slot, int64_t group, int64_t groups) {
+  if (groups == 0) return 1.0;
+  return static_cast<double>(
+      reinterpret_cast<const BF16*>(scales)[KvLayout::ScaleOffset(slot, group, groups)]);
+}
+
+}  // namespace
+
+size_t KvBlockBytes(const KvLayout& layout) { return static_cast<size_t>(layout.block_bytes()); }
+
 DType KvPoolDType(DType dtype) { return dtype == DType::kF16 ? DType::kF32 : dtype; }
+
+double KvKey(const KvLayout& layout, const std::byte* head, int64_t slot, int64_t d) {
+  const int64_t groups = layout.key_groups();
+  return ElementAt(layout, head, layout.KeyOffset(slot, d)) *
+         ScaleAt(head + layout.key_scales_at(), slot, d * groups / layout.key_pad(), groups);
+}
+
+double KvValue(const KvLayout& layout, const std::byte* head, int64_t slot, int64_t d) {
+  const int64_t groups = layout.value_groups();
+  return ElementAt(layout, head, layout.ValueOffset(slot, d)) *
+         ScaleAt(head + layout.value_scales_at(), slot, d * groups / layout.value_pad(), groups);
+}
 
 void WriteKv(Context& ctx, const WriteKvArgs& args) {
   const KvLayout& layout = args.layout;
@@ -119,6 +153,7 @@ void WriteKv(Context& ctx, const WriteKvArgs& args) {
   }
   CADRE_CHECK(args.k.dtype() == layout.dtype && args.v.dtype() == layout.dtype,
               "write_kv of dtype {}", static_cast<int>(args.k.dtype()));
+  if (layout.quantized()) return WriteQuantizedKv(ctx, args);
   switch (layout.dtype) {
     case DType::kF64:
       return WriteTokens<double>(ctx, args);
