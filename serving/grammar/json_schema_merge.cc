@@ -1,0 +1,120 @@
+#include "serving/grammar/json_schema_merge.h"
+
+#include <algorithm>
+#include <array>
+
+namespace cadre {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+Json AsList(const Json& value) { return value.is_array() ? value : Json::array({value}); }
+
+Json Intersection(const Json& a, const Json& b) {
+  Json both = Json::array();
+  for (const Json& value : a) {
+    if (std::ranges::find(b, value) != b.end()) both.push_back(value);
+  }
+  return both;
+}
+
+// An integer is a number too.
+Json TypesInBoth(const Json& a, const Json& b) {
+  Json both = Intersection(a, b);
+  auto has = [](const Json& list, const char* type) {
+    return std::ranges::find(list, Json(type)) != list.end();
+  };
+  const bool narrowed =
+      (has(a, "integer") && has(b, "number")) || (has(b, "integer") && has(a, "number"));
+  if (narrowed && !has(both, "number") && !has(both, "integer")) both.push_back("integer");
+  return both;
+}
+
+absl::Status MergeProperties(const Json& from, Json* into) {
+  for (const auto& [name, schema] : from.items()) {
+    auto there = into->find(name);
+    if (there == into->end()) {
+      (*into)[name] = schema;
+    } else if (there->is_object() && schema.is_object()) {
+      CADRE_ASSIGN_OR_RETURN(Json merged, MergeSchemas(*there, schema));
+      *there = std::move(merged);
+    } else if (*there != schema) {
+      // true accepts what the other one does.
+      *there = *there == Json(true) ? schema : schema == Json(true) ? *there : Json(false);
+    }
+  }
+  return absl::OkStatus();
+}
+
+bool In(std::string_view name, std::initializer_list<std::string_view> names) {
+  return std::ranges::find(names, name) != names.end();
+}
+
+absl::Status MergeKeyword(const std::string& name, const Json& value, Json* into) {
+  auto there = into->find(name);
+  if (there == into->end()) {
+    (*into)[name] = value;
+    return absl::OkStatus();
+  }
+  if (*there == value || IsAnnotation(name)) return absl::OkStatus();
+  const bool numbers = there->is_number() && value.is_number();
+  if (name == "properties" && there->is_object() && value.is_object()) {
+    return MergeProperties(value, &*there);
+  }
+  if (name == "required" && there->is_array() && value.is_array()) {
+    for (const Json& one : value) {
+      if (std::ranges::find(*there, one) == there->end()) there->push_back(one);
+    }
+  } else if (name == "type") {
+    *there = TypesInBoth(AsList(*there), AsList(value));
+  } else if (name == "enum" && there->is_array() && value.is_array()) {
+    *there = Intersection(*there, value);
+  } else if (In(name, {"items", "additionalProperties"})) {
+    if (there->is_object() && value.is_object()) {
+      CADRE_ASSIGN_OR_RETURN(Json merged, MergeSchemas(*there, value));
+      *there = std::move(merged);
+    } else if (*there == Json(true) || value == Json(false)) {
+      *there = value;
+    } else if (value != Json(true) && *there != Json(false)) {
+      return InvalidArgument("two different values of '{}' cannot be merged", name);
+    }
+  } else if (numbers &&
+             In(name, {"minimum", "exclusiveMinimum", "minLength", "minItems", "minProperties"})) {
+    *there = std::max(*there, value);
+  } else if (numbers &&
+             In(name, {"maximum", "exclusiveMaximum", "maxLength", "maxItems", "maxProperties"})) {
+    *there = std::min(*there, value);
+  } else {
+    return InvalidArgument("two different values of '{}' cannot be merged", name);
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+bool IsAnnotation(std::string_view keyword) {
+  static constexpr std::array<std::string_view, 20> kAnnotations = {
+      "title",     "description", "default",     "examples",         "example",
+      "$schema",   "$id",         "$comment",    "deprecated",       "readOnly",
+      "writeOnly", "$defs",       "definitions", "contentMediaType", "contentEncoding",
+      "nullable",  "$anchor",     "id",          "discriminator",    "externalDocs"};
+  return std::ranges::find(kAnnotations, keyword) != kAnnotations.end();
+}
+
+absl::StatusOr<Json> MergeSchemas(const Json& a, const Json& b) {
+  Json merged = a;
+  for (const auto& [name, value] : b.items()) {
+    CADRE_RETURN_IF_ERROR(MergeKeyword(name, value, &merged));
+  }
+  return merged;
+}
+
+size_t CountValues(const Json& value) {
+  size_t count = 1;
+  if (value.is_structured()) {
+    for (const Json& child : value) count += CountValues(child);
+  }
+  return count;
+}
+
+}  // namespace cadre
