@@ -1,5 +1,7 @@
 #include "memory/kv_block_pool.h"
 
+#include <cstring>
+
 namespace cadre {
 
 KvBlockPool::KvBlockPool(Allocator& allocator, std::vector<ops::KvLayout> layouts, int64_t blocks)
@@ -37,6 +39,13 @@ void KvBlockPool::Share(int32_t block) {
 void KvBlockPool::Release(int32_t block) {
   CADRE_CHECK(references_[block] > 0, "block {} is free", block);
   if (--references_[block] == 0) free_.push_back(block);
+}
+
+void KvBlockPool::Copy(int32_t from, int32_t to) {
+  for (int layer = 0; layer < layers(); ++layer) {
+    const size_t bytes = ops::KvBlockBytes(layouts_[layer]);
+    std::memcpy(data(layer) + to * bytes, data(layer) + from * bytes, bytes);
+  }
 }
 
 }  // namespace cadre

@@ -31,10 +31,12 @@ class KvBlockPool {
   std::optional<int32_t> Allocate();
   void Share(int32_t block);    // one more reference
   void Release(int32_t block);  // one less; free at none
+  int32_t references(int32_t block) const { return references_[block]; }
 
   int layers() const { return static_cast<int>(layouts_.size()); }
   const ops::KvLayout& layout(int layer) const { return layouts_[layer]; }
   std::byte* data(int layer) const { return data_[layer].raw(); }
+  void Copy(int32_t from, int32_t to);  // the bytes, in every layer
 
  private:
   std::vector<ops::KvLayout> layouts_;

@@ -3,15 +3,147 @@
 #include <algorithm>
 
 namespace cadre {
+namespace {
+
+std::string Describe(std::span<const ops::KvLayout> layouts) {
+  std::string type;
+  for (const ops::KvLayout& layout : layouts) type += fmt::format("{},", Name(layout.dtype));
+  return type;
+}
+
+}  // namespace
+
+KvCache::KvCache(Allocator& allocator, std::vector<ops::KvLayout> layouts, int64_t blocks,
+                 KvCacheOptions options)
+    : pool_(allocator, layouts, blocks),
+      index_(blocks, std::move(options.hash)),
+      prefix_caching_(options.prefix_caching),
+      kv_type_(Describe(layouts)) {}
+
+std::string KvCache::RootOf(const PrefixRoot& root) const {
+  // With their lengths, so that no two roots are written alike.
+  return fmt::format("{} {} {}:{} {}:{}", weight_version_, kv_type_, root.adapter.size(),
+                     root.adapter, root.salt.size(), root.salt);
+}
+
+int32_t KvCache::Allocate() {
+  if (pool_.free_blocks() == 0) pool_.Release(index_.EvictOldest());
+  return *pool_.Allocate();
+}
+
+void KvCache::Share(int32_t block) {
+  if (index_.Contains(block) && pool_.references(block) == 1) index_.SetBusy(block);
+  pool_.Share(block);
+}
+
+void KvCache::Release(int32_t block) {
+  pool_.Release(block);
+  if (index_.Contains(block) && pool_.references(block) == 1) index_.SetIdle(block);
+}
+
+int32_t KvCache::ReferencesOfLast(const KvSequence& sequence) const {
+  const int64_t index = sequence.stored_ / block_size();
+  if (sequence.stored_ % block_size() == 0) return 1;
+  return pool_.references(sequence.blocks_[index]);
+}
+
+bool KvCache::SharedAtAll(const KvSequence& sequence) const {
+  return ReferencesOfLast(sequence) > 1;
+}
+
+bool KvCache::SharedWithSequences(const KvSequence& sequence) const {
+  if (!SharedAtAll(sequence)) return false;
+  const bool indexed = index_.Contains(sequence.blocks_[sequence.stored_ / block_size()]);
+  return ReferencesOfLast(sequence) > (indexed ? 2 : 1);
+}
 
 int64_t KvCache::BlocksNeeded(const KvSequence& sequence, int64_t tokens) const {
-  return std::max<int64_t>(BlocksFor(tokens) - static_cast<int64_t>(sequence.blocks_.size()), 0);
+  const auto held = static_cast<int64_t>(sequence.blocks_.size());
+  const int64_t copied = tokens > sequence.stored_ && SharedWithSequences(sequence) ? 1 : 0;
+  return std::max<int64_t>(BlocksFor(tokens) - held, 0) + copied;
+}
+
+int64_t KvCache::Attach(KvSequence& sequence, const PrefixRoot& root,
+                        std::span<const int32_t> tokens, int64_t limit) {
+  CADRE_CHECK(sequence.blocks_.empty(), "it holds {} blocks", sequence.blocks_.size());
+  if (!prefix_caching_) return 0;
+  sequence.root_ = RootOf(root);
+  sequence.weight_version_ = weight_version_;
+  PrefixLink link = PrefixIndex::RootLink(sequence.root_);
+  const auto size = static_cast<size_t>(block_size());
+  for (size_t begin = 0; begin + size <= tokens.size(); begin += size) {
+    if (static_cast<int64_t>(begin) >= limit) break;
+    const auto hit = index_.Find(sequence.root_, link, tokens.subspan(begin, size));
+    if (!hit) break;
+    link = hit->link;
+    Share(hit->block);
+    sequence.blocks_.push_back(hit->block);
+    sequence.stored_ = std::min(static_cast<int64_t>(begin + size), limit);
+    // A block that is not held whole will be written, so it is no part of the chain.
+    if (sequence.stored_ % block_size() == 0) sequence.links_.push_back(link);
+  }
+  return sequence.stored_;
+}
+
+int64_t KvCache::Fork(KvSequence& sequence, const KvSequence& from, int64_t limit) {
+  CADRE_CHECK(sequence.blocks_.empty(), "it holds {} blocks", sequence.blocks_.size());
+  CADRE_CHECK(limit <= from.stored_, "{} tokens of {}", limit, from.stored_);
+  if (!prefix_caching_) return 0;
+  sequence.root_ = from.root_;
+  sequence.weight_version_ = from.weight_version_;
+  for (int32_t block : std::span(from.blocks_).first(static_cast<size_t>(BlocksFor(limit)))) {
+    Share(block);
+    sequence.blocks_.push_back(block);
+  }
+  const auto whole = static_cast<size_t>(limit / block_size());
+  sequence.links_.assign(from.links_.begin(),
+                         from.links_.begin() + std::min(from.links_.size(), whole));
+  sequence.stored_ = limit;
+  return limit;
 }
 
 bool KvCache::Extend(KvSequence& sequence, int64_t tokens) {
-  const int64_t missing = BlocksNeeded(sequence, tokens);
-  if (missing > free_blocks()) return false;
-  for (int64_t i = 0; i < missing; ++i) sequence.blocks_.push_back(*pool_.Allocate());
+  if (BlocksNeeded(sequence, tokens) > free_blocks()) return false;
+  if (tokens > sequence.stored_ && SharedAtAll(sequence)) {
+    int32_t& last = sequence.blocks_[sequence.stored_ / block_size()];
+    const int64_t more =
+        std::max<int64_t>(BlocksFor(tokens) - static_cast<int64_t>(sequence.blocks_.size()), 0);
+    if (more + 1 > free_blocks()) {
+      // The index alone holds it besides, and has no other block to give up.
+      index_.Erase(last);
+      pool_.Release(last);
+    } else {
+      copies_.push_back({last, Allocate()});
+      Release(last);
+      last = copies_.back().to;
+    }
+  }
+  while (static_cast<int64_t>(sequence.blocks_.size()) < BlocksFor(tokens)) {
+    sequence.blocks_.push_back(Allocate());
+  }
+  return true;
+}
+
+bool KvCache::IndexNext(KvSequence& sequence, std::span<const int32_t> tokens) {
+  const size_t next = sequence.links_.size();
+  int32_t& block = sequence.blocks_[next];
+  const PrefixLink link =
+      next == 0 ? PrefixIndex::RootLink(sequence.root_) : sequence.links_.back();
+  if (const auto hit = index_.Find(sequence.root_, link, tokens)) {
+    if (hit->block != block) {
+      Share(hit->block);
+      Release(block);
+      block = hit->block;
+    }
+    sequence.links_.push_back(hit->link);
+    return true;
+  }
+  if (index_.Contains(block)) return false;
+  const auto [past, dropped] = index_.Insert(sequence.root_, link, tokens, block);
+  if (dropped) pool_.Release(*dropped);
+  if (!past) return false;
+  pool_.Share(block);
+  sequence.links_.push_back(*past);
   return true;
 }
 
@@ -21,12 +153,21 @@ void KvCache::Commit(KvSequence& sequence, std::span<const int32_t> tokens) {
   CADRE_CHECK(stored >= sequence.stored_ && stored <= room, "{} tokens after {} in room for {}",
               stored, sequence.stored_, room);
   sequence.stored_ = stored;
+  if (sequence.weight_version_ != weight_version_) sequence.root_.clear();
+  const auto size = static_cast<size_t>(block_size());
+  while (!sequence.root_.empty() && (sequence.links_.size() + 1) * size <= tokens.size()) {
+    if (IndexNext(sequence, tokens.subspan(sequence.links_.size() * size, size))) continue;
+    sequence.root_.clear();  // what follows could not be found either
+  }
 }
 
 void KvCache::Free(KvSequence& sequence) {
-  for (int32_t block : sequence.blocks_) pool_.Release(block);
-  sequence.blocks_.clear();
-  sequence.stored_ = 0;
+  // The last first: what hangs from others leaves the index before them.
+  while (!sequence.blocks_.empty()) {
+    Release(sequence.blocks_.back());
+    sequence.blocks_.pop_back();
+  }
+  sequence = {};
 }
 
 }  // namespace cadre
