@@ -61,6 +61,7 @@ EngineOptions ToEngineOptions(const config::ServeConfig& config, const Compute& 
           .max_model_len = config.max_model_len(),
           .block_size = config.block_size(),
           .kv_cache_memory_bytes = config.kv_cache_memory_bytes(),
+          .enable_prefix_caching = config.enable_prefix_caching(),
           .max_queue_size = config.max_queue_size(),
           .trace = trace};
 }

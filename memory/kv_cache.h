@@ -5,7 +5,7 @@
 //   KvSequence kv;                                       // one per sequence, empty
 //   cache.Attach(kv, root, tokens, tokens.size() - 1);   // what is cached of it, 0 to all but one
 //   if (!cache.Extend(kv, 40)) ...                       // room for tokens 0..39, or unchanged
-//   for (KvCopy copy : cache.TakeCopies()) ...           // before anything is written
+//   for (KvCopy copy : cache.TakeCopies()) cache.Copy(copy);  // before anything is written
 //   ... the forward writes slots cache.Slot(kv, kv.stored()..39) ...
 //   cache.Commit(kv, tokens.first(40));                  // now they are stored
 //   cache.Free(kv);                                      // what is cached of it stays to be found
@@ -102,6 +102,7 @@ class KvCache {
   bool Extend(KvSequence& sequence, int64_t tokens);
   // Copies that Extend asked for, in their order; to be made before blocks are written.
   std::vector<KvCopy> TakeCopies() { return std::exchange(copies_, {}); }
+  void Copy(const KvCopy& copy) { pool_.Copy(copy.from, copy.to); }
   // `tokens` are all that are stored now: those before, and then what the forward has written.
   // They lie in room that was extended. A full block whose tokens are cached already is given back
   // for the cached one, so blocks() may change.

@@ -41,7 +41,9 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(Model& model, const Engin
                                      .block_size = options.block_size,
                                      .kv_cache_memory_bytes = options.kv_cache_memory_bytes}));
   std::unique_ptr<Engine> engine(new Engine(model, options));
-  engine->cache_ = std::make_unique<KvCache>(engine->allocator_, std::move(kv.layouts), kv.blocks);
+  engine->cache_ =
+      std::make_unique<KvCache>(engine->allocator_, std::move(kv.layouts), kv.blocks,
+                                KvCacheOptions{.prefix_caching = options.enable_prefix_caching});
   engine->scheduler_ = std::make_unique<Scheduler>(
       SchedulerOptions{.max_num_seqs = options.max_num_seqs,
                        .max_num_batched_tokens = options.max_num_batched_tokens,
@@ -170,6 +172,7 @@ bool Engine::TakeInput() {
 void Engine::Loop() {
   if (options_.trace != nullptr) options_.trace->NameThread("engine");
   while (TakeInput()) {
+    cache_->SetWeightVersion(static_cast<int64_t>(model_.parameters().version()));
     std::vector<ScheduledChunk> chunks = scheduler_->Plan(Now());
     PublishGauges();  // a long step must not hide what it runs
     if (!chunks.empty()) Step(chunks);
@@ -193,6 +196,7 @@ void Engine::Step(std::span<const ScheduledChunk> chunks) {
   batch.attention_workers = options_.attention_workers;
   TraceScope scope(options_.trace, "step",
                    {{"sequences", batch.sequences()}, {"tokens", batch.tokens()}});
+  for (const KvCopy& copy : plan.copies) cache_->Copy(copy);
   Tensor hidden = model_.decoder().Forward(ctx_, batch).hidden.value;
   for (size_t i = 0; i < chunks.size(); ++i) {
     Sequence& sequence = *chunks[i].sequence;
@@ -264,6 +268,8 @@ void Engine::PublishGauges() {
   stats_.num_requests_waiting = scheduler_->waiting();
   stats_.kv_cache_usage = cache_->usage();
   stats_.num_preemptions = scheduler_->preemptions();
+  stats_.prefix_cache_queries = scheduler_->prefix_queries();
+  stats_.prefix_cache_hits = scheduler_->prefix_hits();
 }
 
 void Engine::CountStep(std::span<const ScheduledChunk> chunks) {

@@ -40,6 +40,7 @@ struct EngineOptions {
   int block_size = 16;
   int64_t kv_cache_memory_bytes =
       0;  // 0: what max_num_seqs contexts need, at most a quarter of the RAM
+  bool enable_prefix_caching = true;  // changes no bit
   int max_queue_size = 256;
   int attention_workers = 0;  // 0: as many as keep the threads busy; changes no bit
   Trace* trace = nullptr;

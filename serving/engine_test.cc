@@ -201,6 +201,39 @@ TEST_F(EngineTest, PreemptionChangesNoToken) {
   EXPECT_EQ(engine_->Stats().kv_cache_usage, 0);
 }
 
+TEST_F(EngineTest, CachedPrefixesAreReportedAndChangeNoToken) {
+  const GenerationRequest first =
+      Request(1, 40, 1, {.temperature = 0, .max_tokens = 20, .logprobs = 1});
+  const std::vector<TokenEvent> cold = Run(first);
+  EXPECT_EQ(cold[0].cached_tokens, 0);
+  // Prompt and answer together are a later request's prompt.
+  std::vector<int32_t> text = *first.prompt;
+  for (int32_t token : Tokens(cold)) text.push_back(token);
+  text.resize(59);
+  GenerationRequest next = first;
+  next.id = 2;
+  next.prompt = std::make_shared<std::vector<int32_t>>(text);
+  const std::vector<TokenEvent> warm = Run(next);
+  EXPECT_EQ(warm[0].cached_tokens, 48);
+  EXPECT_EQ(warm[1].cached_tokens, 0) << "the first event says it";
+  EXPECT_EQ(warm[0].token, cold[19].token);
+  EXPECT_EQ(warm[0].logprob, cold[19].logprob);
+  EXPECT_EQ(engine_->Stats().prefix_cache_queries, 99);
+  EXPECT_EQ(engine_->Stats().prefix_cache_hits, 48);
+  next.cache_salt = "another tenant";
+  EXPECT_EQ(Run(next)[0].cached_tokens, 0);
+  next.cache_salt.clear();
+  next.sampling.prompt_logprobs = 0;
+  EXPECT_EQ(Run(next)[0].cached_tokens, 0);
+  next.sampling.prompt_logprobs = -1;
+  model_->parameters().WeightsChanged();
+  EXPECT_EQ(Run(next)[0].cached_tokens, 0);
+  EXPECT_EQ(engine_->Stats().kv_cache_usage, 0);
+  Start({.enable_prefix_caching = false});
+  Run(first);
+  EXPECT_EQ(Run(next)[0].cached_tokens, 0);
+}
+
 TEST_F(EngineTest, StopEndsWhatRunsAndWaits) {
   Start({.max_num_seqs = 1});
   auto sink = std::make_shared<Sink>();

@@ -109,9 +109,9 @@ inline constexpr std::array<int64_t, 13> kStepTokenBounds = {1,   8,    16,   32
 struct EngineStats {
   int num_requests_running = 0;
   int num_requests_waiting = 0;
-  double kv_cache_usage = 0;  // 0..1
-  int64_t prefix_cache_queries = 0;
-  int64_t prefix_cache_hits = 0;
+  double kv_cache_usage = 0;         // 0..1
+  int64_t prefix_cache_queries = 0;  // prompt tokens that were looked up
+  int64_t prefix_cache_hits = 0;     // of them, found
   int64_t num_preemptions = 0;
   int64_t num_steps = 0;
   int64_t step_tokens = 0;  // computed in all steps together

@@ -2,7 +2,10 @@
 
 #include <algorithm>
 
+#include "serving/prefix_reuse.h"
+
 namespace cadre {
+
 absl::Status Scheduler::Admissible(int64_t prompt_tokens, const SamplingParams& sampling) const {
   if (prompt_tokens < 1) return InvalidArgument("prompt: 0 tokens, at least 1 is needed");
   const int64_t total = prompt_tokens + sampling.max_tokens;
@@ -40,12 +43,18 @@ bool Scheduler::Reserve(size_t index, int64_t tokens) {
 void Scheduler::Admit(double now) {
   if (waiting_.empty() || running() >= options_.max_num_seqs) return;
   Sequence& next = *waiting_.front();
+  if (!ReusePrefix(cache_, next, running_)) return;
   // All it knows and its next token must fit at once, or it would push out what already runs. The
   // last token that it may have is never computed.
   const int64_t most = next.prompt_tokens() + std::max(next.request.sampling.max_tokens - 1, 0);
   const int64_t known = std::min(next.known_tokens() + 1, most);
-  if (cache_.BlocksNeeded(next.kv, known) > cache_.free_blocks()) return;
-  if (next.scheduled == 0) next.scheduled = now;
+  if (cache_.BlocksNeeded(next.kv, known) > cache_.free_blocks()) return cache_.Free(next.kv);
+  if (next.scheduled == 0) {
+    next.scheduled = now;
+    next.first_event.cached_tokens = static_cast<int>(next.kv.stored());
+    prefix_queries_ += next.prompt_tokens();
+    prefix_hits_ += next.kv.stored();
+  }
   running_.push_back(std::move(waiting_.front()));
   waiting_.pop_front();
 }

@@ -3,8 +3,8 @@
 // step's token budget lasts; a waiting request is admitted while there are places and blocks.
 //
 // Where blocks run out the youngest running sequence gives its up and goes back to the front of the
-// queue; it will be computed again, with the same bits. The oldest can always go on, since a
-// request that could not fit alone is refused by Admissible.
+// queue; what is not found cached then is computed again, with the same bits. The oldest can always
+// go on, since a request that could not fit alone is refused by Admissible.
 //
 // Engine thread only, but for Admissible.
 #pragma once
@@ -43,6 +43,9 @@ class Scheduler {
   int running() const { return static_cast<int>(running_.size()); }
   int waiting() const { return static_cast<int>(waiting_.size()); }
   int64_t preemptions() const { return preemptions_; }
+  // Prompt tokens of the requests that were admitted, and those of them that were cached.
+  int64_t prefix_queries() const { return prefix_queries_; }
+  int64_t prefix_hits() const { return prefix_hits_; }
 
  private:
   // Blocks for `tokens` more; preempts younger sequences for it. False: `index` itself gave way.
@@ -54,7 +57,7 @@ class Scheduler {
   KvCache& cache_;
   std::deque<std::unique_ptr<Sequence>> waiting_;
   std::vector<std::unique_ptr<Sequence>> running_;  // oldest first
-  int64_t preemptions_ = 0;
+  int64_t preemptions_ = 0, prefix_queries_ = 0, prefix_hits_ = 0;
 };
 
 }  // namespace cadre

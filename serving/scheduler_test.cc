@@ -11,14 +11,15 @@ class SchedulerTest : public ::testing::Test {
  protected:
   static constexpr int64_t kBlockSize = 16;
 
-  void Make(int64_t blocks, SchedulerOptions options) {
+  void Make(int64_t blocks, SchedulerOptions options, bool prefix_caching = true) {
     ops::KvLayout layout{.dtype = DType::kF32,
                          .kv_heads = 1,
                          .key_dim = 8,
                          .value_dim = 8,
                          .block_size = kBlockSize};
     scheduler_.reset();
-    cache_ = std::make_unique<KvCache>(allocator_, std::vector{layout}, blocks);
+    cache_ = std::make_unique<KvCache>(allocator_, std::vector{layout}, blocks,
+                                       KvCacheOptions{.prefix_caching = prefix_caching});
     scheduler_ = std::make_unique<Scheduler>(options, *cache_);
   }
 
@@ -26,7 +27,8 @@ class SchedulerTest : public ::testing::Test {
     auto sequence = std::make_unique<Sequence>();
     sequence->request.id = id;
     sequence->request.sampling.max_tokens = max_tokens;
-    sequence->request.prompt = std::make_shared<std::vector<int32_t>>(prompt, 1);
+    sequence->request.prompt =
+        std::make_shared<std::vector<int32_t>>(prompt, static_cast<int32_t>(id));
     sequence->tokens = *sequence->request.prompt;
     scheduler_->Add(std::move(sequence));
   }
@@ -72,20 +74,54 @@ TEST_F(SchedulerTest, AdmissionIsFirstComeWithinItsPlaces) {
 }
 
 TEST_F(SchedulerTest, TheYoungestGivesWayAndComesBack) {
-  Make(3, {.max_num_seqs = 4, .max_num_batched_tokens = 100, .max_context = 48});
-  Add(1, 16);
-  Add(2, 15);
-  EXPECT_EQ(Step(), (Ran{{1, 16}, {2, 15}}));
-  EXPECT_EQ(Step(),
-            (Ran{{1, 1}, {2, 1}}));  // all three blocks are in use, and 2's only one is full
-  EXPECT_EQ(Step(), (Ran{{1, 1}}));
-  EXPECT_EQ(scheduler_->preemptions(), 1);
-  EXPECT_EQ(scheduler_->waiting(), 1);
-  scheduler_->Remove(1);
-  Ran ran = Step();
-  ASSERT_EQ(ran.size(), 1u);
-  EXPECT_EQ(ran[0].first, 2u);
-  EXPECT_GT(ran[0].second, 15);  // what it had generated is computed again
+  for (bool caching : {false, true}) {
+    Make(3, {.max_num_seqs = 4, .max_num_batched_tokens = 100, .max_context = 48}, caching);
+    Add(1, 16);
+    Add(2, 15);
+    EXPECT_EQ(Step(), (Ran{{1, 16}, {2, 15}}));
+    EXPECT_EQ(Step(),
+              (Ran{{1, 1}, {2, 1}}));  // all three blocks are in use, and 2's only one is full
+    EXPECT_EQ(Step(), (Ran{{1, 1}}));
+    EXPECT_EQ(scheduler_->preemptions(), 1);
+    EXPECT_EQ(scheduler_->waiting(), 1);
+    scheduler_->Remove(1);
+    // It finds its own full block again, or computes what it had generated once more.
+    EXPECT_EQ(Step(), (Ran{{2, caching ? 1 : 17}}));
+    EXPECT_EQ(scheduler_->prefix_hits(), 0) << "what it had computed itself is no hit";
+  }
+}
+
+TEST_F(SchedulerTest, ChoicesWaitForTheirPromptAndShareIt) {
+  Make(8, {.max_num_seqs = 4, .max_num_batched_tokens = 16, .max_context = 100});
+  auto prompt = std::make_shared<std::vector<int32_t>>(20, 5);
+  for (uint64_t id : {1, 2, 3}) {
+    auto sequence = std::make_unique<Sequence>();
+    sequence->request = {.id = id, .prompt = prompt};
+    sequence->tokens = *prompt;
+    if (id == 3) sequence->request.cache_salt = "other";
+    scheduler_->Add(std::move(sequence));
+  }
+  EXPECT_EQ(Step(), (Ran{{1, 16}}));
+  EXPECT_EQ(Step(), (Ran{{1, 4}}));
+  EXPECT_EQ(Step(), (Ran{{1, 1}, {2, 1}, {3, 14}})) << "another tenant's prompt is its own";
+  EXPECT_EQ(cache_->blocks() - cache_->free_blocks(), 3 + 1);
+  EXPECT_EQ(scheduler_->prefix_queries(), 60);
+  EXPECT_EQ(scheduler_->prefix_hits(), 19);
+}
+
+TEST_F(SchedulerTest, PromptsThatAreScoredAreComputed) {
+  Make(8, {.max_num_seqs = 4, .max_num_batched_tokens = 100, .max_context = 100});
+  Add(1, 40);
+  Step();
+  for (int prompt_logprobs : {-1, 0}) {
+    auto sequence = std::make_unique<Sequence>();
+    sequence->request = {.id = 2, .prompt = std::make_shared<std::vector<int32_t>>(40, 1)};
+    sequence->request.sampling.prompt_logprobs = prompt_logprobs;
+    sequence->tokens = *sequence->request.prompt;
+    scheduler_->Add(std::move(sequence));
+    EXPECT_EQ(Step(), (Ran{{1, 1}, {2, prompt_logprobs < 0 ? 8 : 40}}));
+    scheduler_->Remove(2);
+  }
 }
 
 TEST_F(SchedulerTest, RemovingFreesBlocks) {

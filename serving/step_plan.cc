@@ -25,8 +25,8 @@ KvTable BuildTable(std::span<const ScheduledChunk> chunks, const KvCache& cache)
 
 }  // namespace
 
-StepPlan BuildStepPlan(std::span<const ScheduledChunk> chunks, const KvCache& cache) {
-  StepPlan plan{.offsets = {0}};
+StepPlan BuildStepPlan(std::span<const ScheduledChunk> chunks, KvCache& cache) {
+  StepPlan plan{.copies = cache.TakeCopies(), .offsets = {0}};
   for (const ScheduledChunk& chunk : chunks) {
     for (int64_t p = chunk.begin; p < chunk.end(); ++p) {
       plan.ids.push_back(chunk.sequence->tokens[p]);

@@ -24,6 +24,7 @@ struct KvTable {
 };
 
 struct StepPlan {
+  std::vector<KvCopy> copies;           // of blocks, to be made in this order before the forward
   std::vector<int32_t> ids, positions;  // [T]
   std::vector<int32_t> offsets;         // [S + 1]
   std::vector<KvTable> tables;          // one for all layers, or one per layer
@@ -32,8 +33,9 @@ struct StepPlan {
   int64_t tokens() const { return static_cast<int64_t>(ids.size()); }
 };
 
-// The plan of the chunks, in their order, each with room for its tokens in `cache`.
-StepPlan BuildStepPlan(std::span<const ScheduledChunk> chunks, const KvCache& cache);
+// The plan of the chunks, in their order, each with room for its tokens in `cache`. Takes the
+// copies that the cache asks for.
+StepPlan BuildStepPlan(std::span<const ScheduledChunk> chunks, KvCache& cache);
 
 // What the decoder runs. Borrows the plan's tables and the pool; both outlive the batch.
 Batch MakeBatch(Allocator& allocator, const StepPlan& plan, const KvBlockPool& pool);

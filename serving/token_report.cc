@@ -69,6 +69,7 @@ void CompleteEvent(Sequence& sequence, int64_t weight_version, TokenEvent& event
   if (!sequence.started) {
     event.prompt_logprobs = std::move(sequence.first_event.prompt_logprobs);
     event.prompt_top = std::move(sequence.first_event.prompt_top);
+    event.cached_tokens = sequence.first_event.cached_tokens;
     sequence.started = true;
   }
   if (event.finish != FinishReason::kNone && sequence.scheduled > 0) {

@@ -8,6 +8,7 @@
 #include <condition_variable>
 #include <map>
 #include <mutex>
+#include <numeric>
 
 #include "core/host_allocator.h"
 #include "core/ops/elementwise.h"
@@ -210,7 +211,16 @@ GenerationRequest Request(int i) {
   return {.id = static_cast<uint64_t>(i), .prompt = std::move(prompt), .sampling = sampling};
 }
 
-std::map<uint64_t, Answer> Serve(Model& model, const Case& c, std::span<const int> prompts) {
+using Requests = std::vector<GenerationRequest>;
+
+Requests RequestsOf(std::span<const int> prompts) {
+  Requests requests;
+  for (int i : prompts) requests.push_back(Request(i));
+  return requests;
+}
+
+// One engine's answers to all waves, each submitted when the one before was answered.
+std::map<uint64_t, Answer> Serve(Model& model, const Case& c, std::span<const Requests> waves) {
   EngineOptions options{.threads = c.threads,
                         .max_num_seqs = c.max_num_seqs,
                         .max_num_batched_tokens = c.max_num_batched_tokens,
@@ -228,18 +238,22 @@ std::map<uint64_t, Answer> Serve(Model& model, const Case& c, std::span<const in
   auto engine = Engine::Create(model, options);
   CADRE_CHECK(engine.ok(), "{}", Message(engine.status()));
   std::map<uint64_t, Answer> answers;
-  std::vector<GenerationRequest> requests;
-  for (int i : prompts) {
-    requests.push_back(Request(i));
-    answers[requests.back().id].ids = *requests.back().prompt;
+  for (const Requests& requests : waves) {
+    std::map<uint64_t, Answer> wave;
+    for (const GenerationRequest& request : requests) wave[request.id].ids = *request.prompt;
+    auto collector = std::make_shared<Collector>(wave);
+    const absl::Status submitted = (*engine)->Submit(requests, collector);
+    CADRE_CHECK(submitted.ok(), "{}", Message(submitted));
+    collector->Wait();
+    answers.merge(wave);
   }
-  auto collector = std::make_shared<Collector>(answers);
-  const absl::Status submitted = (*engine)->Submit(std::move(requests), collector);
-  CADRE_CHECK(submitted.ok(), "{}", Message(submitted));
-  collector->Wait();
   if (c.kv_tokens > 0) {
     EXPECT_GT((*engine)->Stats().num_preemptions, 0) << Describe(c);
   }
+  if (waves.size() > 1) {
+    EXPECT_GT((*engine)->Stats().prefix_cache_hits, 0) << Describe(c);
+  }
+  EXPECT_EQ((*engine)->Stats().kv_cache_usage, 0) << Describe(c);
   (*engine)->Stop();
   return answers;
 }
@@ -262,8 +276,12 @@ int Differences(const Answer& answer, const std::vector<float>& reference, int* 
 
 // Serves the prompts and compares every token with the training forward over all of the finished
 // sequences at once, and with that of each alone.
-int Compare(Trained& trained, const Case& c, std::span<const int> prompts, bool alone) {
-  const std::map<uint64_t, Answer> answers = Serve(trained.serving(), c, prompts);
+int Compare(Trained& trained, const Case& c, std::span<const Requests> waves, bool alone) {
+  const std::map<uint64_t, Answer> answers = Serve(trained.serving(), c, waves);
+  std::map<uint64_t, GenerationRequest> requests;
+  for (const Requests& wave : waves) {
+    for (const GenerationRequest& request : wave) requests[request.id] = request;
+  }
   int compared = 0;
   std::vector<std::vector<int32_t>> group;
   std::vector<const Answer*> members;
@@ -277,7 +295,7 @@ int Compare(Trained& trained, const Case& c, std::span<const int> prompts, bool 
   };
   for (const auto& [id, answer] : answers) {
     EXPECT_TRUE(answer.finished) << id;
-    const GenerationRequest request = Request(static_cast<int>(id));
+    const GenerationRequest& request = requests.at(id);
     EXPECT_EQ(static_cast<int>(answer.logprobs.size()), request.sampling.max_tokens);
     EXPECT_EQ(answer.prompt.size(),
               request.sampling.prompt_logprobs >= 0 ? request.prompt->size() : 0);
@@ -290,6 +308,11 @@ int Compare(Trained& trained, const Case& c, std::span<const int> prompts, bool 
   }
   if (!group.empty()) flush();
   return compared;
+}
+
+int Compare(Trained& trained, const Case& c, std::span<const int> prompts, bool alone) {
+  const Requests requests = RequestsOf(prompts);
+  return Compare(trained, c, std::span(&requests, 1), alone);
 }
 
 const Case kCases[] = {
@@ -325,13 +348,66 @@ void CompareAll(const std::string& type) {
   std::vector<int> prompts(kPrompts);
   for (int i = 0; i < kPrompts; ++i) prompts[static_cast<size_t>(i)] = i;
   for (const Case& c : kCases) Compare(trained, c, prompts, &c == kCases);
-  const auto first = Serve(trained.serving(), kCases[0], prompts);
-  const auto last = Serve(trained.serving(), kCases[std::size(kCases) - 1], prompts);
+  const Requests requests = RequestsOf(prompts);
+  const std::span wave(&requests, 1);
+  const auto first = Serve(trained.serving(), kCases[0], wave);
+  const auto last = Serve(trained.serving(), kCases[std::size(kCases) - 1], wave);
   for (const auto& [id, answer] : first) EXPECT_EQ(answer.ids, last.at(id).ids) << id;
 }
 
 TEST(OneForward, Llama) { CompareSample("llama"); }
 TEST(OneForward, Qwen3Moe) { CompareSample("qwen3_moe"); }
+
+// What shares keys with `prompts`, which came before: each of them again, each cut short, each gone
+// on with, and three choices of a new one.
+Requests Relatives(std::span<const int> prompts) {
+  Requests relatives;
+  for (int i : prompts) {
+    GenerationRequest request = Request(i);
+    const auto add = [&](const std::vector<int32_t>& prompt) {
+      request.id = 1000 + relatives.size();
+      request.sampling.max_tokens = 3 + i % 9;
+      request.prompt = std::make_shared<std::vector<int32_t>>(prompt);
+      relatives.push_back(request);
+    };
+    std::vector<int32_t> prompt = *request.prompt;
+    add(prompt);
+    for (int more = 0; more < 5 + i % 29; ++more) prompt.push_back((i + more * 5) % kVocabulary);
+    add(prompt);
+    prompt.resize(1 + request.prompt->size() / 2);
+    add(prompt);
+    request = Request(i + kPrompts);
+    for (uint32_t choice = 0; choice < 3; ++choice) {
+      request.id = 1000 + relatives.size();
+      request.sampling.choice = choice;
+      relatives.push_back(request);
+    }
+  }
+  return relatives;
+}
+
+const Case kPrefixCases[] = {
+    {.max_num_seqs = 1, .max_num_batched_tokens = 7},
+    {.max_num_batched_tokens = 16, .workers = 4, .threads = 2},
+    {.max_num_batched_tokens = 61, .block_size = 32, .workers = 2},
+    {.max_num_batched_tokens = 300, .block_size = 48, .workers = 5, .threads = 2},
+    {.max_num_batched_tokens = 40, .workers = 3, .threads = 2, .kv_tokens = 288},
+    {.max_num_batched_tokens = 512, .block_size = 32, .kv_tokens = 320},
+};
+
+// Two waves: keys that the first left behind serve the second.
+void ComparePrefixHits(const std::string& type, std::span<const int> prompts) {
+  Trained trained(type);
+  const Requests waves[] = {RequestsOf(prompts), Relatives(prompts)};
+  for (const Case& c : kPrefixCases) {
+    EXPECT_GT(Compare(trained, c, waves, false), 300) << Describe(c);
+  }
+}
+
+TEST(OneForward, PrefixHits) {
+  const int prompts[] = {3, 4, 5, 6, 8};
+  ComparePrefixHits("qwen3_moe", prompts);
+}
 
 // Through the checkpoint's own config, whose wiring the server has to follow.
 TEST(OneForward, Ladder) {
@@ -344,7 +420,8 @@ TEST(OneForward, Ladder) {
 TEST(OneForward, ANudgedWeightShows) {
   Trained trained("qwen3_moe");
   const int prompts[] = {1, 2, 3};
-  const auto answers = Serve(trained.serving(), kCases[0], prompts);
+  const Requests requests = RequestsOf(prompts);
+  const auto answers = Serve(trained.serving(), kCases[0], std::span(&requests, 1));
   trained.Nudge();
   for (const auto& [id, answer] : answers) {
     int compared = 0;
@@ -355,6 +432,11 @@ TEST(OneForward, ANudgedWeightShows) {
 
 class FullOneForward : public testing::TestWithParam<const char*> {};
 TEST_P(FullOneForward, EveryPromptInEveryCase) { CompareAll(GetParam()); }
+TEST_P(FullOneForward, PrefixHits) {
+  std::vector<int> prompts(24);
+  std::iota(prompts.begin(), prompts.end(), 0);
+  ComparePrefixHits(GetParam(), prompts);
+}
 INSTANTIATE_TEST_SUITE_P(FullModels, FullOneForward,
                          testing::Values("llama", "ladder", "qwen3_moe", "gpt_oss", "deepseek_v3"),
                          [](const auto& info) { return std::string(info.param); });

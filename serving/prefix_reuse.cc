@@ -1,0 +1,41 @@
+#include "serving/prefix_reuse.h"
+
+#include <algorithm>
+
+namespace cadre {
+namespace {
+
+// Choices share their prompt as an object, so equal prompts of strangers are not compared here.
+const Sequence* FindSibling(const Sequence& sequence,
+                            std::span<const std::unique_ptr<Sequence>> running) {
+  const auto same = [&](const std::unique_ptr<Sequence>& other) {
+    return other->request.prompt == sequence.request.prompt &&
+           other->request.cache_salt == sequence.request.cache_salt;
+  };
+  const auto it = std::ranges::find_if(running, same);
+  return it == running.end() ? nullptr : it->get();
+}
+
+}  // namespace
+
+int64_t ReusableTokens(const Sequence& sequence) {
+  const bool reported = sequence.request.sampling.prompt_logprobs < 0 ||
+                        sequence.prompt_reported == sequence.prompt_tokens();
+  if (reported) return sequence.known_tokens() - 1;
+  return std::max<int64_t>(sequence.prompt_reported - 1, 0);
+}
+
+bool ReusePrefix(KvCache& cache, Sequence& sequence,
+                 std::span<const std::unique_ptr<Sequence>> running) {
+  const int64_t limit = ReusableTokens(sequence);
+  const bool fresh = cache.prefix_caching() && sequence.generated() == 0 && limit > 0;
+  if (const Sequence* sibling = fresh ? FindSibling(sequence, running) : nullptr) {
+    if (sibling->kv.stored() < limit) return false;
+    cache.Fork(sequence.kv, sibling->kv, limit);
+  } else {
+    cache.Attach(sequence.kv, {.salt = sequence.request.cache_salt}, sequence.tokens, limit);
+  }
+  return true;
+}
+
+}  // namespace cadre

@@ -1,0 +1,21 @@
+// How a waiting sequence takes over keys and values that are stored already: of a cached prefix, or
+// of another of its request's n choices. Engine thread only.
+#pragma once
+
+#include <memory>
+#include <span>
+
+#include "serving/sequence.h"
+
+namespace cadre {
+
+// Tokens of the sequence that need not be computed where they are stored: all but the last one,
+// whose logits are sampled, and none whose row has yet to tell a prompt token's logprob.
+int64_t ReusableTokens(const Sequence& sequence);
+
+// Lets the sequence, which holds no blocks, hold what is stored of it. False, and nothing changed,
+// where it had better wait: one of `running` is about to store the same prompt.
+bool ReusePrefix(KvCache& cache, Sequence& sequence,
+                 std::span<const std::unique_ptr<Sequence>> running);
+
+}  // namespace cadre
