@@ -9,7 +9,7 @@ RuleId Grammar::AddRule(std::string name) {
   return static_cast<RuleId>(rules.size()) - 1;
 }
 
-NodeId Grammar::Add(Node node) {
+NodeId Grammar::Add(GrammarNode node) {
   nodes.push_back(std::move(node));
   return static_cast<NodeId>(nodes.size()) - 1;
 }

@@ -52,7 +52,7 @@ enum class NodeKind : uint8_t {
   kUntil,  // any bytes up to and with the first occurrence of `bytes`
 };
 
-struct Node {
+struct GrammarNode {
   NodeKind kind = NodeKind::kSequence;
   bool repeats = false;
   RuleId rule = -1;
@@ -69,7 +69,7 @@ struct GrammarRule {
 };
 
 struct Grammar {
-  std::vector<Node> nodes;
+  std::vector<GrammarNode> nodes;
   std::vector<GrammarRule> rules;
   RuleId root = 0;
 
@@ -90,7 +90,7 @@ struct Grammar {
   absl::Status Check(const GrammarLimits& limits) const;
 
  private:
-  NodeId Add(Node node);
+  NodeId Add(GrammarNode node);
 };
 
 // Sorted and merged.

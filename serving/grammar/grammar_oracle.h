@@ -57,7 +57,7 @@ class GrammarOracle {
     }
   }
 
-  bool Productive(const Node& node) const {
+  bool Productive(const GrammarNode& node) const {
     auto child = [&](NodeId id) { return bool{productive_[id]}; };
     switch (node.kind) {
       case NodeKind::kBytes:
@@ -107,7 +107,7 @@ class GrammarOracle {
     return ends;
   }
 
-  void Visit(const Node& node, size_t at, State* state) const {
+  void Visit(const GrammarNode& node, size_t at, State* state) const {
     switch (node.kind) {
       case NodeKind::kBytes:
         return Literal(node.bytes, at, state);
@@ -158,7 +158,7 @@ class GrammarOracle {
     state->ends.insert(places.begin(), places.end());
   }
 
-  void Repeat(const Node& node, size_t at, State* state) const {
+  void Repeat(const GrammarNode& node, size_t at, State* state) const {
     std::set<size_t> places{at}, seen;
     const int64_t most = node.max < 0 ? node.min + int64_t(text_.size()) + 2 : node.max;
     for (int64_t i = 0; i <= most && !places.empty(); ++i) {
@@ -172,7 +172,7 @@ class GrammarOracle {
   }
 
   // Every subset of the members, spelled out.
-  void Members(const Node& node, size_t at, size_t index, bool some, State* state,
+  void Members(const GrammarNode& node, size_t at, size_t index, bool some, State* state,
                std::vector<NodeId> chosen = {}) const {
     if (index == node.optional.size()) return Sequence(chosen, at, state);
     if (node.optional[index]) Members(node, at, index + 1, some, state, chosen);

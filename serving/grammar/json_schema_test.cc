@@ -127,8 +127,8 @@ TEST(JsonSchema, WhatIsNotSupportedIsRefusedByName) {
   EXPECT_THAT(Refusal(R"({"$ref":"#x"})"), HasSubstr("not there"));
   EXPECT_THAT(Refusal(R"x({"type":"string","pattern":"(?=a)"})x"), HasSubstr("look-around"));
   EXPECT_THAT(Refusal("3"), HasSubstr("a schema is an object"));
-EXPECT_THAT(Refusal(R"({"minItems":-1})"), HasSubstr("whole number"));
-EXPECT_THAT(Refusal(R"({"enum":3})"), HasSubstr("'enum'"));
+  EXPECT_THAT(Refusal(R"({"minItems":-1})"), HasSubstr("whole number"));
+  EXPECT_THAT(Refusal(R"({"enum":3})"), HasSubstr("'enum'"));
 }
 
 TEST(JsonSchema, WhatNothingSatisfiesIsRefused) {

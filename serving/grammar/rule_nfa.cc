@@ -13,7 +13,7 @@ int64_t CappedProduct(int64_t a, int64_t b) {
   return b != 0 && a > NfaWriter::kTooLarge / b ? NfaWriter::kTooLarge : Capped(a * b);
 }
 
-int64_t Copies(const Node& repeat) {
+int64_t Copies(const GrammarNode& repeat) {
   return Capped(repeat.max < 0 ? repeat.min + 1 : std::max<int64_t>(repeat.max, 1));
 }
 
@@ -32,7 +32,7 @@ int64_t NfaWriter::Size(NodeId node) {
 }
 
 int64_t NfaWriter::Measure(NodeId id) {
-  const Node& node = grammar_.nodes[id];
+  const GrammarNode& node = grammar_.nodes[id];
   switch (node.kind) {
     case NodeKind::kBytes:
     case NodeKind::kUntil:
@@ -70,7 +70,7 @@ bool NfaWriter::Hoists(int64_t child_size, int64_t count) const {
   return child_size > 4 && CappedProduct(child_size, count) > limits_.max_states / 8;
 }
 
-int64_t NfaWriter::MeasureRepeat(const Node& node) {
+int64_t NfaWriter::MeasureRepeat(const GrammarNode& node) {
   const int64_t child = Size(node.children[0]);
   const int64_t copies = Copies(node);
   return Capped(CappedProduct(Hoists(child, copies) ? 2 : child + 1, copies) + 1);
@@ -99,7 +99,7 @@ RuleNfa NfaWriter::Write(NodeId body) {
 }
 
 int32_t NfaWriter::Append(NodeId id, int32_t from) {
-  const Node node = grammar_.nodes[id];  // a copy: hoisting adds nodes
+  const GrammarNode node = grammar_.nodes[id];  // a copy: hoisting adds nodes
   int32_t at = from;
   switch (node.kind) {
     case NodeKind::kBytes:
@@ -131,7 +131,7 @@ int32_t NfaWriter::Append(NodeId id, int32_t from) {
   return at;
 }
 
-int32_t NfaWriter::AppendClass(const Node& node, int32_t from) {
+int32_t NfaWriter::AppendClass(const GrammarNode& node, int32_t from) {
   const int32_t end = NewState();
   for (const auto& sequence : Utf8Sequences(node.ranges)) {
     int32_t at = from;
@@ -144,13 +144,13 @@ int32_t NfaWriter::AppendClass(const Node& node, int32_t from) {
   return end;
 }
 
-int32_t NfaWriter::AppendChoice(const Node& node, int32_t from) {
+int32_t NfaWriter::AppendChoice(const GrammarNode& node, int32_t from) {
   const int32_t end = NewState();
   for (NodeId child : node.children) Free(Append(child, from), end);
   return end;
 }
 
-int32_t NfaWriter::AppendRepeat(const Node& node, int32_t from) {
+int32_t NfaWriter::AppendRepeat(const GrammarNode& node, int32_t from) {
   NodeId child = node.children[0];
   const int64_t copies = Copies(node);
   if (node.max == 0) return from;
@@ -173,7 +173,7 @@ int32_t NfaWriter::AppendRepeat(const Node& node, int32_t from) {
 
 // Two tracks of states: before the first member that is present, and behind one. Each member
 // itself is written once, whichever track leads to it.
-int32_t NfaWriter::AppendMembers(const Node& node, int32_t from) {
+int32_t NfaWriter::AppendMembers(const GrammarNode& node, int32_t from) {
   const size_t count = node.optional.size();
   int32_t none = NewState(), some = -1;
   Free(from, none);
@@ -200,7 +200,7 @@ int32_t NfaWriter::AppendMembers(const Node& node, int32_t from) {
 
 // The automaton of Knuth, Morris and Pratt: a state per length of the marker's beginning that the
 // text ends with.
-int32_t NfaWriter::AppendUntil(const Node& node, int32_t from) {
+int32_t NfaWriter::AppendUntil(const GrammarNode& node, int32_t from) {
   const std::string& marker = node.bytes;
   std::vector<int32_t> states;
   for (size_t i = 0; i <= marker.size(); ++i) states.push_back(NewState());

@@ -43,15 +43,15 @@ class NfaWriter {
 
  private:
   int64_t Measure(NodeId node);
-  int64_t MeasureRepeat(const Node& node);
+  int64_t MeasureRepeat(const GrammarNode& node);
   // Appends what the node matches behind `from`; the state it ends in. Nothing leads back to
   // `from`.
   int32_t Append(NodeId node, int32_t from);
-  int32_t AppendClass(const Node& node, int32_t from);
-  int32_t AppendChoice(const Node& node, int32_t from);
-  int32_t AppendRepeat(const Node& node, int32_t from);
-  int32_t AppendMembers(const Node& node, int32_t from);
-  int32_t AppendUntil(const Node& node, int32_t from);
+  int32_t AppendClass(const GrammarNode& node, int32_t from);
+  int32_t AppendChoice(const GrammarNode& node, int32_t from);
+  int32_t AppendRepeat(const GrammarNode& node, int32_t from);
+  int32_t AppendMembers(const GrammarNode& node, int32_t from);
+  int32_t AppendUntil(const GrammarNode& node, int32_t from);
   int32_t NewState();
   void Free(int32_t from, int32_t to) { nfa_.states[from].free.push_back(to); }
   bool Hoists(int64_t child_size, int64_t count) const;
