@@ -101,6 +101,12 @@ absl::Status Engine::Submit(std::vector<GenerationRequest> requests,
     sequence->request = std::move(request);
     sequence->sink = sink;
     sequence->submitted = Now();
+    if (sequence->request.grammar != nullptr) {
+      sequence->constraint = std::make_shared<TokenConstraint>(
+          sequence->request.grammar, sequence->request.sampling.stop_token_ids,
+          model_.spec().vocab);
+      masks_.Start(sequence->constraint);
+    }
     ids_.insert(sequence->request.id);
     incoming_.push_back(std::move(sequence));
   }
@@ -217,31 +223,51 @@ void Engine::Sample(std::span<const ScheduledChunk> chunks, const StepPlan& plan
   if (sampled.empty()) return;
   LogitRows logits =
       ComputeLogits(ctx_, model_.decoder(), GatherRows(ctx_, hidden, plan.sample_rows));
+  const std::vector<const TokenConstraint::Next*> masks = WaitForMasks(sampled);
   std::vector<int32_t> tokens(sampled.size(), -1);
   ParallelFor(ctx_, static_cast<int64_t>(sampled.size()), 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
+      if (masks[i] != nullptr && !masks[i]->may_go_on()) continue;
       const SamplingParams& params = sampled[i]->request.sampling;
       const bool early = sampled[i]->generated() < params.min_tokens;
-      tokens[i] =
-          SampleToken(params, {.logits = logits.row(i),
-                               .lse = logits.lse[i],
-                               .position = sampled[i]->known_tokens(),
-                               .banned = early ? std::span<const int32_t>(params.stop_token_ids)
-                                               : std::span<const int32_t>()});
+      tokens[i] = SampleToken(
+          params, {.logits = logits.row(i),
+                   .lse = logits.lse[i],
+                   .position = sampled[i]->known_tokens(),
+                   .banned = early ? std::span<const int32_t>(params.stop_token_ids)
+                                   : std::span<const int32_t>(),
+                   .allowed = masks[i] != nullptr ? std::span<const uint64_t>(masks[i]->allowed)
+                                                  : std::span<const uint64_t>()});
     }
   });
   for (size_t i = 0; i < sampled.size(); ++i) {
     Sequence& sequence = *sampled[i];
+    if (masks[i] != nullptr && !masks[i]->may_go_on()) {
+      const bool ended = masks[i]->status.ok();
+      Finish(sequence.request.id, ended ? FinishReason::kStop : FinishReason::kError,
+             masks[i]->status);
+      continue;
+    }
     if (sequence.first_token == 0) sequence.first_token = Now();
     TokenEvent event = AppendToken(
         sequence,
         {.token = tokens[i], .logits = logits.row(static_cast<int64_t>(i)), .lse = logits.lse[i]},
         options_.max_model_len);
     const bool last = event.finish != FinishReason::kNone;
+    if (!last && masks[i] != nullptr) masks_.Advance(sequence.constraint, tokens[i]);
     const uint64_t id = sequence.request.id;
     Emit(sequence, std::move(event));
     if (last) Forget(id);
   }
+}
+
+std::vector<const TokenConstraint::Next*> Engine::WaitForMasks(std::span<Sequence* const> sampled) {
+  std::vector<const TokenConstraint::Next*> masks;
+  for (const Sequence* sequence : sampled) {
+    masks.push_back(sequence->constraint == nullptr ? nullptr
+                                                    : &masks_.Wait(*sequence->constraint));
+  }
+  return masks;
 }
 
 void Engine::Emit(Sequence& sequence, TokenEvent event) {
@@ -256,9 +282,9 @@ std::unique_ptr<Sequence> Engine::Forget(uint64_t id) {
   return sequence;
 }
 
-void Engine::Finish(uint64_t id, FinishReason reason) {
+void Engine::Finish(uint64_t id, FinishReason reason, absl::Status error) {
   std::unique_ptr<Sequence> sequence = Forget(id);
-  if (sequence != nullptr) Emit(*sequence, {.finish = reason});
+  if (sequence != nullptr) Emit(*sequence, {.finish = reason, .error = std::move(error)});
 }
 
 void Engine::PublishGauges() {

@@ -29,6 +29,7 @@
 #include "serving/request.h"
 #include "serving/scheduler.h"
 #include "serving/step_plan.h"
+#include "serving/token_constraint.h"
 
 namespace cadre {
 
@@ -76,10 +77,12 @@ class Engine : public EngineClient {
   bool TakeInput();
   void Step(std::span<const ScheduledChunk> chunks);
   void Sample(std::span<const ScheduledChunk> chunks, const StepPlan& plan, const Tensor& hidden);
+  // What grammars allow each of them, null where there is none.
+  std::vector<const TokenConstraint::Next*> WaitForMasks(std::span<Sequence* const> sampled);
   void Emit(Sequence& sequence, TokenEvent event);
   // Takes a sequence, or null where it is unknown, from the scheduler; its id may be used again.
   std::unique_ptr<Sequence> Forget(uint64_t id);
-  void Finish(uint64_t id, FinishReason reason);
+  void Finish(uint64_t id, FinishReason reason, absl::Status error = absl::OkStatus());
   void PublishGauges();
   void CountStep(std::span<const ScheduledChunk> chunks);
 
@@ -91,6 +94,7 @@ class Engine : public EngineClient {
   std::unique_ptr<KvCache> cache_;
   std::unique_ptr<Scheduler> scheduler_;
   EventOutbox outbox_;
+  MaskWorker masks_;
 
   mutable std::mutex mutex_;  // guards what follows
   std::condition_variable wake_;

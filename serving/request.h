@@ -22,6 +22,8 @@
 
 namespace cadre {
 
+class CompiledGrammar;
+
 // How one sequence is sampled. Values are checked by the front; the engine may CHECK them.
 struct SamplingParams {
   float temperature = 1;  // >= 0; 0 is greedy and makes top_k, top_p, min_p and seed meaningless
@@ -46,6 +48,9 @@ struct GenerationRequest {
   SamplingParams sampling;
   // Requests share cached prefixes with those of the same salt alone (cache_salt: one per tenant).
   std::string cache_salt;
+  // What the text must be of (serving/grammar/compiled_grammar.h); null: anything. Shared by any
+  // number of requests.
+  std::shared_ptr<const CompiledGrammar> grammar;
 };
 
 struct TokenLogprob {
@@ -55,7 +60,7 @@ struct TokenLogprob {
 
 enum class FinishReason {
   kNone,
-  kStop,       // a stop token was sampled; it is this event's token
+  kStop,       // a stop token was sampled; it is this event's token. -1: the grammar is at its end
   kLength,     // max_tokens or the context is full
   kCancelled,  // Cancel was called
   kError,      // see TokenEvent::error

@@ -21,10 +21,15 @@ float Ranked(float logit) {
   return std::isnan(logit) ? -std::numeric_limits<float>::infinity() : logit;
 }
 
-// Whether something is left to draw.
-bool Covers(std::span<const int32_t> banned, int32_t vocab) {
-  for (int32_t i = 0; i < vocab; ++i) {
-    if (!std::ranges::binary_search(banned, i)) return false;
+bool MayDraw(const SampleInput& input, int32_t token) {
+  const auto id = static_cast<size_t>(token);
+  return (input.allowed.empty() || (input.allowed[id / 64] >> (id % 64) & 1) != 0) &&
+         !std::ranges::binary_search(input.banned, token);
+}
+
+bool NothingToDraw(const SampleInput& input) {
+  for (int32_t i = 0; i < static_cast<int32_t>(input.logits.size()); ++i) {
+    if (MayDraw(input, i)) return false;
   }
   return true;
 }
@@ -37,7 +42,7 @@ int32_t Greedy(const SampleInput& input) {
   int32_t best = -1;
   for (int32_t i = 0; i < static_cast<int32_t>(input.logits.size()); ++i) {
     if (best >= 0 && !(Ranked(input.logits[i]) > Ranked(input.logits[best]))) continue;
-    if (!std::ranges::binary_search(input.banned, i)) best = i;
+    if (MayDraw(input, i)) best = i;
   }
   return best;
 }
@@ -48,9 +53,8 @@ std::vector<Candidate> Candidates(const SamplingParams& params, const SampleInpu
   for (size_t i = 0; i < all.size(); ++i) {
     all[i] = {static_cast<int32_t>(i), Ranked(input.logits[i])};
   }
-  if (!input.banned.empty()) {
-    std::erase_if(
-        all, [&](const Candidate& c) { return std::ranges::binary_search(input.banned, c.token); });
+  if (!input.banned.empty() || !input.allowed.empty()) {
+    std::erase_if(all, [&](const Candidate& c) { return !MayDraw(input, c.token); });
   }
   float highest = -std::numeric_limits<float>::infinity();
   for (const Candidate& c : all) highest = std::max(highest, c.logit);
@@ -102,7 +106,7 @@ void KeepMinP(double p, std::vector<Candidate>& candidates) {
 
 int32_t SampleToken(const SamplingParams& params, const SampleInput& given) {
   SampleInput input = given;
-  if (Covers(input.banned, static_cast<int32_t>(input.logits.size()))) input.banned = {};
+  if (!input.banned.empty() && NothingToDraw(input)) input.banned = {};
   if (params.temperature == 0) return Greedy(input);
   std::vector<Candidate> candidates = Candidates(params, input);
   KeepTopK(params.top_k, candidates);

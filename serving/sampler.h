@@ -21,6 +21,8 @@ struct SampleInput {
   // Ids that may not be drawn (stop ids before min_tokens), ascending. Ignored where nothing would
   // be left.
   std::span<const int32_t> banned;
+  // Bit i: token i may be drawn, at least one of the V. Empty: all may.
+  std::span<const uint64_t> allowed;
 };
 
 // The token to continue with, an id of the V whatever the logits are: NaN is the least likely.

@@ -38,6 +38,22 @@ TEST(Sampler, ABanOnEverythingIsIgnored) {
   for (int32_t t = 0; t < 4; ++t) EXPECT_NEAR(got[t], std::exp(kLogits[t]), 0.015) << t;
 }
 
+TEST(Sampler, AMaskLeavesWhatItAllows) {
+  const std::vector<uint64_t> mask = {0b1001};
+  EXPECT_EQ(SampleToken({.temperature = 0}, {.logits = kLogits, .allowed = mask}), 3);
+  // The allowed ones share the whole; a ban on all of them is ignored.
+  const std::vector<int32_t> both = {0, 3};
+  double zeros = 0;
+  for (int64_t i = 0; i < 20000; ++i) {
+    const int32_t token =
+        SampleToken({.temperature = 1, .seed = 5},
+                    {.logits = kLogits, .position = i, .banned = both, .allowed = mask});
+    ASSERT_TRUE(token == 0 || token == 3);
+    zeros += token == 0;
+  }
+  EXPECT_NEAR(zeros / 20000, 0.25, 0.015);
+}
+
 TEST(Sampler, EveryRowOfLogitsGivesAnId) {
   const float nan = std::nanf(""), inf = HUGE_VALF;
   const std::vector<std::pair<std::vector<float>, std::vector<int32_t>>> rows = {

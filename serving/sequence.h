@@ -10,6 +10,8 @@
 
 namespace cadre {
 
+class TokenConstraint;
+
 struct Sequence {
   GenerationRequest request;
   std::shared_ptr<EventSink> sink;
@@ -18,6 +20,7 @@ struct Sequence {
   int64_t prompt_reported = 0;  // prompt tokens whose logprobs were computed
   TokenEvent first_event;       // gathers prompt logprobs until the first event goes out
   bool started = false;         // an event went out
+  std::shared_ptr<TokenConstraint> constraint;  // where the request has a grammar
   double submitted = 0, scheduled = 0, first_token = 0;  // seconds on the engine's clock
 
   int64_t prompt_tokens() const { return static_cast<int64_t>(request.prompt->size()); }
