@@ -61,34 +61,39 @@ class Forward {
     std::fill_n(w.total, block.rows, 0.0f);
   }
 
-  // part, part_max, part_sum and seen of one tile.
-  void Tile(const AttentionBlock& block, int64_t tile, const AttentionWork& w) const {
-    constexpr int64_t kT = kAttentionKeyTile;
-    const int64_t first = tile * kT;
-    const int64_t n = (std::min(kT, block.key_end - first) + 31) / 32 * 32;
+  // w.scores of one tile, not yet scaled and minus infinity where hidden, and seen. Returns the
+  // tile's values, or null where they are codes, which lie unpacked in w.
+  const Pool* Scores(const AttentionBlock& block, int64_t tile, const AttentionWork& w) const {
+    const int64_t first = tile * kAttentionKeyTile, n = Columns(block, first);
+    const Pool *k = nullptr, *v = nullptr;
     if (layout_.quantized()) {
       codes_.Load(block, first, n, w);
       codes_.Scores(block.rows, n, w);
-      Softmax(block, first, n, w);
-      codes_.Values(block.rows, n, w);
-      return;
+    } else {
+      Locate(block, first, n, w, &k, &v);
+      backend_.gemm({.a = w.q,
+                     .lda = keys_,
+                     .b = k,
+                     .b_row = 16 * kPack,
+                     .b_panel = 16 * keys_,
+                     .c = w.scores,
+                     .ldc = kAttentionKeyTile,
+                     .m = block.rows,
+                     .n = n,
+                     .k = keys_});
     }
-    const Pool *k, *v;
-    Locate(block, first, n, w, &k, &v);
-    constexpr int64_t kPack = sizeof(Pool) == 2 ? 2 : 1;
-    backend_.gemm({.a = w.q,
-                   .lda = keys_,
-                   .b = k,
-                   .b_row = 16 * kPack,
-                   .b_panel = 16 * keys_,
-                   .c = w.scores,
-                   .ldc = kT,
-                   .m = block.rows,
-                   .n = n,
-                   .k = keys_});
-    Softmax(block, first, n, w);
+    Mask(block, first, n, w);
+    return v;
+  }
+
+  // part, part_max, part_sum and seen of one tile.
+  void Tile(const AttentionBlock& block, int64_t tile, const AttentionWork& w) const {
+    const int64_t n = Columns(block, tile * kAttentionKeyTile);
+    const Pool* v = Scores(block, tile, w);
+    Softmax(block.rows, n, w);
+    if (layout_.quantized()) return codes_.Values(block.rows, n, w);
     backend_.gemm({.a = w.p,
-                   .lda = kT,
+                   .lda = kAttentionKeyTile,
                    .b = v,
                    .b_row = values_ * kPack,
                    .b_panel = 16 * kPack,
@@ -160,8 +165,16 @@ class Forward {
     return {w.part_max, w.part_sum, w.part, w.seen};
   }
   AttentionPartial Sums(const AttentionWork& w) const { return {w.max, w.total, w.sum, w.seen}; }
+  float scale() const { return scale_; }  // of scores, for powers of two
 
  private:
+  static constexpr int64_t kPack = sizeof(Pool) == 2 ? 2 : 1;
+
+  // Of the tile's keys, how many columns are computed.
+  static int64_t Columns(const AttentionBlock& block, int64_t first) {
+    return (std::min(kAttentionKeyTile, block.key_end - first) + 31) / 32 * 32;
+  }
+
   // The row of q [T * H].
   int64_t Row(const AttentionBlock& block, int64_t r) const {
     const int64_t row = block.row + r;
@@ -210,7 +223,6 @@ class Forward {
   }
 
   void ClearValue(Pool* values, int64_t slot) const {
-    constexpr int64_t kPack = sizeof(Pool) == 2 ? 2 : 1;
     Pool* to = values + slot / kPack * kPack * values_ + slot % kPack;
     for (int64_t d = 0; d < values_; ++d) to[d * kPack] = Pool();
   }
@@ -231,35 +243,44 @@ class Forward {
     }
   }
 
-  void Softmax(const AttentionBlock& block, int64_t first, int64_t n,
-               const AttentionWork& w) const {
+  void Mask(const AttentionBlock& block, int64_t first, int64_t n, const AttentionWork& w) const {
     const bool implied = args_.kv.positions == nullptr;
     // Whether every row sees every key of the tile.
     const bool all =
         implied && first + n - 1 <= w.query_positions[0] &&
         (args_.window == 0 || first > w.query_positions[block.rows - 1] - args_.window);
-    if (!all) LoadKeyPositions(block, first, n, w);
-    const bool wide = layout_.quantized();
-    A* p = reinterpret_cast<A*>(w.p);
+    if (all) {
+      std::fill_n(w.seen, block.rows, true);
+      return;
+    }
+    LoadKeyPositions(block, first, n, w);
     for (int64_t r = 0; r < block.rows; ++r) {
       const int64_t position = w.query_positions[r];
       const int64_t low = args_.window == 0 ? -1 : position - args_.window;  // the last hidden key
       float* scores = w.scores + r * kAttentionKeyTile;
-      const bool whole = args_.kv.positions == nullptr && first + n - 1 <= position && first > low;
-      w.seen[r] = whole || Mask(scores, n, low, position, w.key_positions);
-      if constexpr (!std::is_same_v<A, BF16>) {
-        A* to = (wide ? w.wide_p : p) + r * kAttentionKeyTile;
-        SoftmaxRow(scores, n, w.part_max + r, w.part_sum + r, to, w.seen[r]);
-      }
+      const bool whole = implied && first + n - 1 <= position && first > low;
+      w.seen[r] = whole || MaskRow(scores, n, low, position, w.key_positions);
     }
+  }
+
+  // Probabilities to w.p, or, where values are codes, unrounded to w.wide_p.
+  void Softmax(int64_t rows, int64_t n, const AttentionWork& w) const {
+    const bool wide = layout_.quantized();
+    A* p = reinterpret_cast<A*>(w.p);
     if constexpr (std::is_same_v<A, BF16>) {
-      AttentionSoftmaxBf16({w.scores, block.rows, n, scale_, w.seen, w.part_max, w.part_sum, p,
+      AttentionSoftmaxBf16({w.scores, rows, n, scale_, w.seen, w.part_max, w.part_sum, p,
                             wide ? w.wide_p : nullptr});
+    } else {
+      for (int64_t r = 0; r < rows; ++r) {
+        const int64_t row = r * kAttentionKeyTile;
+        SoftmaxRow(w.scores + row, n, w.part_max + r, w.part_sum + r, (wide ? w.wide_p : p) + row,
+                   w.seen[r]);
+      }
     }
   }
 
   // Sets hidden scores to minus infinity; whether any key is seen.
-  static bool Mask(float* scores, int64_t n, int64_t low, int64_t high, const int32_t* keys) {
+  static bool MaskRow(float* scores, int64_t n, int64_t low, int64_t high, const int32_t* keys) {
     const DF df;
     const hn::RebindToSigned<DF> di;
     const auto lowest = hn::Set(di, static_cast<int32_t>(std::max<int64_t>(low, -1)));

@@ -13,6 +13,7 @@ using testing_attention::Batch;
 using testing_attention::BitCases;
 using testing_attention::Case;
 using testing_attention::Paged;
+using testing_attention::Wide;
 
 constexpr KvQuantization kKinds[] = {KvQuantization::kInt8, KvQuantization::kInt4};
 
@@ -33,16 +34,6 @@ void ForEach(std::span<const DType> dtypes,
 
 constexpr DType kFast[] = {DType::kBF16, DType::kF32};
 constexpr DType kAll[] = {DType::kBF16, DType::kF32, DType::kF16, DType::kF64};
-
-Tensor Wide(Context& ctx, const Tensor& x) {
-  Tensor wide = ctx.Empty(x.shape(), DType::kF64);
-  VisitFloat(x.dtype(), [&](auto t) {
-    for (int64_t i = 0; i < x.numel(); ++i) {
-      wide.data<double>()[i] = static_cast<double>(x.data<decltype(t)>()[i]);
-    }
-  });
-  return wide;
-}
 
 // The reference over the very bytes that the kernels read.
 Tensor Reference(const Case& c, Batch& b, const KvView& kv) {

@@ -37,6 +37,16 @@ inline Tensor Normal(Context& ctx, const Shape& shape, DType dtype, uint64_t str
   return x;
 }
 
+inline Tensor Wide(Context& ctx, const Tensor& x) {
+  Tensor wide = ctx.Empty(x.shape(), DType::kF64);
+  VisitFloat(x.dtype(), [&](auto t) {
+    for (int64_t i = 0; i < x.numel(); ++i) {
+      wide.data<double>()[i] = static_cast<double>(x.data<decltype(t)>()[i]);
+    }
+  });
+  return wide;
+}
+
 struct Batch {
   HostAllocator allocator;
   Context ctx;

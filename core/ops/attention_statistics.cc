@@ -1,0 +1,74 @@
+#include "core/ops/attention_statistics.h"
+
+#include "core/ops/kernel.h"
+
+namespace cadre::ops {
+namespace {
+
+void Check(const Context& ctx, const AttentionStatisticsArgs& args) {
+  const KvLayout& layout = args.kv.layout;
+  const Tensor& q = args.q;
+  CADRE_CHECK(q.shape().rank() == 3 && q.dim(0) > 0 && q.dim(2) == layout.key_dim &&
+                  layout.kv_heads > 0 && q.dim(1) % layout.kv_heads == 0 &&
+                  layout.dtype == KvPoolDType(q.dtype()),
+              "attention statistics: q {} over {} KV heads of size {}", q.shape().ToString(),
+              layout.kv_heads, layout.key_dim);
+  CADRE_CHECK(args.kv.sequences() == 1, "attention statistics of {} sequences",
+              args.kv.sequences());
+  const int64_t length = args.kv.context_lengths[0];
+  const bool implied = args.kv.positions == nullptr;
+  CADRE_CHECK(args.keys >= 0 && args.keys <= length && (!implied || q.dim(0) <= length) &&
+                  length <= args.kv.table_stride * layout.block_size,
+              "attention statistics: {} queries, {} of {} keys in {} blocks", q.dim(0), args.keys,
+              length, args.kv.table_stride);
+  CADRE_CHECK(static_cast<int64_t>(args.query_positions.size()) == (implied ? 0 : q.dim(0)),
+              "attention statistics: {} query positions", args.query_positions.size());
+  CADRE_CHECK(args.sinks == kNoParam || ctx.parameters->spec(args.sinks).shape == Shape({q.dim(1)}),
+              "attention statistics: sinks");
+}
+
+// Attention itself, for its log-sum-exps; its output is dropped.
+void Run(Context& ctx, const AttentionStatisticsKernelArgs& args) {
+  switch (KernelFor(args.forward.q)) {
+    case Kernel::kReference:
+      AttentionForwardReference(ctx, args.forward);
+      return AttentionStatisticsReference(ctx, args);
+    case Kernel::kCpu:
+      AttentionForwardCpu(ctx, args.forward);
+      return AttentionStatisticsCpu(ctx, args);
+    case Kernel::kCuda:
+      NoCudaKernel("attention statistics");
+  }
+}
+
+}  // namespace
+
+AttentionStatistics ObserveAttention(Context& ctx, const AttentionStatisticsArgs& args) {
+  Check(ctx, args);
+  const int64_t queries = args.q.dim(0), heads = args.q.dim(1);
+  const DType dtype = args.q.dtype() == DType::kF64 ? DType::kF64 : DType::kF32;
+  const AttentionStatistics to{ctx.Empty({heads, args.keys}, dtype),
+                               ctx.Empty({heads, args.keys}, dtype), ctx.Empty({heads}, dtype)};
+  const int32_t offsets[] = {0, static_cast<int32_t>(queries)};
+  AttentionStatisticsKernelArgs kernel{
+      .forward = {.q = args.q,
+                  .kv = args.kv,
+                  .scale = args.scale,
+                  .window = args.sliding_window,
+                  .offsets = offsets,
+                  .query_positions = args.query_positions,
+                  .out = ctx.Empty({queries, heads, args.kv.layout.value_dim}, args.q.dtype()),
+                  .lse = ctx.Empty({queries, heads}, dtype)},
+      .keys = args.keys,
+      .to = to};
+  if (args.sinks == kNoParam) {
+    Run(ctx, kernel);
+  } else {
+    LeasedWeight weight(ctx, args.sinks, Lease::kForward);
+    kernel.forward.sinks = weight.tensor();
+    Run(ctx, kernel);
+  }
+  return to;
+}
+
+}  // namespace cadre::ops
