@@ -1,8 +1,8 @@
 // Decode attention over cached contexts, one query a sequence:
 //   OMP_WAIT_POLICY=passive GOMP_SPINCOUNT=300 build/release/bench_attention_decode
 // A ragged batch cut evenly over the threads (core/ops/lean_plan.h) against whole sequences and
-// heads assigned to threads as these become free; and long contexts against the memory's read
-// bandwidth, both measured in the same run.
+// heads assigned to threads as these become free; and long contexts in bf16, int8 and int4 against
+// the memory's read bandwidth, all measured in the same run.
 #include <algorithm>
 #include <atomic>
 #include <cstdio>
@@ -35,10 +35,15 @@ void Fill(const Tensor& x) {
 // Sequences of these lengths, whose keys and values lie in blocks of 64, and a query of each.
 class Cached {
  public:
-  Cached(Context& ctx, const Shape& shape, std::vector<int32_t> lengths)
+  Cached(Context& ctx, const Shape& shape, std::vector<int32_t> lengths,
+         ops::KvQuantization quantization = ops::KvQuantization::kNone)
       : ctx_(ctx), shape_(shape), lengths_(std::move(lengths)) {
-    view_.layout = {DType::kBF16, static_cast<int>(shape.kv_heads), static_cast<int>(shape.dim),
-                    static_cast<int>(shape.dim), 64};
+    view_.layout = {DType::kBF16,
+                    static_cast<int>(shape.kv_heads),
+                    static_cast<int>(shape.dim),
+                    static_cast<int>(shape.dim),
+                    64,
+                    quantization};
     for (int32_t length : lengths_) {
       view_.table_stride = std::max<int64_t>(view_.table_stride, (length + 63) / 64);
     }
@@ -135,13 +140,26 @@ void Ragged(Context& ctx, const Shape& shape) {
       shape.heads, shape.kv_heads, shape.dim, lean * 1e3, whole * 1e3, whole / lean);
 }
 
+// One sequence, its keys and values in bf16, int8 and int4, in turn.
 void Long(Context& ctx, double bandwidth, const Shape& shape, int32_t length) {
-  const Cached cached(ctx, shape, {length});
-  const double seconds = Best(20, [&] { cached.Attend(); });
-  std::printf(
-      "decode  1 x %5d  H %2ld K %2ld dh %3ld   %7.3f ms   %6.1f MB   read bandwidth %4.2f\n",
-      length, shape.heads, shape.kv_heads, shape.dim, seconds * 1e3, cached.bytes() / 1e6,
-      cached.bytes() / seconds / bandwidth);
+  const Cached kinds[] = {{ctx, shape, {length}},
+                          {ctx, shape, {length}, ops::KvQuantization::kInt8},
+                          {ctx, shape, {length}, ops::KvQuantization::kInt4}};
+  double best[] = {1e30, 1e30, 1e30};
+  for (int i = 0; i < 10; ++i) {
+    for (int kind = 0; kind < 3; ++kind) {
+      best[kind] = std::min(best[kind], Best(4, [&] { kinds[kind].Attend(); }));
+    }
+  }
+  constexpr const char* kNames[] = {"bf16", "int8", "int4"};
+  for (int kind = 0; kind < 3; ++kind) {
+    std::printf(
+        "decode  1 x %5d  H %2ld K %2ld dh %3ld  %s %7.3f ms, %4.2f times as fast   %6.1f MB, "
+        "%4.2f times as few   read bandwidth %4.2f\n",
+        length, shape.heads, shape.kv_heads, shape.dim, kNames[kind], best[kind] * 1e3,
+        best[0] / best[kind], kinds[kind].bytes() / 1e6, kinds[0].bytes() / kinds[kind].bytes(),
+        kinds[kind].bytes() / best[kind] / bandwidth);
+  }
 }
 
 // What a call costs beside its tiles: contexts of one tile.

@@ -10,6 +10,7 @@
 #include "cli/as_data.h"
 #include "cli/commands.h"
 #include "cli/compute_flags.h"
+#include "cli/kv_cache_dtype.h"
 #include "cli/model_folder.h"
 #include "core/file.h"
 #include "core/host_allocator.h"
@@ -26,6 +27,7 @@ constexpr int64_t kBatchTokens = 8192;
 struct EvalFlags {
   std::string model, data;
   int64_t seq_len = 1024;
+  std::string kv_cache_dtype = "auto";
   bool json = false;
   ComputeFlags compute;
 };
@@ -74,8 +76,10 @@ struct Totals {
 };
 
 void AddBatch(Context& ctx, const Decoder& decoder, const Tokenizer& tokenizer,
-              std::span<const std::vector<int32_t>> rows, Totals* totals) {
+              std::span<const std::vector<int32_t>> rows, ops::KvQuantization quantization,
+              Totals* totals) {
   Batch batch = PackSequences(*ctx.allocator, rows);
+  batch.kv_quantization = quantization;
   Tensor logprobs = ops::CastTensor(ctx, ScoreBatch(ctx, decoder, batch).logprobs, DType::kF64);
   for (double value : logprobs.span<double>()) totals->nll -= value;
   for (const std::vector<int32_t>& row : rows) {
@@ -85,7 +89,7 @@ void AddBatch(Context& ctx, const Decoder& decoder, const Tokenizer& tokenizer,
 }
 
 absl::StatusOr<Totals> Evaluate(Context& ctx, const Decoder& decoder, const Tokenizer& tokenizer,
-                                const EvalFlags& flags) {
+                                const EvalFlags& flags, ops::KvQuantization quantization) {
   CADRE_ASSIGN_OR_RETURN(std::vector<std::string> documents, ReadDocuments(flags.data));
   // A row has one token more than it predicts.
   int64_t seq_len = std::min(flags.seq_len, decoder.max_position() - 1);
@@ -105,13 +109,16 @@ absl::StatusOr<Totals> Evaluate(Context& ctx, const Decoder& decoder, const Toke
   Totals totals;
   for (size_t begin = 0; begin < rows.size(); begin += rows_at_once) {
     size_t count = std::min(rows_at_once, rows.size() - begin);
-    AddBatch(ctx, decoder, tokenizer, std::span(rows).subspan(begin, count), &totals);
+    AddBatch(ctx, decoder, tokenizer, std::span(rows).subspan(begin, count), quantization, &totals);
   }
   return totals;
 }
 
 absl::Status RunEval(const EvalFlags& flags) {
   CADRE_ASSIGN_OR_RETURN(Compute compute, ResolveCompute(flags.compute, "eval"));
+  CADRE_ASSIGN_OR_RETURN(
+      const ops::KvQuantization quantization,
+      ParseKvCacheDType("--kv-cache-dtype", flags.kv_cache_dtype, compute.dtype));
   HostAllocator allocator;
   Context ctx{.allocator = &allocator, .threads = compute.threads};
   CADRE_ASSIGN_OR_RETURN(std::unique_ptr<Tokenizer> tokenizer,
@@ -119,7 +126,8 @@ absl::Status RunEval(const EvalFlags& flags) {
   CADRE_ASSIGN_OR_RETURN(std::unique_ptr<Model> model,
                          AsData(LoadModel(ctx, flags.model, {.dtype = compute.dtype})));
   ctx.parameters = &model->parameters();
-  CADRE_ASSIGN_OR_RETURN(Totals totals, Evaluate(ctx, model->decoder(), *tokenizer, flags));
+  CADRE_ASSIGN_OR_RETURN(Totals totals,
+                         Evaluate(ctx, model->decoder(), *tokenizer, flags, quantization));
   double loss = totals.nll / static_cast<double>(totals.tokens);
   nlohmann::ordered_json json = {{"loss", loss}, {"perplexity", std::exp(loss)}};
   json["bits_per_byte"] = totals.nll / std::log(2.0) / static_cast<double>(totals.bytes);
@@ -146,6 +154,10 @@ void AddEvalCommand(CLI::App& root, absl::Status* status) {
   command->add_option("--seq-len", flags->seq_len, "Tokens predicted per row")
       ->capture_default_str()
       ->check(CLI::Range(1, 1 << 24));
+  command
+      ->add_option("--kv-cache-dtype", flags->kv_cache_dtype,
+                   "Score as a server with such a cache does: auto, bf16, int8 or int4")
+      ->capture_default_str();
   command->add_flag("--json", flags->json,
                     "One JSON document: loss, perplexity, bits_per_byte, tokens, bytes");
   AddComputeFlags(*command, &flags->compute);

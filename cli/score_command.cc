@@ -8,6 +8,7 @@
 #include "cli/as_data.h"
 #include "cli/commands.h"
 #include "cli/compute_flags.h"
+#include "cli/kv_cache_dtype.h"
 #include "cli/model_folder.h"
 #include "core/file.h"
 #include "core/host_allocator.h"
@@ -26,6 +27,7 @@ using Json = nlohmann::ordered_json;
 struct ScoreFlags {
   std::string model, text, logits;
   std::vector<int32_t> ids;
+  std::string kv_cache_dtype = "auto";
   bool json = false;
   ComputeFlags compute;
 };
@@ -73,6 +75,9 @@ Json Document(Context& ctx, const std::vector<int32_t>& ids, const Tensor& logpr
 
 absl::Status RunScore(const ScoreFlags& flags) {
   CADRE_ASSIGN_OR_RETURN(Compute compute, ResolveCompute(flags.compute, "score"));
+  CADRE_ASSIGN_OR_RETURN(
+      const ops::KvQuantization quantization,
+      ParseKvCacheDType("--kv-cache-dtype", flags.kv_cache_dtype, compute.dtype));
   CADRE_ASSIGN_OR_RETURN(std::vector<int32_t> ids, ReadIds(flags));
   HostAllocator allocator;
   Context ctx{.allocator = &allocator, .threads = compute.threads};
@@ -81,6 +86,7 @@ absl::Status RunScore(const ScoreFlags& flags) {
   ctx.parameters = &model->parameters();
   CADRE_RETURN_IF_ERROR(CheckTokens(model->decoder(), ids));
   Batch batch = PackSequences(allocator, std::span(&ids, 1));
+  batch.kv_quantization = quantization;
   Scores scores = ScoreBatch(ctx, model->decoder(), batch);
   if (!flags.logits.empty()) {
     CADRE_RETURN_IF_ERROR(WriteLogits(ctx, model->decoder(), scores.hidden, flags.logits));
@@ -106,6 +112,10 @@ void AddScoreCommand(CLI::App& root, absl::Status* status) {
   command->add_option("--text", flags->text,
                       "File with the text, encoded by the model's tokenizer");
   command->add_option("--logits", flags->logits, "Safetensors file to write the logits to");
+  command
+      ->add_option("--kv-cache-dtype", flags->kv_cache_dtype,
+                   "Score as a server with such a cache does: auto, bf16, int8 or int4")
+      ->capture_default_str();
   command->add_flag("--json", flags->json, "One JSON document: ids, logprobs");
   AddComputeFlags(*command, &flags->compute);
   command->callback([flags, status] {

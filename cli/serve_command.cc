@@ -55,6 +55,8 @@ absl::Status RunServe(const ServeFlags& flags) {
   if (!flags.trace.empty()) {
     CADRE_ASSIGN_OR_RETURN(trace, Trace::Create(flags.trace));
   }
+  CADRE_ASSIGN_OR_RETURN(const EngineOptions options,
+                         ToEngineOptions(config, compute, trace.get()));
   HostAllocator allocator;
   Context ctx{.allocator = &allocator, .threads = compute.threads};
   CADRE_ASSIGN_OR_RETURN(
@@ -64,8 +66,7 @@ absl::Status RunServe(const ServeFlags& flags) {
                          OptionalTemplate(config.model(), config.chat_template(), *compute.log));
   CADRE_ASSIGN_OR_RETURN(std::unique_ptr<Model> model,
                          AsData(LoadModel(ctx, config.model(), {.dtype = compute.dtype})));
-  CADRE_ASSIGN_OR_RETURN(std::unique_ptr<Engine> engine,
-                         Engine::Create(*model, ToEngineOptions(config, compute, trace.get())));
+  CADRE_ASSIGN_OR_RETURN(std::unique_ptr<Engine> engine, Engine::Create(*model, options));
   CADRE_ASSIGN_OR_RETURN(
       std::unique_ptr<HttpServer> server,
       HttpServer::Start(std::move(http), {tokenizer.get(), chat.get(), engine.get()}));

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "cli/as_data.h"
+#include "cli/kv_cache_dtype.h"
 #include "cli/model_folder.h"
 #include "core/config.h"
 #include "serving/http/api_keys.h"
@@ -53,17 +54,38 @@ ComputeFlags ToComputeFlags(const ServeFlags& flags, const config::ServeConfig& 
   return compute;
 }
 
-EngineOptions ToEngineOptions(const config::ServeConfig& config, const Compute& compute,
-                              Trace* trace) {
-  return {.threads = compute.threads,
-          .max_num_seqs = config.max_num_seqs(),
-          .max_num_batched_tokens = config.max_num_batched_tokens(),
-          .max_model_len = config.max_model_len(),
-          .block_size = config.block_size(),
-          .kv_cache_memory_bytes = config.kv_cache_memory_bytes(),
-          .enable_prefix_caching = config.enable_prefix_caching(),
-          .max_queue_size = config.max_queue_size(),
-          .trace = trace};
+absl::StatusOr<ops::KvQuantization> ToKvQuantization(const config::ServeConfig& config,
+                                                     DType compute) {
+  const auto parse = [&](std::string_view name) {
+    return ParseKvCacheDType("kv_cache_dtype", name, compute);
+  };
+  switch (config.kv_cache_dtype()) {
+    case config::KV_CACHE_DTYPE_AUTO:
+      return parse("auto");
+    case config::KV_CACHE_DTYPE_BF16:
+      return parse("bf16");
+    case config::KV_CACHE_DTYPE_INT8:
+      return parse("int8");
+    case config::KV_CACHE_DTYPE_INT4:
+      return parse("int4");
+  }
+  return parse("");
+}
+
+absl::StatusOr<EngineOptions> ToEngineOptions(const config::ServeConfig& config,
+                                              const Compute& compute, Trace* trace) {
+  CADRE_ASSIGN_OR_RETURN(const ops::KvQuantization quantization,
+                         ToKvQuantization(config, compute.dtype));
+  return EngineOptions{.threads = compute.threads,
+                       .max_num_seqs = config.max_num_seqs(),
+                       .max_num_batched_tokens = config.max_num_batched_tokens(),
+                       .max_model_len = config.max_model_len(),
+                       .block_size = config.block_size(),
+                       .kv_quantization = quantization,
+                       .kv_cache_memory_bytes = config.kv_cache_memory_bytes(),
+                       .enable_prefix_caching = config.enable_prefix_caching(),
+                       .max_queue_size = config.max_queue_size(),
+                       .trace = trace};
 }
 
 absl::StatusOr<ServeKeys> ReadKeys(const config::ServeConfig& config) {

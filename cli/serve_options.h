@@ -29,8 +29,8 @@ absl::StatusOr<config::ServeConfig> ResolveConfig(const ServeFlags& flags);
 // The flags, and the configuration where there is none.
 ComputeFlags ToComputeFlags(const ServeFlags& flags, const config::ServeConfig& config);
 
-EngineOptions ToEngineOptions(const config::ServeConfig& config, const Compute& compute,
-                              Trace* trace);
+absl::StatusOr<EngineOptions> ToEngineOptions(const config::ServeConfig& config,
+                                              const Compute& compute, Trace* trace);
 
 // Reads the files that the configuration names: keys and the model's sampling defaults. What the
 // server would refuse is refused here, before the weights are loaded.

@@ -7,7 +7,9 @@ namespace {
 
 std::string Describe(std::span<const ops::KvLayout> layouts) {
   std::string type;
-  for (const ops::KvLayout& layout : layouts) type += fmt::format("{},", Name(layout.dtype));
+  for (const ops::KvLayout& layout : layouts) {
+    type += fmt::format("{}/{},", Name(layout.dtype), static_cast<int>(layout.quantization));
+  }
   return type;
 }
 

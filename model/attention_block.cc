@@ -25,7 +25,8 @@ Var Attend(Context& ctx, const Var& q, const Var& k, const Var& v, const Attenti
                           .sliding_window = static_cast<int>(spec.window),
                           .sinks = sinks,
                           .offsets = in.batch.offsets,
-                          .workers = in.batch.attention_workers};
+                          .workers = in.batch.attention_workers,
+                          .quantization = in.batch.kv_quantization};
   if (in.batch.context.has_value()) {
     args.offsets = in.batch.context->offsets;
     args.query_rows = in.batch.context->tokens;
@@ -47,6 +48,8 @@ bool InRing(const Context& ctx) { return ctx.groups != nullptr && ctx.groups->ri
 // q [T, H, dh], k [T, K, dh], v [T, K, dv] of the rank's tokens -> [T, H * dv].
 Var AttendInRing(Context& ctx, const Var& q, const Var& k, const Var& v, const AttentionSpec& spec,
                  const AttentionInputs& in) {
+  CADRE_CHECK(in.batch.kv_quantization == ops::KvQuantization::kNone,
+              "ring attention over quantized keys and values");
   const Var out = RingAttention(ctx, q, k, v,
                                 {.scale = static_cast<float>(spec.scale),
                                  .sliding_window = static_cast<int>(spec.window),

@@ -74,6 +74,7 @@ Batch ShareOf(Allocator& allocator, const Batch& whole, std::span<const int32_t>
   Batch share{.ids = Take(allocator, whole.ids, tokens[own]),
               .positions = Take(allocator, whole.positions, tokens[own]),
               .offsets = shares->offsets[own],
+              .kv_quantization = whole.kv_quantization,
               .attention_workers = whole.attention_workers};
   share.context = {.offsets = whole.offsets,
                    .tokens = tokens[own],

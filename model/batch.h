@@ -44,6 +44,10 @@ struct Batch {
   // the sequences: some may be empty, and a sequence may have a gap.
   std::optional<ContextShare> context;
 
+  // Of a batch over itself: keys and values as a cache of this kind would give them back, so that
+  // it has the bits of a server with such a cache. No gradient.
+  ops::KvQuantization kv_quantization = ops::KvQuantization::kNone;
+
   // Workers that attention's tiles are cut over, see ops::AttentionArgs; changes no bit.
   int attention_workers = 0;
 

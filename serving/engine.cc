@@ -39,6 +39,7 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(Model& model, const Engin
       KvPlan kv, PlanKvCache(model, {.context = context,
                                      .max_num_seqs = options.max_num_seqs,
                                      .block_size = options.block_size,
+                                     .quantization = options.kv_quantization,
                                      .kv_cache_memory_bytes = options.kv_cache_memory_bytes}));
   std::unique_ptr<Engine> engine(new Engine(model, options));
   engine->cache_ =

@@ -39,6 +39,8 @@ struct EngineOptions {
   int64_t max_num_batched_tokens = 2048;
   int64_t max_model_len = 0;  // 0: the model's
   int block_size = 16;
+  // What keys and values are kept as; none: the model's type.
+  ops::KvQuantization kv_quantization = ops::KvQuantization::kNone;
   int64_t kv_cache_memory_bytes =
       0;  // 0: what max_num_seqs contexts need, at most a quarter of the RAM
   bool enable_prefix_caching = true;  // changes no bit

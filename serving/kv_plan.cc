@@ -21,13 +21,15 @@ absl::Status CheckMemory(const KvPlanOptions& options, int64_t blocks, int64_t b
 
 }  // namespace
 
-ops::KvLayout KvLayoutOf(const AttentionSpec& spec, DType dtype, int block_size) {
+ops::KvLayout KvLayoutOf(const AttentionSpec& spec, DType dtype, int block_size,
+                         ops::KvQuantization quantization) {
   const bool latent = spec.latent.kv_rank > 0;
   return {.dtype = ops::KvPoolDType(dtype),
           .kv_heads = static_cast<int>(latent ? spec.heads : spec.kv_heads),
           .key_dim = static_cast<int>(spec.head_dim),
           .value_dim = static_cast<int>(spec.value_dim),
-          .block_size = block_size};
+          .block_size = block_size,
+          .quantization = quantization};
 }
 
 absl::StatusOr<KvPlan> PlanKvCache(const Model& model, const KvPlanOptions& options) {
@@ -36,7 +38,8 @@ absl::StatusOr<KvPlan> PlanKvCache(const Model& model, const KvPlanOptions& opti
   }
   KvPlan plan;
   for (const LayerSpec& layer : model.spec().layers) {
-    plan.layouts.push_back(KvLayoutOf(layer.attention, model.dtype(), options.block_size));
+    plan.layouts.push_back(
+        KvLayoutOf(layer.attention, model.dtype(), options.block_size, options.quantization));
   }
   const auto block_bytes = static_cast<int64_t>(KvBlockPool::BytesPerBlock(plan.layouts));
   const int64_t wanted =

@@ -7,7 +7,8 @@
 namespace cadre {
 
 // The layout of one layer's keys and values.
-ops::KvLayout KvLayoutOf(const AttentionSpec& spec, DType dtype, int block_size);
+ops::KvLayout KvLayoutOf(const AttentionSpec& spec, DType dtype, int block_size,
+                         ops::KvQuantization quantization = ops::KvQuantization::kNone);
 
 struct KvPlan {
   std::vector<ops::KvLayout> layouts;  // one per layer
@@ -17,6 +18,7 @@ struct KvPlanOptions {
   int64_t context = 0;  // of one sequence
   int max_num_seqs = 0;
   int block_size = 0;
+  ops::KvQuantization quantization = ops::KvQuantization::kNone;
   int64_t kv_cache_memory_bytes = 0;  // 0: see EngineOptions
 };
 // kInvalidArgument where the options do not fit the model, kResourceExhausted where a cache of the

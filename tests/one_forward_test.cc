@@ -75,17 +75,19 @@ class Trained {
   Model& serving() { return *serving_; }
 
   // Logprobs of each token after the first by the training forward with its tape, the sequences
-  // packed into one batch.
+  // packed into one batch. Quantized keys and values have no gradient, so no tape.
   std::vector<std::vector<float>> Train(std::span<const std::vector<int32_t>> sequences,
-                                        int threads) {
+                                        int threads,
+                                        ops::KvQuantization kv = ops::KvQuantization::kNone) {
     PackedWeights packed;
     Tape tape(&ops::Accumulate);
     Context ctx{.allocator = &allocator_,
                 .threads = threads,
                 .parameters = &training_->parameters(),
                 .packed = &packed,
-                .tape = &tape};
+                .tape = kv == ops::KvQuantization::kNone ? &tape : nullptr};
     Batch batch = PackSequences(allocator_, sequences);
+    batch.kv_quantization = kv;
     std::vector<int32_t> targets;
     for (const auto& ids : sequences) {
       targets.insert(targets.end(), ids.begin() + 1, ids.end());
@@ -107,9 +109,10 @@ class Trained {
   }
 
   // The same by `cadre score`'s forward, one sequence alone.
-  std::vector<float> Score(const std::vector<int32_t>& ids) {
+  std::vector<float> Score(const std::vector<int32_t>& ids, ops::KvQuantization kv) {
     Context ctx{.allocator = &allocator_, .parameters = &serving_->parameters()};
     Batch batch = PackSequences(allocator_, std::span(&ids, 1));
+    batch.kv_quantization = kv;
     Scores scores = ScoreBatch(ctx, serving_->decoder(), batch);
     const float* first = scores.logprobs.data<float>();
     return {first + 1, first + ids.size()};
@@ -187,12 +190,14 @@ struct Case {
   int workers = 0;
   int threads = 1;
   int64_t kv_tokens = 0;  // 0: enough for all
+  ops::KvQuantization kv = ops::KvQuantization::kNone;
 };
 
 std::string Describe(const Case& c) {
-  return fmt::format("{} sequences, {} tokens a step, blocks of {}, {} workers, {} threads, {} KV",
-                     c.max_num_seqs, c.max_num_batched_tokens, c.block_size, c.workers, c.threads,
-                     c.kv_tokens);
+  return fmt::format(
+      "{} sequences, {} tokens a step, blocks of {}, {} workers, {} threads, {} KV of kind {}",
+      c.max_num_seqs, c.max_num_batched_tokens, c.block_size, c.workers, c.threads, c.kv_tokens,
+      static_cast<int>(c.kv));
 }
 
 // Prompt `i`: 1 to 180 tokens, every fourth one greedy.
@@ -226,11 +231,12 @@ std::map<uint64_t, Answer> Serve(Model& model, const Case& c, std::span<const Re
                         .max_num_batched_tokens = c.max_num_batched_tokens,
                         .max_model_len = kContext,
                         .block_size = c.block_size,
+                        .kv_quantization = c.kv,
                         .attention_workers = c.workers};
   if (c.kv_tokens > 0) {
     std::vector<ops::KvLayout> layouts;
     for (const LayerSpec& layer : model.spec().layers) {
-      layouts.push_back(KvLayoutOf(layer.attention, model.dtype(), c.block_size));
+      layouts.push_back(KvLayoutOf(layer.attention, model.dtype(), c.block_size, c.kv));
     }
     options.kv_cache_memory_bytes =
         c.kv_tokens / c.block_size * static_cast<int64_t>(KvBlockPool::BytesPerBlock(layouts));
@@ -286,7 +292,7 @@ int Compare(Trained& trained, const Case& c, std::span<const Requests> waves, bo
   std::vector<std::vector<int32_t>> group;
   std::vector<const Answer*> members;
   auto flush = [&] {
-    const auto reference = trained.Train(group, c.threads % 2 + 1);
+    const auto reference = trained.Train(group, c.threads % 2 + 1, c.kv);
     for (size_t s = 0; s < group.size(); ++s) {
       EXPECT_EQ(Differences(*members[s], reference[s], &compared), 0) << Describe(c);
     }
@@ -300,7 +306,7 @@ int Compare(Trained& trained, const Case& c, std::span<const Requests> waves, bo
     EXPECT_EQ(answer.prompt.size(),
               request.sampling.prompt_logprobs >= 0 ? request.prompt->size() : 0);
     if (alone) {
-      EXPECT_EQ(Differences(answer, trained.Score(answer.ids), &compared), 0) << Describe(c);
+      EXPECT_EQ(Differences(answer, trained.Score(answer.ids, c.kv), &compared), 0) << Describe(c);
     }
     group.push_back(answer.ids);
     members.push_back(&answer);
@@ -330,33 +336,48 @@ const Case kCases[] = {
     {.max_num_batched_tokens = 512, .block_size = 32, .kv_tokens = 320},
 };
 
-// Every prompt once, dealt out over the cases.
-void CompareSample(const std::string& type) {
-  Trained trained(type);
+constexpr ops::KvQuantization kQuantized[] = {ops::KvQuantization::kInt8,
+                                              ops::KvQuantization::kInt4};
+
+Case With(Case c, ops::KvQuantization kv) {
+  c.kv = kv;
+  return c;
+}
+
+// The prompts dealt out over the cases, each in one of them; of those with enough memory for all,
+// one of `every`.
+void CompareSample(Trained& trained, ops::KvQuantization kv, int every) {
   int compared = 0;
-  for (size_t c = 0; c < std::size(kCases); ++c) {
+  constexpr int kCaseCount = static_cast<int>(std::size(kCases));
+  for (int c = 0; c < kCaseCount; ++c) {
     std::vector<int> prompts;
-    for (int i = static_cast<int>(c); i < kPrompts; i += std::size(kCases)) prompts.push_back(i);
-    compared += Compare(trained, kCases[c], prompts, true);
+    const int step = kCaseCount * (kCases[c].kv_tokens > 0 ? 1 : every);
+    for (int i = c; i < kPrompts; i += step) prompts.push_back(i);
+    compared += Compare(trained, With(kCases[c], kv), prompts, true);
   }
-  EXPECT_GT(compared, 10 * kPrompts);
+  EXPECT_GT(compared, 10 * kPrompts / every);
 }
 
 // Every prompt in every case; the sampled tokens are the same, too.
-void CompareAll(const std::string& type) {
-  Trained trained(type);
+void CompareAll(Trained& trained, ops::KvQuantization kv) {
   std::vector<int> prompts(kPrompts);
   for (int i = 0; i < kPrompts; ++i) prompts[static_cast<size_t>(i)] = i;
-  for (const Case& c : kCases) Compare(trained, c, prompts, &c == kCases);
+  for (const Case& c : kCases) Compare(trained, With(c, kv), prompts, &c == kCases);
   const Requests requests = RequestsOf(prompts);
   const std::span wave(&requests, 1);
-  const auto first = Serve(trained.serving(), kCases[0], wave);
-  const auto last = Serve(trained.serving(), kCases[std::size(kCases) - 1], wave);
+  const auto first = Serve(trained.serving(), With(kCases[0], kv), wave);
+  const auto last = Serve(trained.serving(), With(kCases[std::size(kCases) - 1], kv), wave);
   for (const auto& [id, answer] : first) EXPECT_EQ(answer.ids, last.at(id).ids) << id;
 }
 
-TEST(OneForward, Llama) { CompareSample("llama"); }
-TEST(OneForward, Qwen3Moe) { CompareSample("qwen3_moe"); }
+TEST(OneForward, Llama) {
+  Trained trained("llama");
+  CompareSample(trained, ops::KvQuantization::kNone, 1);
+}
+TEST(OneForward, Qwen3Moe) {
+  Trained trained("qwen3_moe");
+  CompareSample(trained, ops::KvQuantization::kNone, 1);
+}
 
 // What shares keys with `prompts`, which came before: each of them again, each cut short, each gone
 // on with, and three choices of a new one.
@@ -409,6 +430,25 @@ TEST(OneForward, PrefixHits) {
   ComparePrefixHits("qwen3_moe", prompts);
 }
 
+// The same quantized forward; and it is another one than that without.
+TEST(OneForward, QuantizedKeysAndValues) {
+  Trained trained("qwen3_moe");
+  const int prompts[] = {3, 4, 5, 6, 8};
+  const Requests waves[] = {RequestsOf(prompts), Relatives(prompts)};
+  for (ops::KvQuantization kv : kQuantized) {
+    CompareSample(trained, kv, 4);
+    for (const Case& c : {kPrefixCases[2], kPrefixCases[4]}) {
+      EXPECT_GT(Compare(trained, With(c, kv), waves, false), 300) << Describe(c);
+    }
+    const auto answers = Serve(trained.serving(), With(kCases[0], kv), std::span(waves, 1));
+    for (const auto& [id, answer] : answers) {
+      int compared = 0;
+      const auto plain = trained.Train(std::span(&answer.ids, 1), 1);
+      EXPECT_GT(Differences(answer, plain[0], &compared), compared / 2) << id;
+    }
+  }
+}
+
 // Through the checkpoint's own config, whose wiring the server has to follow.
 TEST(OneForward, Ladder) {
   Trained trained("ladder");
@@ -431,7 +471,14 @@ TEST(OneForward, ANudgedWeightShows) {
 }
 
 class FullOneForward : public testing::TestWithParam<const char*> {};
-TEST_P(FullOneForward, EveryPromptInEveryCase) { CompareAll(GetParam()); }
+TEST_P(FullOneForward, EveryPromptInEveryCase) {
+  Trained trained(GetParam());
+  CompareAll(trained, ops::KvQuantization::kNone);
+}
+TEST_P(FullOneForward, QuantizedKeysAndValues) {
+  Trained trained(GetParam());
+  for (ops::KvQuantization kv : kQuantized) CompareAll(trained, kv);
+}
 TEST_P(FullOneForward, PrefixHits) {
   std::vector<int> prompts(24);
   std::iota(prompts.begin(), prompts.end(), 0);

@@ -45,6 +45,14 @@ class Usage(Case):
             with self.subTest(arguments=arguments):
                 self.assertEqual(e2e.cadre(*arguments, code=None).returncode, 2)
 
+    def test_a_cache_of_no_known_type_is_refused(self):
+        for verb in (["score", "--ids", "1,2"], ["eval", "--data", "x"]):
+            self.assertEqual(refused(*verb, "--model", model, "--kv-cache-dtype", "int3"),
+                             "--kv-cache-dtype int3: allowed are auto, bf16, int8 and int4")
+        line = refused("serve", "--model", model, "--port", 0, "--dtype", "f32",
+                       "--set", "kv_cache_dtype=bf16")
+        self.assertEqual(line, "kv_cache_dtype bf16: the model computes in f32, allowed are auto, int8 and int4")
+
     def test_a_verb_that_is_none_is_named(self):
         self.assertEqual(refused("trian", code=2), "trian: no verb of cadre; did you mean train?")
         self.assertEqual(refused("checkpoint", "verfy", "x", code=2),

@@ -79,6 +79,15 @@ class Model(unittest.TestCase):
             lse = peak + math.log(sum(math.exp(v - peak) for v in row))
             self.assertAlmostEqual(score["logprobs"][t], row[score["ids"][t]] - lse, delta=1e-5)
 
+    def test_quantized_keys_and_values_score_a_little_otherwise(self):
+        exact, int8, int4 = (cadre_json("score", "--model", model, "--ids", "5,6,7,8,9,10,11,12",
+                                        "--kv-cache-dtype", kind)["logprobs"][1:]
+                             for kind in ("bf16", "int8", "int4"))
+        distance = [max(abs(a - b) for a, b in zip(exact, other)) for other in (int8, int4)]
+        self.assertGreater(distance[0], 0)
+        self.assertLess(distance[0], 0.1)
+        self.assertLess(distance[1], 0.5)
+
     def test_eval_is_the_mean_of_what_score_says(self):
         texts = ["the sea gave a stone. every river broke seven lamps. my brother took the word.",
                  "the wind followed caf\u00e9s \U0001f642 and a king", "a stone"]
