@@ -60,12 +60,14 @@ void StoreP(const __m512* e, float* p) {
   for (int i = 0; i < kVectors; ++i) _mm512_storeu_ps(p + i * 16, e[i]);
 }
 
-// P: BF16, or float where p is not to be rounded.
+// P: BF16, or float where p is not to be rounded. `count` rows of 16.
 template <int kVectors, typename P>
-void Softmax16(const float* scores, float scale, const bool* seen, float* max, float* sum, P* p) {
+void Softmax16(const float* scores, float scale, const bool* seen, int count, float* max,
+               float* sum, P* p) {
   constexpr int64_t kT = kAttentionKeyTile;
   __m512 rows[16];
-  for (int r = 0; r < 16; ++r) {
+  for (int r = count; r < 16; ++r) rows[r] = _mm512_setzero_ps();
+  for (int r = 0; r < count; ++r) {
     __m512 most = _mm512_loadu_ps(scores + r * kT);
     for (int i = 1; i < kVectors; ++i) {
       most = _mm512_max_ps(most, _mm512_loadu_ps(scores + r * kT + i * 16));
@@ -80,7 +82,7 @@ void Softmax16(const float* scores, float scale, const bool* seen, float* max, f
   // Where nothing is seen all scores are minus infinity and nothing is subtracted.
   alignas(64) float shift[16];
   _mm512_store_ps(shift, _mm512_maskz_mov_ps(any, most));
-  for (int r = 0; r < 16; ++r) {
+  for (int r = 0; r < count; ++r) {
     const __m512 by_row = _mm512_set1_ps(shift[r]);
     __m512 e[kVectors];
     for (int i = 0; i < kVectors; ++i) {
@@ -101,10 +103,11 @@ void SoftmaxRows(const AttentionSoftmaxRows& s, P* to) {
   for (int64_t r = 0; r < s.rows; r += 16) {
     const float* scores = s.scores + r * kAttentionKeyTile;
     P* p = to + r * kAttentionKeyTile;
+    const int count = static_cast<int>(std::min<int64_t>(16, s.rows - r));
     if (s.n == 64) {
-      Softmax16<4>(scores, s.scale, s.seen + r, s.max + r, s.sum + r, p);
+      Softmax16<4>(scores, s.scale, s.seen + r, count, s.max + r, s.sum + r, p);
     } else {
-      Softmax16<2>(scores, s.scale, s.seen + r, s.max + r, s.sum + r, p);
+      Softmax16<2>(scores, s.scale, s.seen + r, count, s.max + r, s.sum + r, p);
     }
   }
 }

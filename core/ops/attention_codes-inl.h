@@ -47,6 +47,7 @@ class CodeTiles {
       }
       const int64_t at = slot % size;
       const std::byte* head = kv_.Head(kv_.Block(block.sequence, slot / size), block.kv_head);
+      Prefetch(block, slot + kAttentionKeyTile);
       backend_.unpack(layout_.quantization, head + layout_.bytes_of(at * keys_), 16 * keys_, keys);
       backend_.unpack(layout_.quantization, head + layout_.bytes_of(size * keys_ + at * values_),
                       16 * values_, values);
@@ -95,13 +96,29 @@ class CodeTiles {
   }
 
  private:
+  // Asks for the codes of the panel of 16 slots that begins with `slot`: while codes are computed
+  // with, nothing else would read ahead.
+  void Prefetch(const AttentionBlock& block, int64_t slot) const {
+    if (slot >= block.key_end) return;
+    const int64_t size = layout_.block_size, at = slot % size;
+    const std::byte* head = kv_.Head(kv_.Block(block.sequence, slot / size), block.kv_head);
+    const auto ask = [](const std::byte* from, int64_t bytes) {
+      for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(from + i, 0, 2);
+    };
+    ask(head + layout_.bytes_of(at * keys_), layout_.bytes_of(16 * keys_));
+    ask(head + layout_.bytes_of(size * keys_ + at * values_), layout_.bytes_of(16 * values_));
+  }
+
   // Those of a panel of 16 slots, [groups][16], to columns [column, column + 16) of [groups][tile].
   static void LoadScales(const BF16* from, int64_t groups, int64_t count, int64_t column,
                          float* to) {
+    const int64_t lanes = static_cast<int64_t>(hn::Lanes(DF()));
     for (int64_t g = 0; g < groups; ++g) {
       float* row = to + g * kAttentionKeyTile + column;
-      for (int64_t i = 0; i < count; ++i) row[i] = static_cast<float>(from[g * 16 + i]);
-      for (int64_t i = count; i < 16; ++i) row[i] = 0.0f;
+      for (int64_t i = 0; i < 16 && count > 0; i += lanes) {
+        Store(ops::HWY_NAMESPACE::Load(from + g * 16 + i), row + i);
+      }
+      std::fill(row + count, row + 16, 0.0f);
     }
   }
 

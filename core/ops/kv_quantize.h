@@ -28,8 +28,8 @@ void QuantizeKv(const KvQuantizeArgs& args);
 // For a quantized layout; what WriteKv checked holds.
 void WriteQuantizedKv(Context& ctx, const WriteKvArgs& args);
 
-// n codes as they lie in a pool, n a multiple of 128, become n elements in bf16's order. The second
-// for Bf16Kernel::kAvx512 and kAmx.
+// n codes as they lie in a pool, none of int8 -128 and n a multiple of 128, become n elements in
+// bf16's order. The second for Bf16Kernel::kAvx512 and kAmx.
 void UnpackKv(KvQuantization quantization, const std::byte* codes, int64_t n, BF16* to);
 void UnpackKvAvx512(KvQuantization quantization, const std::byte* codes, int64_t n, BF16* to);
 
