@@ -9,7 +9,6 @@
 #include "cli/model_folder.h"
 #include "cli/serve_options.h"
 #include "cli/signals.h"
-#include "core/host_allocator.h"
 #include "core/trace.h"
 #include "model/chat_template.h"
 #include "model/model.h"
@@ -57,16 +56,17 @@ absl::Status RunServe(const ServeFlags& flags) {
   }
   CADRE_ASSIGN_OR_RETURN(const EngineOptions options,
                          ToEngineOptions(config, compute, trace.get()));
-  HostAllocator allocator;
-  Context ctx{.allocator = &allocator, .threads = compute.threads};
   CADRE_ASSIGN_OR_RETURN(
       std::unique_ptr<Tokenizer> tokenizer,
       AsData(Tokenizer::Load(config.has_tokenizer() ? config.tokenizer() : config.model())));
   CADRE_ASSIGN_OR_RETURN(std::unique_ptr<ChatTemplate> chat,
                          OptionalTemplate(config.model(), config.chat_template(), *compute.log));
-  CADRE_ASSIGN_OR_RETURN(std::unique_ptr<Model> model,
-                         AsData(LoadModel(ctx, config.model(), {.dtype = compute.dtype})));
-  CADRE_ASSIGN_OR_RETURN(std::unique_ptr<Engine> engine, Engine::Create(*model, options));
+  const auto load = [&](Allocator& allocator) {
+    Context ctx{.allocator = &allocator, .threads = compute.threads};
+    return LoadModel(ctx, config.model(), {.dtype = compute.dtype});
+  };
+  CADRE_ASSIGN_OR_RETURN(std::unique_ptr<ModelHome> model, AsData(ModelHome::Open(load)));
+  CADRE_ASSIGN_OR_RETURN(std::unique_ptr<Engine> engine, Engine::Create(std::move(model), options));
   CADRE_ASSIGN_OR_RETURN(
       std::unique_ptr<HttpServer> server,
       HttpServer::Start(std::move(http), {tokenizer.get(), chat.get(), engine.get()}));

@@ -5,16 +5,28 @@
 namespace cadre {
 
 KvBlockPool::KvBlockPool(Allocator& allocator, std::vector<ops::KvLayout> layouts, int64_t blocks)
-    : layouts_(std::move(layouts)), references_(blocks, 0) {
+    : allocator_(allocator), layouts_(std::move(layouts)), references_(blocks, 0) {
   CADRE_CHECK(!layouts_.empty() && blocks > 0, "{} layers, {} blocks", layouts_.size(), blocks);
   for (const ops::KvLayout& layout : layouts_) {
     CADRE_CHECK(layout.block_size == block_size(), "block sizes {} and {}", layout.block_size,
                 block_size());
-    const auto bytes = static_cast<int64_t>(ops::KvBlockBytes(layout)) * blocks;
-    data_.push_back(Tensor::Empty(allocator, {bytes}, DType::kU8));
   }
+  AllocateBytes();
   // Low ids first, so that a lightly used pool touches few pages.
   for (int64_t i = blocks - 1; i >= 0; --i) free_.push_back(static_cast<int32_t>(i));
+}
+
+void KvBlockPool::DropBytes() {
+  CADRE_CHECK(free_blocks() == blocks(), "{} blocks are in use", blocks() - free_blocks());
+  data_.clear();
+}
+
+void KvBlockPool::AllocateBytes() {
+  CADRE_CHECK(data_.empty(), "the bytes are there");
+  for (const ops::KvLayout& layout : layouts_) {
+    const auto bytes = static_cast<int64_t>(ops::KvBlockBytes(layout)) * blocks();
+    data_.push_back(Tensor::Empty(allocator_, {bytes}, DType::kU8));
+  }
 }
 
 size_t KvBlockPool::BytesPerBlock(std::span<const ops::KvLayout> layouts) {

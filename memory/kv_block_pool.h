@@ -20,6 +20,12 @@ class KvBlockPool {
   // layouts: one per layer, all with the same block_size.
   KvBlockPool(Allocator& allocator, std::vector<ops::KvLayout> layouts, int64_t blocks);
 
+  // Gives the bytes up, all blocks being free, and takes memory for them again. Between the two
+  // nothing is allocated.
+  void DropBytes();
+  void AllocateBytes();
+  size_t bytes() const { return BytesPerBlock(layouts_) * references_.size(); }
+
   // Bytes of one block over all layers.
   static size_t BytesPerBlock(std::span<const ops::KvLayout> layouts);
 
@@ -39,6 +45,7 @@ class KvBlockPool {
   void Copy(int32_t from, int32_t to);  // the bytes, in every layer
 
  private:
+  Allocator& allocator_;
   std::vector<ops::KvLayout> layouts_;
   std::vector<Tensor> data_;
   std::vector<int32_t> references_;

@@ -172,4 +172,10 @@ void KvCache::Free(KvSequence& sequence) {
   sequence = {};
 }
 
+void KvCache::DropBytes() {
+  while (index_.idle() > 0) pool_.Release(index_.EvictOldest());
+  copies_.clear();
+  pool_.DropBytes();
+}
+
 }  // namespace cadre

@@ -114,6 +114,11 @@ class KvCache {
   // nothing to it.
   void SetWeightVersion(int64_t version) { weight_version_ = version; }
 
+  // Forgets every cached prefix and gives the memory up, no sequence holding any; and takes it
+  // again. Between the two nothing is extended.
+  void DropBytes();
+  void AllocateBytes() { pool_.AllocateBytes(); }
+
   // Where token `index` of the sequence lies or will, counted over the whole pool.
   int64_t Slot(const KvSequence& sequence, int64_t index) const {
     return sequence.blocks_[index / block_size()] * block_size() + index % block_size();

@@ -190,5 +190,22 @@ TEST_F(PrefixTest, OffMeansThatNothingIsShared) {
   EXPECT_EQ(off.pool().free_blocks(), 4);
 }
 
+TEST_F(PrefixTest, GivesItsMemoryUpAndForgets) {
+  KvSequence a;
+  Store(a, 40);
+  EXPECT_DEATH(cache_.DropBytes(), "3 blocks are in use");
+  cache_.Free(a);
+  const size_t bytes = allocator_.usage().live_bytes;
+  EXPECT_GE(bytes, cache_.pool().bytes());
+  cache_.DropBytes();
+  EXPECT_EQ(allocator_.usage().live_bytes, 0u);
+  cache_.AllocateBytes();
+  EXPECT_EQ(allocator_.usage().live_bytes, bytes);
+  EXPECT_EQ(Found(40), 0);
+  Store(a, 40);
+  cache_.Free(a);
+  EXPECT_EQ(Found(40), 32);
+}
+
 }  // namespace
 }  // namespace cadre

@@ -15,21 +15,24 @@ namespace {
 // A loop that is busy for this long without ending a step is not ready.
 constexpr double kStuckSeconds = 30;
 
+}  // namespace
+
 double Now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
-}  // namespace
-
-Engine::Engine(Model& model, const EngineOptions& options) : model_(model), options_(options) {
+Engine::Engine(std::unique_ptr<ModelHome> home, const EngineOptions& options)
+    : options_(options), home_(std::move(home)), vocab_(home_->model()->spec().vocab) {
   ctx_ = {.allocator = &allocator_,
           .threads = options.threads,
-          .parameters = &model.parameters(),
+          .parameters = &home_->model()->parameters(),
           .packed = &packed_,
           .trace = options.trace};
 }
 
-absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(Model& model, const EngineOptions& options) {
+absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(std::unique_ptr<ModelHome> home,
+                                                       const EngineOptions& options) {
+  Model& model = *home->model();
   const int64_t model_context = model.decoder().max_position();
   const int64_t context = options.max_model_len > 0 ? options.max_model_len : model_context;
   if (context > model_context) {
@@ -41,7 +44,7 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(Model& model, const Engin
                                      .block_size = options.block_size,
                                      .quantization = options.kv_quantization,
                                      .kv_cache_memory_bytes = options.kv_cache_memory_bytes}));
-  std::unique_ptr<Engine> engine(new Engine(model, options));
+  std::unique_ptr<Engine> engine(new Engine(std::move(home), options));
   engine->cache_ =
       std::make_unique<KvCache>(engine->allocator_, std::move(kv.layouts), kv.blocks,
                                 KvCacheOptions{.prefix_caching = options.enable_prefix_caching});
@@ -76,14 +79,13 @@ absl::Status Engine::Submit(std::vector<GenerationRequest> requests,
         request.prompt == nullptr ? 0 : static_cast<int64_t>(request.prompt->size());
     CADRE_RETURN_IF_ERROR(scheduler_->Admissible(tokens, request.sampling));
     for (int32_t id : *request.prompt) {
-      if (id < 0 || id >= model_.spec().vocab) {
-        return InvalidArgument("prompt: token id {}, allowed are 0 to {}", id,
-                               model_.spec().vocab - 1);
-      }
+      if (id < 0 || id >= vocab_)
+        return InvalidArgument("prompt: token id {}, allowed are 0 to {}", id, vocab_ - 1);
     }
   }
   std::lock_guard lock(mutex_);
   if (stopping_) return Unavailable("the engine is stopping");
+  if (std::string asleep = sleep_.Refusal(); !asleep.empty()) return Unavailable("{}", asleep);
   const size_t places =
       static_cast<size_t>(options_.max_queue_size) + static_cast<size_t>(options_.max_num_seqs);
   if (ids_.size() + requests.size() > places) {
@@ -104,8 +106,7 @@ absl::Status Engine::Submit(std::vector<GenerationRequest> requests,
     sequence->submitted = Now();
     if (sequence->request.grammar != nullptr) {
       sequence->constraint = std::make_shared<TokenConstraint>(
-          sequence->request.grammar, sequence->request.sampling.stop_token_ids,
-          model_.spec().vocab);
+          sequence->request.grammar, sequence->request.sampling.stop_token_ids, vocab_);
       masks_.Start(sequence->constraint);
     }
     ids_.insert(sequence->request.id);
@@ -122,18 +123,10 @@ void Engine::Cancel(uint64_t id) {
   wake_.notify_one();
 }
 
-void Engine::Sleep(int level, std::function<void(absl::Status)> done) {
-  done(Unimplemented("sleep: not built yet"));
-}
-
-void Engine::Wake(std::function<void(absl::StatusOr<int64_t>)> done) {
-  done(static_cast<int64_t>(model_.parameters().version()));
-}
-
 ModelInfo Engine::Info() const {
   std::lock_guard lock(mutex_);
   return {.max_context = static_cast<int>(options_.max_model_len),
-          .vocab_size = static_cast<int>(model_.spec().vocab),
+          .vocab_size = static_cast<int>(vocab_),
           .weight_version = weight_version_};
 }
 
@@ -143,6 +136,9 @@ EngineHealth Engine::Health() const {
   if (stopping_) {
     health.ready = false;
     health.reason = "the engine is stopping";
+  } else if (std::string asleep = sleep_.Refusal(); !asleep.empty()) {
+    health.ready = false;
+    health.reason = asleep;
   } else if (!idle_ && health.seconds_since_step > kStuckSeconds) {
     health.ready = false;
     health.reason = fmt::format("no step ended for {:.0f} s", health.seconds_since_step);
@@ -160,26 +156,32 @@ EngineStats Engine::Stats() const {
 bool Engine::TakeInput() {
   std::vector<std::unique_ptr<Sequence>> incoming;
   std::vector<uint64_t> cancels;
+  SleepCommands commands;
   {
     std::unique_lock lock(mutex_);
     idle_ = scheduler_->running() + scheduler_->waiting() == 0;
-    wake_.wait(lock,
-               [this] { return stopping_ || !idle_ || !incoming_.empty() || !cancels_.empty(); });
+    const auto nothing_left = [this] { return idle_ && incoming_.empty(); };
+    wake_.wait(lock, [&] {
+      return stopping_ || !nothing_left() || !cancels_.empty() || sleep_.HasWork(nothing_left());
+    });
     if (idle_) last_step_ = Now();
-    idle_ = false;
     if (stopping_) return false;
+    commands = sleep_.Take(nothing_left());
+    idle_ = false;
     incoming.swap(incoming_);
     cancels.swap(cancels_);
   }
   for (auto& sequence : incoming) scheduler_->Add(std::move(sequence));
   for (uint64_t id : cancels) Finish(id, FinishReason::kCancelled);
+  if (!commands.empty()) CarryOut(std::move(commands));
   return true;
 }
 
 void Engine::Loop() {
   if (options_.trace != nullptr) options_.trace->NameThread("engine");
   while (TakeInput()) {
-    cache_->SetWeightVersion(static_cast<int64_t>(model_.parameters().version()));
+    if (sleep_level_ > 0) continue;
+    cache_->SetWeightVersion(weight_version());
     std::vector<ScheduledChunk> chunks = scheduler_->Plan(Now());
     PublishGauges();  // a long step must not hide what it runs
     if (!chunks.empty()) Step(chunks);
@@ -195,6 +197,7 @@ void Engine::Loop() {
   for (auto& sequence : incoming) scheduler_->Add(std::move(sequence));
   for (uint64_t id : scheduler_->Ids()) Finish(id, FinishReason::kCancelled);
   outbox_.Flush();
+  RefuseSleepers();
 }
 
 void Engine::Step(std::span<const ScheduledChunk> chunks) {
@@ -204,11 +207,11 @@ void Engine::Step(std::span<const ScheduledChunk> chunks) {
   TraceScope scope(options_.trace, "step",
                    {{"sequences", batch.sequences()}, {"tokens", batch.tokens()}});
   for (const KvCopy& copy : plan.copies) cache_->Copy(copy);
-  Tensor hidden = model_.decoder().Forward(ctx_, batch).hidden.value;
+  Tensor hidden = home_->model()->decoder().Forward(ctx_, batch).hidden.value;
   for (size_t i = 0; i < chunks.size(); ++i) {
     Sequence& sequence = *chunks[i].sequence;
     if (sequence.request.sampling.prompt_logprobs >= 0)
-      ReportPrompt(ctx_, model_.decoder(), chunks[i], hidden, plan.offsets[i]);
+      ReportPrompt(ctx_, home_->model()->decoder(), chunks[i], hidden, plan.offsets[i]);
     cache_->Commit(sequence.kv,
                    std::span(sequence.tokens).first(static_cast<size_t>(chunks[i].end())));
   }
@@ -223,7 +226,7 @@ void Engine::Sample(std::span<const ScheduledChunk> chunks, const StepPlan& plan
   }
   if (sampled.empty()) return;
   LogitRows logits =
-      ComputeLogits(ctx_, model_.decoder(), GatherRows(ctx_, hidden, plan.sample_rows));
+      ComputeLogits(ctx_, home_->model()->decoder(), GatherRows(ctx_, hidden, plan.sample_rows));
   const std::vector<const TokenConstraint::Next*> masks = WaitForMasks(sampled);
   std::vector<int32_t> tokens(sampled.size(), -1);
   ParallelFor(ctx_, static_cast<int64_t>(sampled.size()), 1, [&](int64_t begin, int64_t end) {
@@ -272,7 +275,7 @@ std::vector<const TokenConstraint::Next*> Engine::WaitForMasks(std::span<Sequenc
 }
 
 void Engine::Emit(Sequence& sequence, TokenEvent event) {
-  CompleteEvent(sequence, static_cast<int64_t>(model_.parameters().version()), event);
+  CompleteEvent(sequence, weight_version(), event);
   outbox_.Add(sequence.sink, std::move(event));
 }
 
@@ -288,9 +291,13 @@ void Engine::Finish(uint64_t id, FinishReason reason, absl::Status error) {
   if (sequence != nullptr) Emit(*sequence, {.finish = reason, .error = std::move(error)});
 }
 
+int64_t Engine::weight_version() const {
+  return static_cast<int64_t>(home_->model()->parameters().version());
+}
+
 void Engine::PublishGauges() {
   std::lock_guard lock(mutex_);
-  weight_version_ = static_cast<int64_t>(model_.parameters().version());
+  weight_version_ = weight_version();
   stats_.num_requests_running = scheduler_->running();
   stats_.num_requests_waiting = scheduler_->waiting();
   stats_.kv_cache_usage = cache_->usage();

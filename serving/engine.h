@@ -7,7 +7,7 @@
 //   ...
 //   engine->Stop();                    // unfinished requests end with kCancelled
 //
-// The model outlives the engine, and nobody else runs it meanwhile.
+// Nobody else runs the model meanwhile.
 #pragma once
 
 #include <atomic>
@@ -23,11 +23,12 @@
 #include "core/host_allocator.h"
 #include "core/ops/gemm.h"
 #include "memory/kv_cache.h"
-#include "model/model.h"
 #include "serving/event_outbox.h"
 #include "serving/kv_plan.h"
+#include "serving/model_home.h"
 #include "serving/request.h"
 #include "serving/scheduler.h"
+#include "serving/sleep_queue.h"
 #include "serving/step_plan.h"
 #include "serving/token_constraint.h"
 
@@ -53,14 +54,20 @@ class Engine : public EngineClient {
  public:
   // Starts the thread. kInvalidArgument where the options do not fit the model, kResourceExhausted
   // where a KV cache of the default size does not fit the memory that is free.
-  static absl::StatusOr<std::unique_ptr<Engine>> Create(Model& model, const EngineOptions& options);
+  static absl::StatusOr<std::unique_ptr<Engine>> Create(std::unique_ptr<ModelHome> home,
+                                                        const EngineOptions& options);
+  // Of a model that outlives the engine. It sleeps at level 1 alone.
+  static absl::StatusOr<std::unique_ptr<Engine>> Create(Model& model,
+                                                        const EngineOptions& options) {
+    return Create(ModelHome::Of(model), options);
+  }
   ~Engine() override;
 
   absl::Status Submit(std::vector<GenerationRequest> requests,
                       std::shared_ptr<EventSink> sink) override;
   void Cancel(uint64_t id) override;
-  void Sleep(int level, std::function<void(absl::Status)> done) override;
-  void Wake(std::function<void(absl::StatusOr<int64_t>)> done) override;
+  void Sleep(int level, SleepDone done) override;
+  void Wake(WakeDone done) override;
   ModelInfo Info() const override;
   EngineHealth Health() const override;
   EngineStats Stats() const override;
@@ -72,7 +79,7 @@ class Engine : public EngineClient {
   int64_t kv_blocks() const { return cache_->blocks(); }
 
  private:
-  Engine(Model& model, const EngineOptions& options);
+  Engine(std::unique_ptr<ModelHome> home, const EngineOptions& options);
 
   void Loop();
   // Moves what came in to the scheduler; waits where there is nothing to do. False: stop.
@@ -85,11 +92,19 @@ class Engine : public EngineClient {
   // Takes a sequence, or null where it is unknown, from the scheduler; its id may be used again.
   std::unique_ptr<Sequence> Forget(uint64_t id);
   void Finish(uint64_t id, FinishReason reason, absl::Status error = absl::OkStatus());
+  int64_t weight_version() const;  // engine thread, the weights being there
   void PublishGauges();
   void CountStep(std::span<const ScheduledChunk> chunks);
 
-  Model& model_;
+  void CarryOut(SleepCommands commands);
+  void GiveUpMemory(int level);
+  absl::Status TakeMemory();
+  void Settle(const absl::Status& woken);
+  void RefuseSleepers();
+
   EngineOptions options_;
+  std::unique_ptr<ModelHome> home_;
+  const int64_t vocab_;
   HostAllocator allocator_;
   PackedWeights packed_;
   Context ctx_;
@@ -97,12 +112,14 @@ class Engine : public EngineClient {
   std::unique_ptr<Scheduler> scheduler_;
   EventOutbox outbox_;
   MaskWorker masks_;
+  int sleep_level_ = 0;
 
   mutable std::mutex mutex_;  // guards what follows
   std::condition_variable wake_;
   std::vector<std::unique_ptr<Sequence>> incoming_;
   std::vector<uint64_t> cancels_;
   std::unordered_set<uint64_t> ids_;
+  SleepQueue sleep_;
   bool stopping_ = false;
   EngineStats stats_;
   int64_t weight_version_ = 0;
@@ -111,5 +128,8 @@ class Engine : public EngineClient {
 
   std::thread thread_;
 };
+
+// Seconds on the engine's clock.
+double Now();
 
 }  // namespace cadre

@@ -6,20 +6,17 @@
 #include "serving/machine_memory.h"
 
 namespace cadre {
-namespace {
 
-absl::Status CheckMemory(const KvPlanOptions& options, int64_t blocks, int64_t block_bytes) {
+absl::Status CheckKvMemory(int64_t kv_cache_memory_bytes, size_t bytes) {
   const int64_t available = AvailableMemory();
-  if (blocks <= available / block_bytes) return absl::OkStatus();
-  if (options.kv_cache_memory_bytes > 0) {
+  if (bytes <= static_cast<size_t>(available)) return absl::OkStatus();
+  if (kv_cache_memory_bytes > 0) {
     return InvalidArgument("kv_cache_memory_bytes: {}, {} bytes of memory are available",
-                           options.kv_cache_memory_bytes, available);
+                           kv_cache_memory_bytes, available);
   }
-  return ResourceExhausted("the KV cache takes {} bytes, {} bytes of memory are available",
-                           blocks * block_bytes, available);
+  return ResourceExhausted("the KV cache takes {} bytes, {} bytes of memory are available", bytes,
+                           available);
 }
-
-}  // namespace
 
 ops::KvLayout KvLayoutOf(const AttentionSpec& spec, DType dtype, int block_size,
                          ops::KvQuantization quantization) {
@@ -51,7 +48,8 @@ absl::StatusOr<KvPlan> PlanKvCache(const Model& model, const KvPlanOptions& opti
     return InvalidArgument("kv_cache_memory_bytes: {}, one block of {} tokens takes {}", budget,
                            options.block_size, block_bytes);
   }
-  CADRE_RETURN_IF_ERROR(CheckMemory(options, plan.blocks, block_bytes));
+  CADRE_RETURN_IF_ERROR(
+      CheckKvMemory(options.kv_cache_memory_bytes, static_cast<size_t>(plan.blocks * block_bytes)));
   return plan;
 }
 

@@ -21,6 +21,8 @@ struct KvPlanOptions {
   ops::KvQuantization quantization = ops::KvQuantization::kNone;
   int64_t kv_cache_memory_bytes = 0;  // 0: see EngineOptions
 };
+// Whether that much memory is free; the error speaks of kv_cache_memory_bytes where it is set.
+absl::Status CheckKvMemory(int64_t kv_cache_memory_bytes, size_t bytes);
 // kInvalidArgument where the options do not fit the model, kResourceExhausted where a cache of the
 // default size does not fit the memory that is free.
 absl::StatusOr<KvPlan> PlanKvCache(const Model& model, const KvPlanOptions& options);

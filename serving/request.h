@@ -144,9 +144,10 @@ class EngineClient {
   // bytes, the prefix index, the tiers) and holds the weights; level 2 gives up the weights, too. A
   // sleeper may be sent deeper; level 1 is nothing to one at level 2.
   //
-  // `done` runs once, on the engine's thread, and must return at once: OK when it sleeps;
-  // kInvalidArgument: another level; kAborted: Wake came before it slept; kUnavailable: the engine
-  // stops. An engine that sleeps answers from any state, also where it slept already.
+  // `done` runs once, on the engine's thread (on the caller's where it is refused at once), and
+  // must return at once: OK when it sleeps, also where it did before; kInvalidArgument: another
+  // level; kUnimplemented: level 2 of weights that were not loaded from a folder; kAborted: Wake
+  // came before it slept; kUnavailable: the engine stops.
   virtual void Sleep(int level, std::function<void(absl::Status)> done) = 0;
 
   // Ends a sleep: takes the memory again and loads the weights from the model's folder where they

@@ -1,0 +1,96 @@
+// The engine's sleep: any thread asks, the engine's thread gives memory up and takes it again.
+#include <algorithm>
+
+#include "serving/engine.h"
+
+namespace cadre {
+
+void Engine::Sleep(int level, SleepDone done) {
+  absl::Status refusal;
+  if (level != 1 && level != 2) {
+    refusal = InvalidArgument("sleep level: {}, allowed are 1 and 2", level);
+  } else if (level == 2 && !home_->reloadable()) {
+    refusal = Unimplemented("sleep level 2: the weights were not loaded from a folder");
+  }
+  {
+    std::lock_guard lock(mutex_);
+    if (stopping_) refusal = Unavailable("the engine is stopping");
+    if (refusal.ok()) sleep_.AskSleep(level, std::move(done));
+  }
+  if (!refusal.ok()) return done(refusal);
+  wake_.notify_one();
+}
+
+void Engine::Wake(WakeDone done) {
+  bool stopping = false;
+  {
+    std::lock_guard lock(mutex_);
+    stopping = stopping_;
+    if (!stopping) sleep_.AskWake(std::move(done));
+  }
+  if (stopping) return done(Unavailable("the engine is stopping"));
+  wake_.notify_one();
+}
+
+void Engine::CarryOut(SleepCommands commands) {
+  for (SleepDone& done : commands.aborted) done(absl::AbortedError("woken before it slept"));
+  if (!commands.wakes.empty()) {
+    const absl::Status woken = TakeMemory();
+    Settle(woken);
+    for (WakeDone& done : commands.wakes) {
+      if (!woken.ok()) {
+        done(woken);
+      } else {
+        done(weight_version());
+      }
+    }
+  }
+  for (auto& [level, done] : commands.sleeps) GiveUpMemory(level);
+  if (!commands.sleeps.empty()) Settle(absl::OkStatus());
+  for (auto& [level, done] : commands.sleeps) done(absl::OkStatus());
+}
+
+void Engine::Settle(const absl::Status& woken) {
+  std::lock_guard lock(mutex_);
+  if (home_->model() != nullptr) weight_version_ = weight_version();
+  sleep_.Settle(sleep_level_, Message(woken));
+  last_step_ = Now();
+}
+
+void Engine::GiveUpMemory(int level) {
+  if (sleep_level_ == 0) cache_->DropBytes();
+  if (level == 2 && home_->model() != nullptr) {
+    ctx_.parameters = nullptr;
+    packed_ = {};
+    home_->Drop();
+  }
+  allocator_.Trim();
+  sleep_level_ = std::max(sleep_level_, level);
+}
+
+absl::Status Engine::TakeMemory() {
+  if (home_->model() == nullptr) {
+    CADRE_RETURN_IF_ERROR(home_->Reload());
+    ctx_.parameters = &home_->model()->parameters();
+    sleep_level_ = 1;
+  }
+  if (sleep_level_ == 0) return absl::OkStatus();
+  CADRE_RETURN_IF_ERROR(CheckKvMemory(options_.kv_cache_memory_bytes, cache_->pool().bytes()));
+  cache_->AllocateBytes();
+  sleep_level_ = 0;
+  return absl::OkStatus();
+}
+
+void Engine::RefuseSleepers() {
+  SleepCommands commands;
+  {
+    std::lock_guard lock(mutex_);
+    commands = sleep_.Take(true);
+  }
+  const absl::Status stopping = Unavailable("the engine is stopping");
+  for (SleepDone& done : commands.aborted) done(stopping);
+  for (WakeDone& done : commands.wakes) done(stopping);
+  for (auto& [level, done] : commands.sleeps) done(stopping);
+}
+
+}  // namespace cadre
