@@ -6,6 +6,7 @@
 #include "core/parallel_for.h"
 #include "core/trace.h"
 #include "serving/logit_rows.h"
+#include "serving/pooling.h"
 #include "serving/sampler.h"
 #include "serving/token_report.h"
 
@@ -22,7 +23,10 @@ double Now() {
 }
 
 Engine::Engine(std::unique_ptr<ModelHome> home, const EngineOptions& options)
-    : options_(options), home_(std::move(home)), vocab_(home_->model()->spec().vocab) {
+    : options_(options),
+      home_(std::move(home)),
+      vocab_(home_->model()->spec().vocab),
+      hidden_(home_->model()->spec().hidden) {
   ctx_ = {.allocator = &allocator_,
           .threads = options.threads,
           .parameters = &home_->model()->parameters(),
@@ -127,6 +131,7 @@ ModelInfo Engine::Info() const {
   std::lock_guard lock(mutex_);
   return {.max_context = static_cast<int>(options_.max_model_len),
           .vocab_size = static_cast<int>(vocab_),
+          .hidden_size = static_cast<int>(hidden_),
           .weight_version = weight_version_};
 }
 
@@ -212,6 +217,8 @@ void Engine::Step(std::span<const ScheduledChunk> chunks) {
     Sequence& sequence = *chunks[i].sequence;
     if (sequence.request.sampling.prompt_logprobs >= 0)
       ReportPrompt(ctx_, home_->model()->decoder(), chunks[i], hidden, plan.offsets[i]);
+    if (sequence.request.pooling != Pooling::kNone)
+      PoolHidden(ctx_, chunks[i], hidden, plan.offsets[i]);
     cache_->Commit(sequence.kv,
                    std::span(sequence.tokens).first(static_cast<size_t>(chunks[i].end())));
   }
@@ -238,6 +245,8 @@ void Engine::Sample(std::span<const ScheduledChunk> chunks, const StepPlan& plan
           params, {.logits = logits.row(i),
                    .lse = logits.lse[i],
                    .position = sampled[i]->known_tokens(),
+                   .prompt = *sampled[i]->request.prompt,
+                   .generated = sampled[i]->generated_tokens(),
                    .banned = early ? std::span<const int32_t>(params.stop_token_ids)
                                    : std::span<const int32_t>(),
                    .allowed = masks[i] != nullptr ? std::span<const uint64_t>(masks[i]->allowed)

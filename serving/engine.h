@@ -104,7 +104,7 @@ class Engine : public EngineClient {
 
   EngineOptions options_;
   std::unique_ptr<ModelHome> home_;
-  const int64_t vocab_;
+  const int64_t vocab_, hidden_;
   HostAllocator allocator_;
   PackedWeights packed_;
   Context ctx_;

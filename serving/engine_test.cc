@@ -204,6 +204,55 @@ TEST_F(EngineTest, PromptsAreScoredTheSameInAnyChunks) {
   }
 }
 
+TEST_F(EngineTest, BiasAndPenaltiesSteerButLogprobsStayTheRawOnes) {
+  SamplingParams params{.temperature = 0, .max_tokens = 12, .logprobs = 61};
+  const std::vector<TokenEvent> free = Run(Request(1, 8, 3, params));
+  params.logit_bias = {{7, 100}};
+  const std::vector<TokenEvent> biased = Run(Request(2, 8, 3, params));
+  EXPECT_EQ(Tokens(biased), std::vector<int32_t>(12, 7));
+  const auto seven = std::ranges::find(free[0].top, 7, &TokenLogprob::token);
+  EXPECT_EQ(biased[0].logprob, seven->logprob);
+  EXPECT_EQ(biased[0].top[0].logprob, free[0].top[0].logprob);
+  // A frequency penalty of that size lets no token come twice.
+  params.logit_bias.clear();
+  params.frequency_penalty = 100;
+  std::vector<int32_t> tokens = Tokens(Run(Request(3, 8, 3, params)));
+  std::ranges::sort(tokens);
+  EXPECT_EQ(std::ranges::unique(tokens).size(), 0u);
+}
+
+TEST_F(EngineTest, EmbeddingsAreThePooledHiddenStatesOfAPlainForward) {
+  GenerationRequest request = Request(1, 70, 5, {.max_tokens = 0});
+  Context ctx{.allocator = &allocator_, .threads = 1, .parameters = &model_->parameters()};
+  const Tensor hidden =
+      model_->decoder()
+          .Forward(ctx,
+                   PackSequences(allocator_, std::vector<std::vector<int32_t>>{*request.prompt}))
+          .hidden.value;
+  for (Pooling pooling : {Pooling::kMean, Pooling::kLast}) {
+    std::vector<float> expected;
+    for (int64_t i = 0; i < hidden.dim(1); ++i) {
+      double sum = 0;
+      for (int64_t row = 0; row < 70; ++row) sum += hidden.data<float>()[row * hidden.dim(1) + i];
+      expected.push_back(pooling == Pooling::kMean ? static_cast<float>(sum / 70)
+                                                   : hidden.data<float>()[69 * hidden.dim(1) + i]);
+    }
+    request.pooling = pooling;
+    // Whole, in chunks, and preempted by those that came before.
+    Start({});
+    EXPECT_EQ(Run(request).at(0).embedding, expected);
+    EXPECT_EQ(Run(request).at(0).embedding, expected);  // its prompt is cached by now
+    Start({.max_num_batched_tokens = 11, .attention_workers = 3});
+    EXPECT_EQ(Run(request).at(0).embedding, expected);
+    Start({.max_num_batched_tokens = 24, .kv_cache_memory_bytes = BytesOfBlocks(6)});
+    auto sink = std::make_shared<Sink>();
+    request.id = 9;
+    ASSERT_TRUE(engine_->Submit({Request(1, 8, 2, {.max_tokens = 60}), request}, sink).ok());
+    EXPECT_EQ(sink->WaitForEnd(9).at(0).embedding, expected);
+    EXPECT_TRUE(sink->WaitForEnd(1).at(0).embedding.empty());
+  }
+}
+
 TEST_F(EngineTest, CountsStepsByTheirTokens) {
   Run(Request(1, 5, 1, {.max_tokens = 3}));
   EngineStats stats = engine_->Stats();

@@ -19,10 +19,13 @@ const Sequence* FindSibling(const Sequence& sequence,
 }  // namespace
 
 int64_t ReusableTokens(const Sequence& sequence) {
-  const bool reported = sequence.request.sampling.prompt_logprobs < 0 ||
-                        sequence.prompt_reported == sequence.prompt_tokens();
-  if (reported) return sequence.known_tokens() - 1;
-  return std::max<int64_t>(sequence.prompt_reported - 1, 0);
+  int64_t tokens = sequence.known_tokens() - 1;
+  const bool reports = sequence.request.sampling.prompt_logprobs >= 0 &&
+                       sequence.prompt_reported < sequence.prompt_tokens();
+  if (reports) tokens = std::min(tokens, std::max<int64_t>(sequence.prompt_reported - 1, 0));
+  const bool pools = sequence.request.pooling == Pooling::kMean &&
+                     sequence.pooled_tokens < sequence.prompt_tokens();
+  return pools ? std::min(tokens, sequence.pooled_tokens) : tokens;
 }
 
 bool ReusePrefix(KvCache& cache, Sequence& sequence,

@@ -10,7 +10,8 @@
 namespace cadre {
 
 // Tokens of the sequence that need not be computed where they are stored: all but the last one,
-// whose logits are sampled, and none whose row has yet to tell a prompt token's logprob.
+// whose logits are sampled, and none whose row has yet to tell a prompt token's logprob or is to
+// go into a mean.
 int64_t ReusableTokens(const Sequence& sequence);
 
 // Lets the sequence, which holds no blocks, hold what is stored of it. False, and nothing changed,

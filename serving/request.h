@@ -24,16 +24,26 @@ namespace cadre {
 
 class CompiledGrammar;
 
+struct TokenBias {
+  int32_t token = -1;
+  float bias = 0;
+};
+
 // How one sequence is sampled. Values are checked by the front; the engine may CHECK them.
 struct SamplingParams {
   float temperature = 1;  // >= 0; 0 is greedy and makes top_k, top_p, min_p and seed meaningless
   int top_k = 0;          // 0: no limit
   float top_p = 1;        // (0, 1]; 1: no limit
   float min_p = 0;        // [0, 1]; keeps tokens with p >= min_p * max p
+  // See logit_adjustments.h; logprobs stay those of the raw logits.
+  float repetition_penalty = 1;  // > 0; over 1 discourages
+  float frequency_penalty = 0;
+  float presence_penalty = 0;
+  std::vector<TokenBias> logit_bias;
   // Draws are keyed by (seed, choice, position), so a request repeats whatever its batch.
   uint64_t seed = 0;
   uint32_t choice = 0;  // index among the n sequences of one HTTP request
-  int max_tokens = 16;  // 0 only with prompt_logprobs >= 0: score the prompt, sample nothing
+  int max_tokens = 16;  // 0: read the prompt, sample nothing
   int min_tokens = 0;   // no token of stop_token_ids is sampled before this many
   // Ends of sequence and the request's own stop ids, sorted, unique; empty under ignore_eos
   // unless the request names some.
@@ -42,8 +52,12 @@ struct SamplingParams {
   int prompt_logprobs = -1;  // the same for every prompt token; bypasses prefix-cache hits
 };
 
+// What of the decoder's outputs over the prompt a request gets back, see pooling.h.
+enum class Pooling { kNone, kMean, kLast };
+
 struct GenerationRequest {
-  uint64_t id = 0;  // chosen by the submitter, unique among those in flight
+  uint64_t id = 0;   // chosen by the submitter, unique among those in flight
+  int priority = 0;  // the lower, the earlier it is scheduled
   std::shared_ptr<const std::vector<int32_t>> prompt;  // not empty; shared by the n choices
   SamplingParams sampling;
   // Requests share cached prefixes with those of the same salt alone (cache_salt: one per tenant).
@@ -51,11 +65,13 @@ struct GenerationRequest {
   // What the text must be of (serving/grammar/compiled_grammar.h); null: anything. Shared by any
   // number of requests.
   std::shared_ptr<const CompiledGrammar> grammar;
+  Pooling pooling = Pooling::kNone;
 };
 
 struct TokenLogprob {
   int32_t token = -1;
   float logprob = 0;  // log-softmax of the raw fp32 logits, whatever the temperature
+  int rank = 0;       // of prompt tokens: 1 for the most likely; 0 where not asked for
 };
 
 enum class FinishReason {
@@ -77,6 +93,7 @@ struct TokenEvent {
   // (NaN). prompt_top[i] are the most likely tokens at i.
   std::vector<TokenLogprob> prompt_logprobs;
   std::vector<std::vector<TokenLogprob>> prompt_top;
+  std::vector<float> embedding;  // where asked, in the first event: [D], not normalized
   FinishReason finish = FinishReason::kNone;
   absl::Status error;          // with kError
   int cached_tokens = 0;       // prompt tokens found in the prefix cache; in the first event
@@ -97,6 +114,7 @@ class EventSink {
 struct ModelInfo {
   int max_context = 0;  // prompt and generated tokens together
   int vocab_size = 0;
+  int hidden_size = 0;  // values of an embedding
   int64_t weight_version = 0;
 };
 

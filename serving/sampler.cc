@@ -6,6 +6,7 @@
 #include <numeric>
 
 #include "core/random.h"
+#include "serving/logit_adjustments.h"
 
 namespace cadre {
 namespace {
@@ -106,6 +107,12 @@ void KeepMinP(double p, std::vector<Candidate>& candidates) {
 
 int32_t SampleToken(const SamplingParams& params, const SampleInput& given) {
   SampleInput input = given;
+  std::vector<float> adjusted;
+  if (AdjustsLogits(params)) {
+    adjusted.assign(input.logits.begin(), input.logits.end());
+    AdjustLogits(params, input.prompt, input.generated, adjusted);
+    input.logits = adjusted;
+  }
   if (!input.banned.empty() && NothingToDraw(input)) input.banned = {};
   if (params.temperature == 0) return Greedy(input);
   std::vector<Candidate> candidates = Candidates(params, input);
@@ -136,6 +143,16 @@ std::vector<TokenLogprob> TopLogprobs(std::span<const float> logits, float lse, 
   std::vector<TokenLogprob> top;
   for (size_t i = 0; i < count; ++i) top.push_back({order[i], logits[order[i]] - lse});
   return top;
+}
+
+int RankOf(std::span<const float> logits, int32_t token) {
+  const float own = Ranked(logits[token]);
+  int rank = 1;
+  for (int32_t i = 0; i < static_cast<int32_t>(logits.size()); ++i) {
+    const float other = Ranked(logits[i]);
+    rank += other > own || (other == own && i < token);
+  }
+  return rank;
 }
 
 }  // namespace cadre

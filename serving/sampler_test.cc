@@ -123,6 +123,11 @@ TEST(Sampler, TopLogprobsAreSorted) {
   EXPECT_EQ(top[2].token, 2);
   EXPECT_FLOAT_EQ(top[0].logprob, std::log(0.4f));
   EXPECT_EQ(TopLogprobs(kLogits, 0.0f, 9).size(), 4u);
+  for (int rank = 1; rank <= 3; ++rank) EXPECT_EQ(RankOf(kLogits, top[rank - 1].token), rank);
+  const std::vector<float> ties = {2, std::nanf(""), 2, 5};
+  EXPECT_EQ(RankOf(ties, 0), 2);
+  EXPECT_EQ(RankOf(ties, 2), 3);
+  EXPECT_EQ(RankOf(ties, 1), 4);
 }
 
 }  // namespace

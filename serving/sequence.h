@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "memory/kv_cache.h"
@@ -18,14 +19,19 @@ struct Sequence {
   std::vector<int32_t> tokens;  // the prompt, then what was sampled
   KvSequence kv;                // of its first kv.stored() tokens
   int64_t prompt_reported = 0;  // prompt tokens whose logprobs were computed
-  TokenEvent first_event;       // gathers prompt logprobs until the first event goes out
+  int64_t pooled_tokens = 0;    // prompt tokens that are in `pooled`
+  std::vector<double> pooled;   // [D] their hidden states' sum
+  TokenEvent first_event;       // gathers what is told of the prompt until an event goes out
   bool started = false;         // an event went out
-  std::shared_ptr<TokenConstraint> constraint;  // where the request has a grammar
+  std::shared_ptr<TokenConstraint> constraint;           // where the request has a grammar
   double submitted = 0, scheduled = 0, first_token = 0;  // seconds on the engine's clock
 
   int64_t prompt_tokens() const { return static_cast<int64_t>(request.prompt->size()); }
   int64_t known_tokens() const { return static_cast<int64_t>(tokens.size()); }
   int64_t generated() const { return known_tokens() - prompt_tokens(); }
+  std::span<const int32_t> generated_tokens() const {
+    return std::span(tokens).subspan(request.prompt->size());
+  }
 };
 
 // Tokens of a sequence that one step computes.

@@ -38,7 +38,8 @@ void ReportPrompt(Context& ctx, const Decoder& decoder, const ScheduledChunk& ch
         ComputeLogits(ctx, decoder, hidden.Narrow(first_row + begin - 1 - chunk.begin, count));
     for (int64_t i = 0; i < count; ++i) {
       const int32_t token = sequence.tokens[begin + i];
-      event.prompt_logprobs.push_back({token, rows.row(i)[token] - rows.lse[i]});
+      event.prompt_logprobs.push_back(
+          {token, rows.row(i)[token] - rows.lse[i], RankOf(rows.row(i), token)});
       event.prompt_top.push_back(
           TopLogprobs(rows.row(i), rows.lse[i], sequence.request.sampling.prompt_logprobs));
     }
@@ -70,6 +71,7 @@ void CompleteEvent(Sequence& sequence, int64_t weight_version, TokenEvent& event
     event.prompt_logprobs = std::move(sequence.first_event.prompt_logprobs);
     event.prompt_top = std::move(sequence.first_event.prompt_top);
     event.cached_tokens = sequence.first_event.cached_tokens;
+    event.embedding = std::move(sequence.first_event.embedding);
     sequence.started = true;
   }
   if (event.finish != FinishReason::kNone && sequence.scheduled > 0) {

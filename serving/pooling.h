@@ -1,0 +1,19 @@
+// A sequence's pooled hidden state, the embedding of its prompt: the mean of the decoder's outputs
+// after the final norm over all prompt tokens, or the last one's.
+//
+// Sums are in double in the order of the tokens, so chunks, batches and preemptions change no bit.
+// Engine thread only. T tokens of the step, D model.
+#pragma once
+
+#include "core/context.h"
+#include "core/tensor.h"
+#include "serving/sequence.h"
+
+namespace cadre {
+
+// Takes in the prompt tokens of a chunk, whose first row is `first_row` of hidden [T, D]; with the
+// prompt's last one the sequence's first event has its embedding. What was computed again counts
+// once.
+void PoolHidden(Context& ctx, const ScheduledChunk& chunk, const Tensor& hidden, int64_t first_row);
+
+}  // namespace cadre
