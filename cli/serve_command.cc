@@ -48,6 +48,7 @@ absl::Status RunServe(const ServeFlags& flags) {
   CADRE_ASSIGN_OR_RETURN(config::ServeConfig config, ResolveConfig(flags));
   CADRE_ASSIGN_OR_RETURN(Compute compute, ResolveCompute(ToComputeFlags(flags, config), "serve"));
   CADRE_ASSIGN_OR_RETURN(HttpServerOptions http, ToHttpOptions(config));
+  http.service.version = flags.version;
   CatchStopSignals();
   CatchReloadSignal();
   std::unique_ptr<Trace> trace;
@@ -87,6 +88,7 @@ absl::Status RunServe(const ServeFlags& flags) {
 
 void AddServeCommand(CLI::App& root, absl::Status* status) {
   auto flags = std::make_shared<ServeFlags>();
+  flags->version = root.version().substr(root.version().rfind(' ') + 1);
   CLI::App* command = root.add_subcommand("serve", "Serve a model over the OpenAI HTTP surface");
   command->add_option("--model", flags->model, kModelHelp);
   command->add_option("--host", flags->host, "Address to bind [127.0.0.1]");

@@ -121,6 +121,9 @@ absl::StatusOr<HttpServerOptions> ToHttpOptions(const config::ServeConfig& confi
       .request_timeout_s = config.request_timeout_s(),
       .front_threads = config.front_threads()};
   options.service.seed = config.seed();
+  options.service.pooling = config.embedding_pooling() == config::EMBEDDING_POOLING_MEAN
+                                ? Pooling::kMean
+                                : Pooling::kLast;
   options.service.served_model_names = {config.served_model_name().begin(),
                                         config.served_model_name().end()};
   if (options.service.served_model_names.empty()) {

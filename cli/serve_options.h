@@ -15,6 +15,7 @@ namespace cadre::cli {
 struct ServeFlags {
   std::string config;
   std::vector<std::string> overrides;
+  std::string version;  // the program's
   std::string model, host, trace, api_key_file, admin_host;
   int port = -1, admin_port = -1;
   std::vector<std::string> served_model_name, api_key;

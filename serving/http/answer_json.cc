@@ -66,6 +66,30 @@ Json CompletionLogprobs(const Tokenizer& tokenizer, const std::vector<LogprobEnt
           {"text_offset", std::move(offsets)}};
 }
 
+Json PromptLogprobs(const Tokenizer& tokenizer, const std::vector<TokenLogprob>& tokens,
+                    const std::vector<std::vector<TokenLogprob>>& top, int k) {
+  Json list = Json::array();
+  for (size_t i = 0; i < tokens.size(); ++i) {
+    if (i == 0) {
+      list.push_back(nullptr);
+      continue;
+    }
+    Json entry = Json::object();
+    auto add = [&](const TokenLogprob& one, int rank) {
+      entry.emplace(std::to_string(one.token),
+                    Json{{"logprob", FiniteLogprob(one.logprob)},
+                         {"rank", rank},
+                         {"decoded_token", TokenText(tokenizer, one.token)}});
+    };
+    add(tokens[i], tokens[i].rank);
+    for (int j = 0; i < top.size() && j < std::min(k, static_cast<int>(top[i].size())); ++j) {
+      add(top[i][static_cast<size_t>(j)], j + 1);
+    }
+    list.push_back(std::move(entry));
+  }
+  return list;
+}
+
 Json FinishJson(FinishReason reason) {
   if (reason == FinishReason::kNone) return nullptr;
   return reason == FinishReason::kLength ? "length" : "stop";

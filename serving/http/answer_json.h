@@ -23,6 +23,11 @@ double FiniteLogprob(float logprob);
 Json ChatLogprobs(const Tokenizer& tokenizer, const std::vector<LogprobEntry>& entries);
 Json CompletionLogprobs(const Tokenizer& tokenizer, const std::vector<LogprobEntry>& entries);
 
+// vLLM's `prompt_logprobs`: null for the first token, then {"id": {logprob, rank, decoded_token}}
+// of each token and of its k most likely rivals.
+Json PromptLogprobs(const Tokenizer& tokenizer, const std::vector<TokenLogprob>& tokens,
+                    const std::vector<std::vector<TokenLogprob>>& top, int k);
+
 // "stop", "length", or null while it runs.
 Json FinishJson(FinishReason reason);
 

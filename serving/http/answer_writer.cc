@@ -16,23 +16,24 @@ AnswerWriter::AnswerWriter(const Tokenizer& tokenizer, AnswerFacts facts)
 AnswerWriter::~AnswerWriter() = default;
 
 // At a choice's first delta: the echoed prompt and its logprobs go in front.
-void AnswerWriter::Begin(size_t index, ChoiceDelta* delta) {
-  const AnswerFacts::Prompt& prompt = facts_.prompts[index / static_cast<size_t>(facts_.n)];
+void AnswerWriter::Echo(size_t index, ChoiceDelta* delta) {
+  delta->text.insert(0, PromptOf(index).echo);
+  if (facts_.echo_logprobs < 0) return;
   std::vector<LogprobEntry> entries;
-  StreamDecoder decoder(tokenizer_, /*skip_special_tokens=*/true);
+  StreamDecoder decoder(tokenizer_, facts_.echo_skips_special);
   size_t offset = 0;
   for (size_t i = 0; i < delta->prompt_logprobs.size(); ++i) {
     LogprobEntry entry{.chosen = delta->prompt_logprobs[i],
                        .top = {},
                        .has_logprob = i > 0,
                        .text_offset = offset};
-    if (i < delta->prompt_top.size()) entry.top = std::move(delta->prompt_top[i]);
+    if (i < delta->prompt_top.size()) entry.top = delta->prompt_top[i];
+    entry.top.resize(std::min(entry.top.size(), static_cast<size_t>(facts_.echo_logprobs)));
     offset += CountCharacters(decoder.Push(entry.chosen.token));
     entries.push_back(std::move(entry));
   }
   for (LogprobEntry& entry : delta->logprobs) entries.push_back(std::move(entry));
   delta->logprobs = std::move(entries);
-  delta->text.insert(0, prompt.echo);
 }
 
 void AnswerWriter::Count(Choice* choice, const ChoiceDelta& delta, size_t own_bytes) {
@@ -46,6 +47,7 @@ void AnswerWriter::Count(Choice* choice, const ChoiceDelta& delta, size_t own_by
   }
   if (delta.finish != FinishReason::kNone) {
     choice->finish = delta.finish;
+    choice->stop = delta.stop;
     --unfinished_;
   }
 }
@@ -59,7 +61,7 @@ bool AnswerWriter::Take(ChoiceDelta* delta, bool* first) {
   // Characters of the echo; the tokens' own offsets count on from there.
   size_t characters = choice.characters;
   if (echoes) {
-    characters += CountCharacters(facts_.prompts[index / static_cast<size_t>(facts_.n)].echo);
+    characters += CountCharacters(PromptOf(index).echo);
   }
   for (LogprobEntry& entry : delta->logprobs) {
     const size_t inside = entry.text_offset - choice.bytes;
@@ -67,7 +69,13 @@ bool AnswerWriter::Take(ChoiceDelta* delta, bool* first) {
         characters + CountCharacters(std::string_view(delta->text).substr(0, inside));
   }
   const size_t own_bytes = delta->text.size();
-  if (echoes) Begin(index, delta);
+  if (echoes) Echo(index, delta);
+  if (facts_.return_token_ids && delta->token >= 0) choice.token_ids.push_back(delta->token);
+  if (*first) choice.embedding = std::move(delta->embedding);
+  if (*first && facts_.prompt_logprobs >= 0) {
+    choice.prompt_logprobs = std::move(delta->prompt_logprobs);
+    choice.prompt_top = std::move(delta->prompt_top);
+  }
   Count(&choice, *delta, own_bytes);
   return true;
 }

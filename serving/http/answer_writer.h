@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "model/tokenizer.h"
@@ -23,7 +24,14 @@ struct AnswerFacts {
   std::string model;
   std::string fingerprint;  // names the weight version
   bool include_usage = false;
+  bool continuous_usage = false;  // in every event of a stream
   bool logprobs = false;
+  int echo_logprobs = -1;    // k of the echoed prompt's own, which go in front; -1: none
+  int prompt_logprobs = -1;  // k of those in a field of their own; -1: none
+  bool return_token_ids = false;
+  bool base64 = false;   // of embeddings
+  int dimensions = 0;    // of embeddings; 0: all
+  std::string repeated;  // a JSON object of the request's fields, for answers that repeat them
   // One entry per prompt; each has n choices, numbered on.
   struct Prompt {
     std::shared_ptr<const std::vector<int32_t>> ids;
@@ -32,6 +40,7 @@ struct AnswerFacts {
   std::vector<Prompt> prompts;
   int n = 1;
   bool echo = false;
+  bool echo_skips_special = true;  // whether the echo's text is without special tokens
 
   size_t num_choices() const { return prompts.size() * static_cast<size_t>(n); }
 };
@@ -69,7 +78,13 @@ class AnswerWriter {
   struct Choice {
     std::string text;                    // whole answers only, as are the logprobs
     std::vector<LogprobEntry> logprobs;  // text_offset in characters, the echo counted in
+    // Where asked for; of a stream those that no event has told yet.
+    std::vector<int32_t> token_ids;
+    std::vector<TokenLogprob> prompt_logprobs;
+    std::vector<std::vector<TokenLogprob>> prompt_top;
+    std::vector<float> embedding;
     FinishReason finish = FinishReason::kNone;
+    std::string stop;  // the stop string that ended it, if one did
     int tokens = 0;
     int cached_tokens = 0;
     bool begun = false;
@@ -84,10 +99,17 @@ class AnswerWriter {
   const Tokenizer& tokenizer() const { return tokenizer_; }
   const AnswerFacts& facts() const { return facts_; }
   const std::vector<Choice>& choices() const { return choices_; }
+  const AnswerFacts::Prompt& PromptOf(size_t index) const {
+    return facts_.prompts[index / static_cast<size_t>(facts_.n)];
+  }
   AnswerUsage CountUsage() const;
+  // The choice's tokens since the last call.
+  std::vector<int32_t> TakeTokenIds(size_t index) {
+    return std::exchange(choices_[index].token_ids, {});
+  }
 
  private:
-  void Begin(size_t index, ChoiceDelta* delta);
+  void Echo(size_t index, ChoiceDelta* delta);
   void Count(Choice* choice, const ChoiceDelta& delta, size_t own_bytes);
   // Brings a delta into the books; false where the choice had ended before. `first` as in Events.
   bool Take(ChoiceDelta* delta, bool* first);
@@ -99,9 +121,12 @@ class AnswerWriter {
   absl::Status error_;
 };
 
-// /v1/chat/completions
-std::unique_ptr<AnswerWriter> MakeChatWriter(const Tokenizer& tokenizer, AnswerFacts facts);
-// /v1/completions
-std::unique_ptr<AnswerWriter> MakeCompletionWriter(const Tokenizer& tokenizer, AnswerFacts facts);
+using MakeWriterFunction = std::unique_ptr<AnswerWriter>(const Tokenizer& tokenizer,
+                                                         AnswerFacts facts);
+MakeWriterFunction MakeChatWriter;        // /v1/chat/completions
+MakeWriterFunction MakeCompletionWriter;  // /v1/completions
+MakeWriterFunction MakeEmbeddingsWriter;  // /v1/embeddings
+MakeWriterFunction MakeMessagesWriter;    // /v1/messages
+MakeWriterFunction MakeResponsesWriter;   // /v1/responses
 
 }  // namespace cadre

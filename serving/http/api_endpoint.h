@@ -3,21 +3,24 @@
 #pragma once
 
 #include <memory>
-#include <optional>
+#include <string>
 #include <string_view>
 
 #include "serving/http/answer_writer.h"
 #include "serving/http/api_schema.h"
 #include "serving/http/router.h"
+#include "serving/http/text_answer.h"
 
 namespace cadre {
 
 struct ApiEndpoint {
   Endpoint endpoint;
-  std::optional<ApiError> (*parse)(std::string_view body, const SchemaContext& context,
-                                   ApiRequest* request);
-  std::unique_ptr<AnswerWriter> (*make_writer)(const Tokenizer& tokenizer, AnswerFacts facts);
-  std::string_view id_prefix;  // of its answers
+  ParseFunction* parse;
+  // One of the two: sequences run and their deltas are written, or the text is all it takes.
+  MakeWriterFunction* make_writer = nullptr;
+  std::string (*answer_text)(const TextAnswerInput& input) = nullptr;
+  std::string_view id_prefix = "";                             // of its answers
+  std::string (*error_body)(const ApiError& error) = nullptr;  // null: OpenAI's, ApiError::Body
 };
 
 // Null for endpoints that take no body.

@@ -17,22 +17,29 @@ namespace cadre {
 struct SchemaLimits {
   int max_choices = 128;  // n times the number of prompts
   int max_logprobs = 20;
-  int max_stop_strings = 4;
+  size_t max_stop_strings = 4;
+  size_t max_stop_sequences = 16;  // of /v1/messages
   size_t max_stop_bytes = 1024;
+  size_t max_logit_bias = 1024;
 };
 
 // What parsers know of the server.
 struct SchemaContext {
   const SamplingDefaults& defaults;
   const SchemaLimits& limits;
-  int vocab_size = 0;  // token ids are below it
+  int vocab_size = 0;   // token ids are below it
+  int hidden_size = 0;  // values of an embedding
 };
 
-// /v1/chat/completions
-std::optional<ApiError> ParseChatRequest(std::string_view body, const SchemaContext& context,
-                                         ApiRequest* request);
-// /v1/completions
-std::optional<ApiError> ParseCompletionRequest(std::string_view body, const SchemaContext& context,
-                                               ApiRequest* request);
+using ParseFunction = std::optional<ApiError>(std::string_view body, const SchemaContext& context,
+                                              ApiRequest* request);
+ParseFunction ParseChatRequest;         // /v1/chat/completions
+ParseFunction ParseCompletionRequest;   // /v1/completions
+ParseFunction ParseEmbeddingsRequest;   // /v1/embeddings
+ParseFunction ParseMessagesRequest;     // /v1/messages
+ParseFunction ParseCountTokensRequest;  // /v1/messages/count_tokens
+ParseFunction ParseResponsesRequest;    // /v1/responses
+ParseFunction ParseTokenizeRequest;     // /tokenize
+ParseFunction ParseDetokenizeRequest;   // /detokenize
 
 }  // namespace cadre

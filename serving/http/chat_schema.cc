@@ -25,8 +25,10 @@ std::optional<ApiError> ParseChatRequest(std::string_view body, const SchemaCont
   if (auto error = ParseJsonObject(body, &object)) return error;
   request->chat = true;
   JsonFields fields(object);
-  ReadEnvelope(&fields, request);
+  ReadScheduling(&fields, request);
+  ReadStream(&fields, request);
   ReadSampling(&fields, context, request);
+  ReadChoices(&fields, context, request);
   ReadMessages(&fields, request);
   ReadTemplateFields(&fields, request);
   ReadChatLogprobs(&fields, context, request);
@@ -34,9 +36,9 @@ std::optional<ApiError> ParseChatRequest(std::string_view body, const SchemaCont
   auto max_completion = fields.Integer("max_completion_tokens", 1, kMaxInt);
   if (max_completion) max_tokens = max_completion;
   if (max_tokens) request->max_tokens = static_cast<int>(*max_tokens);
-  if (fields.Bool("echo").value_or(false)) {
-    fields.Fail("'echo' is not supported by this server for chat", "echo", "unsupported_parameter");
-  }
+  ReadPromptLogprobs(&fields, context, request);
+  request->echo = fields.Bool("echo").value_or(false);
+  request->add_special_tokens = fields.Bool("add_special_tokens");
   RefuseUnbuilt(&fields, *request);
   request->unknown_fields = fields.Unknown();
   return fields.error();

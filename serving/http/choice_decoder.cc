@@ -18,19 +18,23 @@ ChoiceDelta ChoiceDecoder::Push(TokenEvent event) {
   delta.cached_tokens = event.cached_tokens;
   delta.prompt_logprobs = std::move(event.prompt_logprobs);
   delta.prompt_top = std::move(event.prompt_top);
+  delta.embedding = std::move(event.embedding);
   delta.weight_version = event.weight_version;
   // The token that ends a sequence is counted but shows neither in the text nor in its logprobs.
   bool visible = event.token >= 0 && event.finish != FinishReason::kStop;
-  if (event.token >= 0) delta.tokens = 1;
-  if (visible) {
-    if (options_.logprobs) {
-      entries_.push_back({.chosen = {event.token, event.logprob},
-                          .top = std::move(event.top),
-                          .has_logprob = true,
-                          .text_offset = released_ + pending_.size()});
-    }
-    pending_ += decoder_.Push(event.token);
+  if (event.token >= 0) {
+    delta.tokens = 1;
+    delta.token = event.token;
+    ++tokens_;
   }
+  if (event.token >= 0 && options_.logprobs && (visible || options_.ending_logprobs)) {
+    entries_.push_back({.chosen = {event.token, event.logprob},
+                        .top = std::move(event.top),
+                        .has_logprob = true,
+                        .text_offset = released_ + pending_.size()});
+  }
+  if (visible) pending_ += decoder_.Push(event.token);
+  if (tokens_ <= options_.min_tokens) unsearched_ = pending_.size();
   bool last = event.finish != FinishReason::kNone;
   if (last) pending_ += decoder_.Finish();
   if (Release(last, &delta)) {
@@ -43,12 +47,17 @@ ChoiceDelta ChoiceDecoder::Push(TokenEvent event) {
 
 bool ChoiceDecoder::Release(bool last, ChoiceDelta* delta) {
   size_t cut = std::string::npos;
-  for (const std::string& stop : options_.stop) cut = std::min(cut, pending_.find(stop));
+  for (const std::string& stop : options_.stop) {
+    const size_t found = pending_.find(stop, unsearched_);
+    if (found < cut) delta->stop = stop;
+    cut = std::min(cut, found);
+  }
   bool stopped = cut != std::string::npos;
   size_t size = stopped ? cut : pending_.size() - (last ? 0 : HeldBack());
   delta->text = pending_.substr(0, size);
   pending_.erase(0, size);
   released_ += size;
+  unsearched_ -= std::min(unsearched_, size);
   // A token goes with the text that it begins in; behind a stop nothing follows.
   auto keep = std::find_if(entries_.begin(), entries_.end(), [&](const LogprobEntry& entry) {
     return last && !stopped ? false : entry.text_offset >= released_;
@@ -62,7 +71,8 @@ bool ChoiceDecoder::Release(bool last, ChoiceDelta* delta) {
 size_t ChoiceDecoder::HeldBack() const {
   size_t held = 0;
   for (const std::string& stop : options_.stop) {
-    for (size_t size = std::min(stop.size() - 1, pending_.size()); size > held; --size) {
+    for (size_t size = std::min(stop.size() - 1, pending_.size() - unsearched_); size > held;
+         --size) {
       if (std::string_view(pending_).ends_with(std::string_view(stop).substr(0, size))) {
         held = size;
         break;

@@ -33,7 +33,10 @@ struct ChoiceDelta {
   // As the engine gave them, in the first delta where the request asked for them.
   std::vector<TokenLogprob> prompt_logprobs;
   std::vector<std::vector<TokenLogprob>> prompt_top;
-  int tokens = 0;  // tokens of this event, the stop token included
+  int tokens = 0;                // tokens of this event, the stop token included
+  int32_t token = -1;            // which one
+  std::vector<float> embedding;  // as the engine gave it
+  std::string stop;              // with FinishReason::kStop, the stop string, if it was one
   int cached_tokens = 0;
   int64_t weight_version = 0;
   // A stop string ended the sequence here; the engine does not know yet and is to be told.
@@ -46,7 +49,11 @@ class ChoiceDecoder {
     bool skip_special_tokens = true;
     bool continues_text = true;  // keep the space that decoders drop at the start of a text
     bool logprobs = false;
+    // The token that ends a sequence has its logprobs shown, too, though no text: who scores a
+    // continuation counts on one entry per token.
+    bool ending_logprobs = false;
     std::vector<std::string> stop;
+    int min_tokens = 0;  // stop strings are looked for in the text behind as many tokens
   };
   ChoiceDecoder(const Tokenizer& tokenizer, Options options);
 
@@ -64,6 +71,8 @@ class ChoiceDecoder {
   std::string pending_;                // decoded, not handed out
   std::vector<LogprobEntry> entries_;  // of tokens that begin in pending_
   size_t released_ = 0;                // bytes handed out
+  size_t unsearched_ = 0;              // bytes of pending_ that no stop string may begin in
+  int tokens_ = 0;
   bool finished_ = false;
 };
 

@@ -29,15 +29,20 @@ Json CompletionWriter::Head() const {
           {"system_fingerprint", facts().fingerprint}};
 }
 
-std::string CompletionWriter::Events(size_t index, const ChoiceDelta& delta, bool) {
+std::string CompletionWriter::Events(size_t index, const ChoiceDelta& delta, bool first) {
   const bool logprobs = facts().logprobs && !delta.logprobs.empty();
-  if (delta.text.empty() && !logprobs && delta.finish == FinishReason::kNone) return "";
+  // The prompt's ids go out at once, whether or not there is text yet.
+  const bool starts = first && facts().return_token_ids;
+  if (delta.text.empty() && !logprobs && !starts && delta.finish == FinishReason::kNone) return "";
   Json chunk = Head();
-  chunk["choices"] = Json::array(
-      {{{"index", index},
-        {"text", delta.text},
-        {"logprobs", logprobs ? CompletionLogprobs(tokenizer(), delta.logprobs) : Json()},
-        {"finish_reason", FinishJson(delta.finish)}}});
+  Json choice = {{"index", index},
+                 {"text", delta.text},
+                 {"logprobs", logprobs ? CompletionLogprobs(tokenizer(), delta.logprobs) : Json()},
+                 {"finish_reason", FinishJson(delta.finish)}};
+  if (starts) choice["prompt_token_ids"] = *PromptOf(index).ids;
+  if (facts().return_token_ids) choice["token_ids"] = TakeTokenIds(index);
+  chunk["choices"] = Json::array({std::move(choice)});
+  if (facts().continuous_usage) chunk["usage"] = UsageJson(CountUsage());
   return DataEvent(chunk);
 }
 
@@ -54,11 +59,20 @@ std::string CompletionWriter::Whole() const {
   body["choices"] = Json::array();
   for (size_t i = 0; i < choices().size(); ++i) {
     const Choice& choice = choices()[i];
-    body["choices"].push_back(
-        {{"index", i},
-         {"text", choice.text},
-         {"logprobs", facts().logprobs ? CompletionLogprobs(tokenizer(), choice.logprobs) : Json()},
-         {"finish_reason", FinishJson(choice.finish)}});
+    Json entry = {
+        {"index", i},
+        {"text", choice.text},
+        {"logprobs", facts().logprobs ? CompletionLogprobs(tokenizer(), choice.logprobs) : Json()},
+        {"finish_reason", FinishJson(choice.finish)}};
+    if (facts().return_token_ids) {
+      entry["prompt_token_ids"] = *PromptOf(i).ids;
+      entry["token_ids"] = choice.token_ids;
+    }
+    if (facts().prompt_logprobs >= 0) {
+      entry["prompt_logprobs"] = PromptLogprobs(tokenizer(), choice.prompt_logprobs,
+                                                choice.prompt_top, facts().prompt_logprobs);
+    }
+    body["choices"].push_back(std::move(entry));
   }
   body["usage"] = UsageJson(CountUsage());
   return Dump(body);

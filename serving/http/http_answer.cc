@@ -86,7 +86,7 @@ ApiError HttpConnection::TimedOut() const {
           "timeout"};
 }
 
-HttpConnection::Task<bool> HttpConnection::Generate(std::string body, const ApiEndpoint& endpoint) {
+HttpConnection::Task<bool> HttpConnection::Generate(std::string body) {
   if (shared_->draining) {
     ApiError error{503, "the server is draining", "", "unavailable"};
     co_return co_await RespondError(std::move(error));
@@ -98,8 +98,8 @@ HttpConnection::Task<bool> HttpConnection::Generate(std::string body, const ApiE
   request_expired_ = false;
   auto job = std::make_shared<PrepareJob>(std::move(body), std::move(body_share_));
   OpenAiService* service = shared_->service;
-  bool posted = shared_->pool->TryPost([job, service, &endpoint, wake = Waker()] {
-    job->error = service->Prepare(endpoint, job->body, &job->prepared);
+  bool posted = shared_->pool->TryPost([job, service, endpoint = endpoint_, wake = Waker()] {
+    job->error = service->Prepare(*endpoint, job->body, &job->prepared);
     std::string().swap(job->body);
     job->share.Release();
     job->done = true;
@@ -111,6 +111,10 @@ HttpConnection::Task<bool> HttpConnection::Generate(std::string body, const ApiE
   }
   while (!job->done && !request_expired_) co_await WaitForNews();
   std::optional<ApiError> error = job->done ? job->error : TimedOut();
+  if (!error && job->prepared.body) {
+    std::string text = *std::move(job->prepared.body);
+    co_return co_await Respond(200, std::move(text), "application/json");
+  }
   std::unique_ptr<Answer> answer;
   if (!error) error = service->Admit(std::move(job->prepared), Waker(), &answer);
   if (error) co_return co_await RespondError(*std::move(error));

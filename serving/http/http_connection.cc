@@ -96,6 +96,7 @@ HttpConnection::Task<void> HttpConnection::Run() {
 HttpConnection::Task<bool> HttpConnection::ReadHeader(Parser* parser) {
   const HttpServerOptions& options = shared_->options;
   route_ = "other";
+  endpoint_ = nullptr;
   cors_.clear();
   if (buffer_.size() == 0) {
     StartDeadline(options.keep_alive_timeout_s);
@@ -223,7 +224,8 @@ HttpConnection::Task<bool> HttpConnection::AnswerPreflight(const Request& reques
 }
 
 HttpConnection::Task<bool> HttpConnection::RespondError(ApiError error) {
-  std::string body = error.Body();
+  const bool own_shape = endpoint_ != nullptr && endpoint_->error_body != nullptr;
+  std::string body = own_shape ? endpoint_->error_body(error) : error.Body();
   co_return co_await Respond(error.status, std::move(body), "application/json");
 }
 
@@ -254,12 +256,12 @@ HttpConnection::Task<bool> HttpConnection::Handle(Parser* parser) {
       FindRoute(View(request.method_string()), View(request.target()), listener_->bind);
   route_ = route.label;
   std::optional<ApiError> refusal = Refusal(request, route);
-  const ApiEndpoint* endpoint = FindApiEndpoint(route.endpoint);
-  if (!refusal && endpoint != nullptr) {
+  if (route.status != 404) endpoint_ = FindApiEndpoint(route.endpoint);
+  if (!refusal && endpoint_ != nullptr) {
     bool whole = co_await ReadBody(parser);
     if (!whole) co_return false;
     shared_->Begin();
-    bool open = co_await Generate(std::move(parser->get().body()), *endpoint);
+    bool open = co_await Generate(std::move(parser->get().body()));
     shared_->End();
     co_return open;
   }
@@ -287,6 +289,10 @@ HttpConnection::Task<bool> HttpConnection::AnswerState(Endpoint endpoint) {
   if (endpoint == Endpoint::kModels) {
     std::string models = shared_->service->Models();
     co_return co_await Respond(200, std::move(models), kJson);
+  }
+  if (endpoint == Endpoint::kVersion) {
+    std::string version = shared_->service->Version();
+    co_return co_await Respond(200, std::move(version), kJson);
   }
   EngineHealth health = shared_->service->Health();
   bool draining = shared_->draining;

@@ -101,7 +101,7 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
   void StopDeadline();
 
   // http_answer.cc: completions.
-  Task<bool> Generate(std::string body, const ApiEndpoint& endpoint);
+  Task<bool> Generate(std::string body);
   Task<bool> SendWhole(Answer* answer);
   Task<bool> SendStream(Answer* answer);
   Task<bool> WriteEvents(std::string_view events, bool last);
@@ -131,7 +131,8 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
   bool keep_alive_ = false;
   unsigned version_ = 11;
   std::string_view route_ = "other";
-  std::string cors_;  // header lines for pages of other origins
+  const ApiEndpoint* endpoint_ = nullptr;  // null where it takes no body
+  std::string cors_;                       // header lines for pages of other origins
 };
 
 }  // namespace cadre

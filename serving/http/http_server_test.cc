@@ -260,9 +260,15 @@ TEST_F(HttpServerTest, AdministrationHasABindOfItsOwn) {
     EXPECT_EQ(ask(server_->admin_port(), "/health", ""), 200);
     EXPECT_EQ(ask(server_->admin_port(), "/v1/models", "root"), 404);
   }
-  while (ask(server_->port(), "/v1/models", "client") != 200) {
-  }
-  EXPECT_EQ(ask(server_->port(), "/v1/models", "root"), 401);
+  // Each takes the only place, which is free again once the server has seen the end of the last.
+  auto admitted = [&](const char* key) {
+    int status = 0;
+    while ((status = ask(server_->port(), "/v1/models", key)) == 0) {
+    }
+    return status;
+  };
+  EXPECT_EQ(admitted("client"), 200);
+  EXPECT_EQ(admitted("root"), 401);
 }
 
 TEST_F(HttpServerTest, WhoIsRefusedNeedNotSendTheBody) {

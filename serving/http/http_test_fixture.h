@@ -165,6 +165,7 @@ class HttpServerTest : public testing::Test {
           "{% if add_generation_prompt %}<|start|>assistant:{% endif %}");
     }
     options.service.served_model_names = {"tiny"};
+    options.service.version = "1.2.3";
     options.service.defaults.eos_token_ids = {kEnd};
     auto server = HttpServer::Start(std::move(options), {tokenizer_.get(), chat_.get(), &engine_});
     ASSERT_TRUE(server.ok()) << Message(server.status());
@@ -178,6 +179,7 @@ class HttpServerTest : public testing::Test {
   Reply Get(std::string_view path, std::string_view headers = "") {
     return Raw(fmt::format("GET {} HTTP/1.1\r\nHost: x\r\n{}\r\n", path, headers));
   }
+  Reply Post(std::string_view path, const Json& body) { return Raw(PostText(path, body.dump())); }
   Reply Chat(Json extra = Json::object()) {
     Json body = {{"model", "tiny"}, {"messages", {{{"role", "user"}, {"content", "hi"}}}}};
     body.update(extra);
@@ -194,6 +196,18 @@ class HttpServerTest : public testing::Test {
   std::unique_ptr<ChatTemplate> chat_;
   std::unique_ptr<HttpServer> server_;
 };
+
+// (name, data) of each event of a stream whose events are named.
+inline std::vector<std::pair<std::string, Json>> NamedEvents(const Reply& reply) {
+  std::vector<std::pair<std::string, Json>> events;
+  for (size_t at = 0; (at = reply.body.find("event: ", at)) != std::string::npos; ++at) {
+    const size_t data = reply.body.find("\ndata: ", at);
+    const size_t end = reply.body.find("\n\n", data);
+    events.emplace_back(reply.body.substr(at + 7, data - at - 7),
+                        Json::parse(reply.body.substr(data + 7, end - data - 7), nullptr, false));
+  }
+  return events;
+}
 
 inline std::vector<Json> Events(const Reply& reply) {
   std::vector<Json> events;

@@ -19,6 +19,7 @@ std::optional<std::string> ContentText(const Json& content) {
 }
 
 void ReadMessages(JsonFields* fields, ApiRequest* request) {
+  request->input_field = "messages";
   const Json* messages = fields->Get("messages");
   if (!messages || !messages->is_array() || messages->empty()) {
     return fields->Fail("'messages' must be a list of at least one message", "messages");
@@ -57,6 +58,7 @@ void ReadMessages(JsonFields* fields, ApiRequest* request) {
                           where + ".content");
     }
     *content = *text;
+    if (i + 1 == normalized.size() && message["role"] == "assistant") request->echo_text = *text;
   }
   request->chat_input.messages = normalized.dump();
 }

@@ -19,6 +19,21 @@ int64_t SteadyNanoseconds() {
       .count();
 }
 
+// Logprobs of prompts, the rivals counted in, that one answer may have: each takes some 300 bytes
+// while the answer is written.
+constexpr int64_t kMaxPromptLogprobs = int64_t{1} << 20;
+
+std::optional<ApiError> CheckPromptLogprobs(const ApiRequest& request, int64_t prompt_tokens) {
+  const int64_t most = kMaxPromptLogprobs / (int64_t{1} + request.sampling.prompt_logprobs);
+  if (request.sampling.prompt_logprobs < 0 || prompt_tokens * request.n <= most) {
+    return std::nullopt;
+  }
+  return BadRequest(fmt::format("{} prompt tokens were to be answered with their logprobs and {} "
+                                "rivals each, allowed are {}",
+                                prompt_tokens * request.n, request.sampling.prompt_logprobs, most),
+                    request.prompt_logprobs >= 0 ? "prompt_logprobs" : "logprobs", "invalid_value");
+}
+
 // Tells the answers of this process from those of any other.
 std::string RandomPrefix() {
   std::random_device device;
@@ -77,7 +92,9 @@ std::optional<ApiError> OpenAiService::Prepare(const ApiEndpoint& endpoint, std:
   prepared->endpoint = &endpoint;
   prepared->arrived_ns = SteadyNanoseconds();
   ApiRequest& request = prepared->request;
-  const SchemaContext context{options_.defaults, options_.limits, deps_.engine->Info().vocab_size};
+  const ModelInfo info = deps_.engine->Info();
+  const SchemaContext context{options_.defaults, options_.limits, info.vocab_size,
+                              info.hidden_size};
   std::optional<ApiError> error = endpoint.parse(body, context, &request);
   if (error) return error;
   const auto& names = options_.served_model_names;
@@ -90,6 +107,11 @@ std::optional<ApiError> OpenAiService::Prepare(const ApiEndpoint& endpoint, std:
   }
   LogUnknown(request.unknown_fields);
   if ((error = Tokenize(prepared))) return error;
+  if (endpoint.answer_text) {
+    prepared->body = endpoint.answer_text(
+        {*deps_.tokenizer, request, prepared->facts.prompts, info.max_context});
+    return std::nullopt;
+  }
   if ((error = FillSampling(prepared))) return error;
   Identify(prepared);
   return std::nullopt;
@@ -114,18 +136,20 @@ std::optional<ApiError> OpenAiService::Tokenize(PreparedRequest* prepared) {
   };
   if (request.chat) {
     if (!deps_.chat_template) {
-      return BadRequest("the model has no chat template", "messages", "no_chat_template");
+      return BadRequest("the model has no chat template", request.input_field, "no_chat_template");
     }
     absl::StatusOr<RenderedChat> chat = deps_.chat_template->Render(request.chat_input);
     if (!chat.ok()) {
-      return BadRequest(Message(chat.status()), "messages", "chat_template_error");
+      return BadRequest(Message(chat.status()), request.input_field, "chat_template_error");
     }
     std::vector<TextSpan> spans = chat->Spans();
-    add(deps_.tokenizer->EncodeSpans(spans), "");
+    add(deps_.tokenizer->EncodeSpans(spans, request.add_special_tokens.value_or(false)),
+        request.echo ? request.echo_text : std::string());
   }
   for (const PromptInput& prompt : request.prompts) {
     if (const auto* text = std::get_if<std::string>(&prompt)) {
-      add(deps_.tokenizer->Encode(*text, {.add_special_tokens = true}),
+      add(deps_.tokenizer->Encode(
+              *text, {.add_special_tokens = request.add_special_tokens.value_or(true)}),
           request.echo ? *text : std::string());
       continue;
     }
@@ -133,18 +157,17 @@ std::optional<ApiError> OpenAiService::Tokenize(PreparedRequest* prepared) {
     int vocab = deps_.engine->Info().vocab_size;
     for (int32_t id : ids) {
       if (id >= vocab) {
-        return BadRequest(
-            fmt::format("'prompt' has the token id {}, but ids end at {}", id, vocab - 1), "prompt",
-            "invalid_value");
+        return BadRequest(fmt::format("'{}' has the token id {}, but ids end at {}",
+                                      request.input_field, id, vocab - 1),
+                          request.input_field, "invalid_value");
       }
     }
     add(ids,
         request.echo ? deps_.tokenizer->Decode(ids, request.skip_special_tokens) : std::string());
   }
   for (const AnswerFacts::Prompt& prompt : prepared->facts.prompts) {
-    if (prompt.ids->empty()) {
-      return BadRequest("the prompt is empty", request.chat ? "messages" : "prompt",
-                        "invalid_value");
+    if (prompt.ids->empty() && !prepared->endpoint->answer_text) {
+      return BadRequest("the prompt is empty", request.input_field, "invalid_value");
     }
   }
   return std::nullopt;
@@ -153,25 +176,41 @@ std::optional<ApiError> OpenAiService::Tokenize(PreparedRequest* prepared) {
 std::optional<ApiError> OpenAiService::FillSampling(PreparedRequest* prepared) {
   ApiRequest& request = prepared->request;
   int context = deps_.engine->Info().max_context;
-  size_t longest = 0;
-  for (const auto& prompt : prepared->facts.prompts)
+  size_t longest = 0, prompt_tokens = 0;
+  for (const auto& prompt : prepared->facts.prompts) {
     longest = std::max(longest, prompt.ids->size());
+    prompt_tokens += prompt.ids->size();
+  }
   int64_t room = int64_t{context} - static_cast<int64_t>(longest);
   if (request.max_tokens.value_or(1) > room) {
     return BadRequest(
         fmt::format("the context is {} tokens: the prompt has {} and {} were asked for", context,
                     longest, request.max_tokens.value_or(1)),
-        request.chat ? "messages" : "prompt", "context_length_exceeded");
+        request.input_field, "context_length_exceeded");
   }
   SamplingParams& sampling = request.sampling;
   sampling.max_tokens = request.max_tokens.value_or(static_cast<int>(room));
+  sampling.prompt_logprobs = request.prompt_logprobs;
+  if (request.echo && !request.chat) {
+    sampling.prompt_logprobs = std::max(sampling.prompt_logprobs, sampling.logprobs);
+  }
+  auto error = CheckPromptLogprobs(request, static_cast<int64_t>(prompt_tokens));
+  if (error) return error;
   if (sampling.min_tokens > sampling.max_tokens) {
     return BadRequest(fmt::format("'min_tokens' is {}, more than 'max_tokens', {}",
                                   sampling.min_tokens, sampling.max_tokens),
                       "min_tokens", "invalid_value");
   }
-  auto& stops = sampling.stop_token_ids;
-  if (!request.ignore_eos) {
+  if ((error = FillStops(&request))) return error;
+  if (!request.has_seed) sampling.seed = next_seed_.fetch_add(1);
+  AddSequences(prepared);
+  return std::nullopt;
+}
+
+std::optional<ApiError> OpenAiService::FillStops(ApiRequest* request) const {
+  const SamplingParams& sampling = request->sampling;
+  auto& stops = request->sampling.stop_token_ids;
+  if (!request->ignore_eos) {
     const std::vector<int32_t> ends = EndTokenIds(options_.defaults, deps_.tokenizer);
     stops.insert(stops.end(), ends.begin(), ends.end());
   }
@@ -183,16 +222,23 @@ std::optional<ApiError> OpenAiService::FillSampling(PreparedRequest* prepared) {
         fmt::format("'min_tokens' is {}, and every token is a stop token", sampling.min_tokens),
         "min_tokens", "invalid_value");
   }
-  if (!request.has_seed) sampling.seed = next_seed_.fetch_add(1);
+  return std::nullopt;
+}
+
+void OpenAiService::AddSequences(PreparedRequest* prepared) {
+  const ApiRequest& request = prepared->request;
   for (const auto& prompt : prepared->facts.prompts) {
     for (int choice = 0; choice < request.n; ++choice) {
-      GenerationRequest sequence{
-          .id = next_sequence_.fetch_add(1), .prompt = prompt.ids, .sampling = sampling};
+      GenerationRequest sequence{.id = next_sequence_.fetch_add(1),
+                                 .priority = request.priority,
+                                 .prompt = prompt.ids,
+                                 .sampling = request.sampling,
+                                 .cache_salt = request.cache_salt,
+                                 .pooling = request.embeds ? options_.pooling : Pooling::kNone};
       sequence.sampling.choice = static_cast<uint32_t>(choice);
       prepared->sequences.push_back(std::move(sequence));
     }
   }
-  return std::nullopt;
 }
 
 void OpenAiService::Identify(PreparedRequest* prepared) {
@@ -206,7 +252,18 @@ void OpenAiService::Identify(PreparedRequest* prepared) {
   facts.model = request.model.empty() ? options_.served_model_names.front() : request.model;
   facts.fingerprint = fmt::format("cadre-w{}", deps_.engine->Info().weight_version);
   facts.include_usage = request.include_usage;
+  facts.continuous_usage = request.continuous_usage;
   facts.logprobs = request.sampling.logprobs >= 0;
+  facts.prompt_logprobs = request.prompt_logprobs;
+  facts.return_token_ids = request.return_token_ids;
+  facts.base64 = request.base64;
+  facts.dimensions = request.dimensions;
+  facts.repeated = request.repeated;
+  if (request.echo && !request.chat) {
+    facts.echo_logprobs = request.sampling.logprobs;
+    const bool ids = std::holds_alternative<std::vector<int32_t>>(request.prompts.front());
+    facts.echo_skips_special = request.skip_special_tokens || !ids;
+  }
   facts.n = request.n;
   facts.echo = request.echo;
 }
@@ -217,7 +274,9 @@ EventHub::Route OpenAiService::MakeRoute(const PreparedRequest& prepared, size_t
   ChoiceDecoder::Options options{.skip_special_tokens = request.skip_special_tokens,
                                  .continues_text = true,
                                  .logprobs = prepared.facts.logprobs,
-                                 .stop = request.stop};
+                                 .ending_logprobs = prepared.facts.echo_logprobs >= 0,
+                                 .stop = request.stop,
+                                 .min_tokens = request.sampling.min_tokens};
   return {.id = prepared.sequences[choice].id,
           .choice = choice,
           .decoder = std::make_unique<ChoiceDecoder>(*deps_.tokenizer, std::move(options)),
@@ -260,6 +319,8 @@ std::optional<ApiError> OpenAiService::Admit(PreparedRequest prepared, std::func
 std::string OpenAiService::Models() const {
   return ModelsBody(options_.served_model_names, started_, deps_.engine->Info().max_context);
 }
+
+std::string OpenAiService::Version() const { return Dump({{"version", options_.version}}); }
 
 std::string OpenAiService::MetricsText(bool draining) {
   return metrics_.Scrape(deps_.engine->Stats(), deps_.engine->Health(), deps_.engine->Info(),

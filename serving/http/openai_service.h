@@ -34,6 +34,8 @@ struct ServiceOptions {
   std::vector<std::string> served_model_names = {"model"};  // the first is what answers say
   SamplingDefaults defaults;
   SchemaLimits limits;
+  Pooling pooling = Pooling::kLast;  // of /v1/embeddings
+  std::string version;               // what /version says
   // Of the requests without a seed: they draw seed, seed + 1, ... in the order they come.
   uint64_t seed = 0;
   size_t max_unsent_bytes = size_t{1} << 20;  // text waiting for a slow client, per answer
@@ -67,7 +69,8 @@ struct PreparedRequest {
   ApiRequest request;
   AnswerFacts facts;
   std::vector<GenerationRequest> sequences;
-  int64_t arrived_ns = 0;  // steady clock
+  std::optional<std::string> body;  // the whole answer, where no sequence is needed for it
+  int64_t arrived_ns = 0;           // steady clock
 };
 
 class OpenAiService {
@@ -88,6 +91,7 @@ class OpenAiService {
   void Stop();
 
   std::string Models() const;
+  std::string Version() const;
   std::string MetricsText(bool draining);
   EngineHealth Health() const { return deps_.engine->Health(); }
   ServingMetrics& metrics() { return metrics_; }
@@ -95,6 +99,8 @@ class OpenAiService {
  private:
   std::optional<ApiError> Tokenize(PreparedRequest* prepared);
   std::optional<ApiError> FillSampling(PreparedRequest* prepared);
+  std::optional<ApiError> FillStops(ApiRequest* request) const;
+  void AddSequences(PreparedRequest* prepared);
   void Identify(PreparedRequest* prepared);
   void LogUnknown(const std::vector<std::string>& fields);
   EventHub::Route MakeRoute(const PreparedRequest& prepared, size_t choice,

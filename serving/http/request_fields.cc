@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <cctype>
+#include <charconv>
+#include <cmath>
 #include <limits>
 
 namespace cadre {
@@ -9,26 +11,71 @@ namespace {
 
 constexpr int kMaxInt = std::numeric_limits<int>::max();
 
+// A token id as JSON writes it as a name: digits alone.
+std::optional<int32_t> NamedToken(const std::string& name, int vocab_size) {
+  int32_t id = 0;
+  const char* end = name.data() + name.size();
+  auto [last, error] = std::from_chars(name.data(), end, id);
+  if (error != std::errc() || last != end || id < 0 || id >= vocab_size) return std::nullopt;
+  return id;
+}
+
+void ReadLogitBias(JsonFields* fields, const SchemaContext& context, ApiRequest* request) {
+  const Json* given = fields->Get("logit_bias");
+  if (!given) return;
+  if (!given->is_object() || given->size() > context.limits.max_logit_bias) {
+    return fields->Fail(fmt::format("'logit_bias' must be an object of at most {} token ids",
+                                    context.limits.max_logit_bias),
+                        "logit_bias");
+  }
+  for (const auto& [name, bias] : given->items()) {
+    const std::optional<int32_t> token = NamedToken(name, context.vocab_size);
+    if (!token) {
+      return fields->Fail(fmt::format("'logit_bias' has '{}', allowed are token ids from 0 to {}",
+                                      name.substr(0, 60), context.vocab_size - 1),
+                          "logit_bias");
+    }
+    const double value = bias.is_number() ? bias.get<double>() : std::nan("");
+    if (!(value >= -100 && value <= 100)) {
+      return fields->Fail(
+          fmt::format("'logit_bias' of {} must be a number from -100 to 100, got {}", *token,
+                      bias.dump().substr(0, 60)),
+          "logit_bias");
+    }
+    request->sampling.logit_bias.push_back({*token, static_cast<float>(value)});
+  }
+}
+
+void ReadPenalties(JsonFields* fields, SamplingParams* sampling) {
+  sampling->frequency_penalty =
+      static_cast<float>(fields->Number("frequency_penalty", -2, 2).value_or(0));
+  sampling->presence_penalty =
+      static_cast<float>(fields->Number("presence_penalty", -2, 2).value_or(0));
+  sampling->repetition_penalty =
+      static_cast<float>(fields->Number("repetition_penalty", 0.01, 100).value_or(1));
+}
+
 }  // namespace
+
+void ReadPromptLogprobs(JsonFields* fields, const SchemaContext& context, ApiRequest* request) {
+  const auto top = fields->Integer("prompt_logprobs", 0, context.limits.max_logprobs);
+  if (!top) return;
+  if (request->stream) {
+    return fields->Fail("'prompt_logprobs' is not allowed with 'stream': true", "prompt_logprobs");
+  }
+  request->prompt_logprobs = static_cast<int>(*top);
+}
 
 void RefuseUnbuilt(JsonFields* fields, const ApiRequest& request) {
   struct Unbuilt {
     const char* name;
     Json neutral;  // null: absent only
   };
-  const Unbuilt kUnbuilt[] = {{"frequency_penalty", 0},
-                              {"presence_penalty", 0},
-                              {"repetition_penalty", 1},
-                              {"logit_bias", Json::object()},
-                              {"response_format", {{"type", "text"}}},
+  const Unbuilt kUnbuilt[] = {{"response_format", {{"type", "text"}}},
                               {"tools", Json::array()},
                               {"tool_choice", "none"},
                               {"functions", Json::array()},
                               {"function_call", "none"},
-                              {"prompt_logprobs", {}},
-                              {"return_token_ids", false},
-                              {"priority", 0},
-                              {"cache_salt", {}},
                               {"suffix", {}},
                               {"best_of", request.n},
                               {"use_beam_search", false},
@@ -49,7 +96,19 @@ void RefuseUnbuilt(JsonFields* fields, const ApiRequest& request) {
                               {"include_stop_str_in_output", false},
                               {"truncate_prompt_tokens", {}},
                               {"allowed_token_ids", {}},
-                              {"web_search_options", {}}};
+                              {"web_search_options", {}},
+                              {"thinking", {{"type", "disabled"}}},
+                              {"container", {}},
+                              {"mcp_servers", Json::array()},
+                              {"context_management", {}},
+                              {"previous_response_id", {}},
+                              {"conversation", {}},
+                              {"background", false},
+                              {"include", Json::array()},
+                              {"reasoning", Json::object()},
+                              {"truncation", "disabled"},
+                              {"top_logprobs", 0},
+                              {"max_tool_calls", {}}};
   for (const Unbuilt& unbuilt : kUnbuilt) {
     if (fields->Known(unbuilt.name)) continue;
     const Json* value = fields->Get(unbuilt.name);
@@ -64,20 +123,21 @@ void RefuseUnbuilt(JsonFields* fields, const ApiRequest& request) {
   }
 }
 
-void ReadStop(JsonFields* fields, const SchemaContext& context, ApiRequest* request) {
-  const Json* stop = fields->Get("stop");
+void ReadStop(JsonFields* fields, const char* name, size_t most, const SchemaContext& context,
+              ApiRequest* request) {
+  const Json* stop = fields->Get(name);
   if (!stop) return;
   Json list = stop->is_array() ? *stop : Json::array({*stop});
-  bool valid = list.size() <= static_cast<size_t>(context.limits.max_stop_strings);
+  bool valid = list.size() <= most;
   for (const Json& text : list) {
     valid = valid && text.is_string() && !text.get_ref<const std::string&>().empty() &&
             text.get_ref<const std::string&>().size() <= context.limits.max_stop_bytes;
     if (valid) request->stop.push_back(text.get<std::string>());
   }
   if (valid) return;
-  fields->Fail(fmt::format("'stop' must be a string or up to {} strings, each of 1 to {} bytes",
-                           context.limits.max_stop_strings, context.limits.max_stop_bytes),
-               "stop");
+  fields->Fail(fmt::format("'{}' must be a string or up to {} strings, each of 1 to {} bytes", name,
+                           most, context.limits.max_stop_bytes),
+               name);
 }
 
 void ReadSampling(JsonFields* fields, const SchemaContext& context, ApiRequest* request) {
@@ -99,13 +159,18 @@ void ReadSampling(JsonFields* fields, const SchemaContext& context, ApiRequest* 
   }
   s.min_tokens = static_cast<int>(fields->Integer("min_tokens", 0, kMaxInt).value_or(0));
   s.stop_token_ids = fields->TokenIds("stop_token_ids", 1024);
+  ReadPenalties(fields, &s);
+  ReadLogitBias(fields, context, request);
   request->ignore_eos = fields->Bool("ignore_eos").value_or(false);
   request->skip_special_tokens = fields->Bool("skip_special_tokens").value_or(true);
-  request->n = static_cast<int>(fields->Integer("n", 1, context.limits.max_choices).value_or(1));
-  ReadStop(fields, context, request);
 }
 
-void ReadEnvelope(JsonFields* fields, ApiRequest* request) {
+void ReadChoices(JsonFields* fields, const SchemaContext& context, ApiRequest* request) {
+  request->n = static_cast<int>(fields->Integer("n", 1, context.limits.max_choices).value_or(1));
+  ReadStop(fields, "stop", context.limits.max_stop_strings, context, request);
+}
+
+void ReadScheduling(JsonFields* fields, ApiRequest* request) {
   request->model = fields->String("model").value_or("");
   request->request_id = fields->String("request_id").value_or("");
   auto allowed = [](char c) {
@@ -115,18 +180,30 @@ void ReadEnvelope(JsonFields* fields, ApiRequest* request) {
       !std::all_of(request->request_id.begin(), request->request_id.end(), allowed)) {
     fields->Fail("'request_id' must be at most 64 characters of [A-Za-z0-9._-]", "request_id");
   }
-  request->stream = fields->Bool("stream").value_or(false);
-  if (const Json* options = fields->Get("stream_options")) {
-    if (!request->stream) {
-      fields->Fail("'stream_options' needs 'stream': true", "stream_options");
-    } else if (!options->is_object()) {
-      fields->Fail("'stream_options' must be an object", "stream_options");
-    } else {
-      JsonFields inner(*options);
-      request->include_usage = inner.Bool("include_usage").value_or(false);
-      if (inner.error()) fields->Fail(inner.error()->message, "stream_options");
-    }
+  request->priority = static_cast<int>(
+      fields->Integer("priority", std::numeric_limits<int>::min(), kMaxInt).value_or(0));
+  request->cache_salt = fields->String("cache_salt").value_or("");
+  if (request->cache_salt.size() > 1024) {
+    fields->Fail("'cache_salt' must be at most 1024 bytes", "cache_salt");
   }
+}
+
+void ReadStream(JsonFields* fields, ApiRequest* request) {
+  request->return_token_ids = fields->Bool("return_token_ids").value_or(false);
+  request->stream = fields->Bool("stream").value_or(false);
+  const Json* options = fields->Get("stream_options");
+  if (!options) return;
+  if (!request->stream) {
+    return fields->Fail("'stream_options' needs 'stream': true", "stream_options");
+  }
+  if (!options->is_object()) {
+    return fields->Fail("'stream_options' must be an object", "stream_options");
+  }
+  JsonFields inner(*options);
+  request->include_usage = inner.Bool("include_usage").value_or(false);
+  request->continuous_usage =
+      inner.Bool("continuous_usage_stats").value_or(false) && request->include_usage;
+  if (inner.error()) fields->Fail(inner.error()->message, "stream_options");
 }
 
 }  // namespace cadre

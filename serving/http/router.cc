@@ -34,9 +34,16 @@ RouteMatch FindRoute(std::string_view method, std::string_view target, Bind bind
       {"GET", "/health", Endpoint::kHealth, Access::kPublic},
       {"GET", "/ready", Endpoint::kReady, Access::kPublic},
       {"GET", "/metrics", Endpoint::kMetrics, Access::kMonitor},
+      {"GET", "/version", Endpoint::kVersion, Access::kClient},
       {"GET", "/v1/models", Endpoint::kModels, Access::kClient},
       {"POST", "/v1/chat/completions", Endpoint::kChat, Access::kClient},
       {"POST", "/v1/completions", Endpoint::kCompletions, Access::kClient},
+      {"POST", "/v1/embeddings", Endpoint::kEmbeddings, Access::kClient},
+      {"POST", "/v1/messages", Endpoint::kMessages, Access::kClient},
+      {"POST", "/v1/messages/count_tokens", Endpoint::kCountTokens, Access::kClient},
+      {"POST", "/v1/responses", Endpoint::kResponses, Access::kClient},
+      {"POST", "/tokenize", Endpoint::kTokenize, Access::kClient},
+      {"POST", "/detokenize", Endpoint::kDetokenize, Access::kClient},
   };
   std::string_view path = target.substr(0, target.find('?'));
   for (const Route& route : kRoutes) {

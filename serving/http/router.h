@@ -8,7 +8,21 @@
 
 namespace cadre {
 
-enum class Endpoint { kHealth, kReady, kMetrics, kModels, kChat, kCompletions };
+enum class Endpoint {
+  kHealth,
+  kReady,
+  kMetrics,
+  kVersion,
+  kModels,
+  kChat,
+  kCompletions,
+  kEmbeddings,
+  kMessages,
+  kCountTokens,
+  kResponses,
+  kTokenize,
+  kDetokenize,
+};
 
 // Who may ask, and on which bind (Bind).
 enum class Access {

@@ -44,6 +44,7 @@ class TestEngine : public EngineClient {
       uint64_t id = request.id;
       prompts_.push_back(*request.prompt);
       seeds_.push_back(request.sampling.seed);
+      requests_.push_back(request);
       running_[id] = {std::move(request), sink};
     }
     changed_.notify_all();
@@ -76,7 +77,7 @@ class TestEngine : public EngineClient {
     done(Info().weight_version);
   }
   ModelInfo Info() const override {
-    return {.max_context = 200, .vocab_size = 258, .weight_version = 7};
+    return {.max_context = 200, .vocab_size = 258, .hidden_size = 4, .weight_version = 7};
   }
   EngineHealth Health() const override {
     std::lock_guard lock(mutex_);
@@ -113,6 +114,11 @@ class TestEngine : public EngineClient {
     std::lock_guard lock(mutex_);
     return prompts_;
   }
+  // What came, in order.
+  std::vector<GenerationRequest> requests() {
+    std::lock_guard lock(mutex_);
+    return requests_;
+  }
   std::vector<uint64_t> seeds() {
     std::lock_guard lock(mutex_);
     return seeds_;
@@ -124,6 +130,16 @@ class TestEngine : public EngineClient {
     std::shared_ptr<EventSink> sink;
     int step = 0;
   };
+
+  // Every token has logprob -2 and rank 3; its likeliest rivals are a, b, ...
+  static void ReportPrompt(const GenerationRequest& request, TokenEvent* event) {
+    for (int32_t id : *request.prompt) {
+      event->prompt_logprobs.push_back({id, -2, 3});
+      event->prompt_top.emplace_back();
+      for (int i = 0; i < request.sampling.prompt_logprobs; ++i)
+        event->prompt_top.back().push_back({'a' + i, -1.0f - static_cast<float>(i)});
+    }
+  }
 
   TokenEvent Step(Sequence* sequence) {
     const SamplingParams& sampling = sequence->request.sampling;
@@ -140,14 +156,20 @@ class TestEngine : public EngineClient {
     }
     std::string_view reply = kReply;
     auto at = static_cast<size_t>(sequence->step++);
+    if (at == 0) event.cached_tokens = 2;
+    if (at == 0 && sampling.prompt_logprobs >= 0) ReportPrompt(sequence->request, &event);
+    if (sequence->request.pooling != Pooling::kNone) {
+      const auto size = static_cast<float>(sequence->request.prompt->size());
+      event.embedding = {3 * size, 0, 4 * size, 0};
+    }
+    if (sampling.max_tokens == 0) {
+      event.finish = FinishReason::kLength;
+      return event;
+    }
     event.token = at < reply.size() ? static_cast<unsigned char>(reply[at]) : kEnd;
     event.logprob = -0.5f - static_cast<float>(at);
     for (int i = 0; i < sampling.logprobs; ++i)
       event.top.push_back({'a' + i, -1.0f - static_cast<float>(i)});
-    if (at == 0 && sampling.prompt_logprobs >= 0) {
-      for (int32_t id : *sequence->request.prompt) event.prompt_logprobs.push_back({id, -2});
-    }
-    if (at == 0) event.cached_tokens = 2;
     bool stops = std::binary_search(sampling.stop_token_ids.begin(), sampling.stop_token_ids.end(),
                                     event.token);
     if (stops) event.finish = FinishReason::kStop;
@@ -191,6 +213,7 @@ class TestEngine : public EngineClient {
   std::set<uint64_t> cancelled_;
   std::vector<std::vector<int32_t>> prompts_;
   std::vector<uint64_t> seeds_;
+  std::vector<GenerationRequest> requests_;
   size_t num_cancelled_ = 0;
   size_t max_queue_ = 1000;
   int fail_at_ = -1;

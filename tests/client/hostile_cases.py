@@ -12,16 +12,13 @@ COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 # Known fields of the surface that the first server may not have: each is 400 and named, never
 # silently dropped. --built takes names off this list.
 UNBUILT = {
-    "frequency_penalty": 0.5,
-    "presence_penalty": 0.5,
-    "repetition_penalty": 1.2,
-    "logit_bias": {"5": 10},
-    "prompt_logprobs": 1,
-    "return_token_ids": True,
-    "priority": 3,
-    "cache_salt": "salt",
     "suffix": "x",
+    "best_of": 7,
+    "use_beam_search": True,
     "bad_words": ["x"],
+    "allowed_token_ids": [5],
+    "truncate_prompt_tokens": 3,
+    "include_stop_str_in_output": True,
     "guided_regex": "a+",
 }
 UNBUILT_CHAT = {
@@ -40,6 +37,9 @@ BAD_VALUES = {
     "stop": (5, [5], {"a": 1}, [["a"]]),
     "stream": ("yes", 1),
     "ignore_eos": ("yes",),
+    "echo": (1,),
+    "return_token_ids": ("yes",),
+    "add_special_tokens": (1,),
 }
 
 

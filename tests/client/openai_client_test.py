@@ -135,6 +135,44 @@ class OpenAi(unittest.TestCase):
             self.assertTrue(caught.exception.body["message"])
         self.assertEqual(self.complete().usage.completion_tokens, 12)
 
+    def test_sampling_fields(self):
+        steered = self.complete(logit_bias={"7": 100}, extra_body={**NO_EOS, "return_token_ids": True})
+        self.assertEqual(steered.choices[0].model_extra["token_ids"], [7] * 12)
+        reply = self.chat(frequency_penalty=1.5, presence_penalty=-0.5, user="me", metadata={"a": "b"})
+        self.assertEqual(reply.usage.completion_tokens, 12)
+
+    def test_echo_scores_the_prompt(self):
+        choice = self.complete(prompt=[5, 6, 7], echo=True, logprobs=1, max_tokens=1).choices[0]
+        self.assertEqual(len(choice.logprobs.tokens), 4)
+        self.assertIsNone(choice.logprobs.token_logprobs[0])
+
+    def test_embeddings(self):
+        # The client asks for base64 by itself and unpacks it.
+        data = self.client.embeddings.create(model=Options.model, input=["a b", "c"]).data
+        plain = self.client.embeddings.create(model=Options.model, input=["a b"], encoding_format="float").data
+        self.assertEqual([d.index for d in data], [0, 1])
+        self.assertAlmostEqual(sum(v * v for v in data[0].embedding), 1, places=4)
+        for a, b in zip(data[0].embedding, plain[0].embedding, strict=True):
+            self.assertAlmostEqual(a, b, places=6)
+
+    def respond(self, **fields):
+        defaults = dict(model=Options.model, input="Say something.", max_output_tokens=12, temperature=0)
+        return self.client.responses.create(**{**defaults, "extra_body": NO_EOS, **fields})
+
+    def test_responses(self):
+        expected = self.chat().choices[0].message.content
+        reply = self.respond()
+        self.assertEqual((reply.output_text, reply.status), (expected, "incomplete"))
+        self.assertEqual(reply.incomplete_details.reason, "max_output_tokens")
+        self.assertEqual(reply.usage.output_tokens, 12)
+        events = list(self.respond(stream=True))
+        self.assertEqual(events[0].type, "response.created")
+        self.assertEqual("".join(e.delta for e in events if e.type == "response.output_text.delta"), expected)
+        self.assertEqual(events[-1].response.output_text, expected)
+        with self.client.responses.stream(model=Options.model, input="Say something.", max_output_tokens=5,
+                                          temperature=0, extra_body=NO_EOS) as stream:  # fmt: skip
+            self.assertTrue([e.type for e in stream])
+
     def test_wrong_key(self):
         if not Options.api_key:
             self.skipTest("the server has no key (--api-key)")

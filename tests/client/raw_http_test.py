@@ -13,8 +13,9 @@ import unittest
 import api_cases
 import cadre_http
 import hostile_cases
+import surface_cases
 
-MODULES = (api_cases, hostile_cases)
+MODULES = (api_cases, surface_cases, hostile_cases)
 
 
 def load_tests(loader, _, __):

@@ -132,7 +132,9 @@ def random_request(seed):
     body = {"temperature": rng.choice([0, 0.7, 1.0, 1.6]), "seed": rng.randrange(1 << 40),
             "max_tokens": rng.randint(1, 60), "n": rng.choice([1, 1, 1, 3]),
             "top_p": rng.choice([1, 0.8]), "top_k": rng.choice([0, 20]), "min_p": rng.choice([0, 0.05]),
-            "min_tokens": rng.choice([0, 1]), "skip_special_tokens": rng.random() < 0.7,
+            "min_tokens": rng.choice([0, 1]), "frequency_penalty": rng.choice([0, 0, 0.5]),
+            "presence_penalty": rng.choice([0, 0, -1]), "repetition_penalty": rng.choice([1, 1, 1.3]),
+            "logit_bias": rng.choice([{}, {str(rng.randrange(512)): 4}]), "skip_special_tokens": rng.random() < 0.7,
             "ignore_eos": rng.random() < 0.5}  # fmt: skip
     if rng.random() < 0.5:
         body["stop"] = rng.sample(["e", "the", " sea", "\u00e9", "s ", "lamps a"], rng.randint(1, 3))
@@ -159,6 +161,10 @@ class Clients(unittest.TestCase):
     def test_openai_package(self):
         with serving("--api-key", "secret") as server:
             self.run_suite(server, "openai_client_test.py", "--api-key", "secret")
+
+    def test_anthropic_package(self):
+        with serving("--api-key", "secret") as server:
+            self.run_suite(server, "anthropic_client_test.py", "--api-key", "secret")
 
 
 class Answers(unittest.TestCase):
