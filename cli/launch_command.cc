@@ -10,6 +10,7 @@
 #include "cli/arguments.h"
 #include "cli/commands.h"
 #include "cli/environment.h"
+#include "cli/serve_command.h"
 #include "cli/train_command.h"
 #include "cluster/core_shares.h"
 #include "cluster/launcher.h"
@@ -35,6 +36,7 @@ struct LaunchFlags {
 
 constexpr char kExamples[] = R"(Examples:
   cadre launch --nproc-per-node 4 train -c job.yaml --output runs/a
+  cadre launch --nproc-per-node 2 serve --model DIR --set parallel.tensor_parallel_size=2
   CADRE_JOB_TOKEN=secret cadre launch --nproc-per-node 8 --nnodes 2 --node-rank 0 \
       --rdzv-endpoint node0:29500 train -c job.yaml --output runs/a    # and with --node-rank 1 there
   ... --nnodes 2:4 --max-restarts 10 ...    # on two to four machines, whichever are there
@@ -128,7 +130,12 @@ void ShowVerbHelp(const std::vector<std::string>& rest) {
 absl::StatusOr<NodeRounds::CheckWorld> WorldCheck(const LaunchFlags& flags,
                                                   const std::vector<std::string>& rest) {
   if (!flags.program.empty()) return NodeRounds::CheckWorld();
-  CADRE_ASSIGN_OR_RETURN(config::TrainConfig config, TrainConfigOf({rest.begin() + 1, rest.end()}));
+  const std::vector<std::string> arguments(rest.begin() + 1, rest.end());
+  if (rest.front() == "serve") {
+    CADRE_ASSIGN_OR_RETURN(const config::ServeConfig config, ServeConfigOf(arguments));
+    return [config](int world) { return LayoutOfServer(config, world).status(); };
+  }
+  CADRE_ASSIGN_OR_RETURN(config::TrainConfig config, TrainConfigOf(arguments));
   // Asked of the same model whatever becomes of its folder.
   CADRE_ASSIGN_OR_RETURN(HfConfig hf, ModelOfRun(config));
   config.clear_model_path();
@@ -148,8 +155,9 @@ absl::Status CheckVerb(const CLI::App& command, const LaunchFlags& flags,
   if (!flags.program.empty()) return absl::OkStatus();
   if (verb == "launch") return InvalidArgument("launch: a launcher cannot be launched");
   CADRE_RETURN_IF_ERROR(CheckVerbs(*command.get_parent(), rest));
-  if (verb != "train") {
-    return InvalidArgument("launch: {} is one process; allowed: train, or any --program", verb);
+  if (verb != "train" && verb != "serve") {
+    return InvalidArgument("launch: {} is one process; allowed: train, serve, or any --program",
+                           verb);
   }
   for (const std::string& argument : rest) {
     const std::string option = argument.substr(0, argument.find('='));

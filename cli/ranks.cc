@@ -71,7 +71,7 @@ bool TellsOfPeers(const absl::Status& status) {
 std::string WaitText(const RankEnvironment& environment) {
   return fmt::format("rank {} of {} ({}) waits for the others at {}, for up to {} s",
                      environment.rank, environment.world_size, environment.source,
-                     Endpoint(environment.master_address, environment.master_port),
+                     EndpointOf(environment.master_address, environment.master_port),
                      std::chrono::seconds(kJoinTimeout).count());
 }
 

@@ -1,20 +1,32 @@
+#include "cli/serve_command.h"
+
 #include <spdlog/spdlog.h>
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <memory>
 #include <string>
+#include <utility>
 
+#include "cli/arguments.h"
 #include "cli/as_data.h"
 #include "cli/commands.h"
 #include "cli/model_folder.h"
+#include "cli/ranks.h"
+#include "cli/run_trace.h"
 #include "cli/serve_options.h"
 #include "cli/signals.h"
+#include "core/config.h"
+#include "core/log.h"
 #include "core/trace.h"
 #include "model/chat_template.h"
 #include "model/model.h"
 #include "model/tokenizer.h"
 #include "serving/engine.h"
+#include "serving/follower.h"
 #include "serving/http/http_server.h"
+#include "serving/serving_layout.h"
+#include "serving/serving_ranks.h"
 
 namespace cadre::cli {
 namespace {
@@ -44,30 +56,68 @@ void Reload(const config::ServeConfig& config, HttpServer& server, spdlog::logge
   if (!status.ok()) log.error("SIGHUP: {}; the keys are as before", Message(status));
 }
 
-absl::Status RunServe(const ServeFlags& flags) {
-  CADRE_ASSIGN_OR_RETURN(config::ServeConfig config, ResolveConfig(flags));
-  CADRE_ASSIGN_OR_RETURN(Compute compute, ResolveCompute(ToComputeFlags(flags, config), "serve"));
-  CADRE_ASSIGN_OR_RETURN(HttpServerOptions http, ToHttpOptions(config));
-  http.service.version = flags.version;
-  CatchStopSignals();
-  CatchReloadSignal();
-  std::unique_ptr<Trace> trace;
-  if (!flags.trace.empty()) {
-    CADRE_ASSIGN_OR_RETURN(trace, Trace::Create(flags.trace));
+// The ranks of a server, or its only process.
+struct Place {
+  std::unique_ptr<Ranks> ranks;  // null: one process
+  std::unique_ptr<RunTrace> trace;
+  std::unique_ptr<ServingRanks> serving;  // null: one process
+};
+
+absl::StatusOr<Place> FindPlace(const ServeFlags& flags, const config::ServeConfig& config,
+                                Compute* compute) {
+  // A key is nobody's concern but rank 0's, and what ranks differ in is shown.
+  config::ServeConfig shown = config;
+  shown.clear_api_key();
+  Place place;
+  CADRE_ASSIGN_OR_RETURN(
+      place.ranks,
+      JoinRanks(config.comm(), {.configuration = DumpYaml(shown), .trace = !flags.trace.empty()},
+                *compute->log));
+  World* world = place.ranks == nullptr ? nullptr : place.ranks->world.get();
+  CADRE_ASSIGN_OR_RETURN(const Layout layout,
+                         LayoutOfServer(config, world == nullptr ? 1 : world->size()));
+  if (world != nullptr && world->rank() > 0) {
+    CADRE_ASSIGN_OR_RETURN(compute->log, MakeLogger(fmt::format("serve rank {}", world->rank()),
+                                                    flags.compute.log_level));
   }
-  CADRE_ASSIGN_OR_RETURN(const EngineOptions options,
-                         ToEngineOptions(config, compute, trace.get()));
+  if (!flags.trace.empty()) {
+    CADRE_ASSIGN_OR_RETURN(place.trace, RunTrace::Create(flags.trace, world, layout));
+  }
+  if (world == nullptr) return place;
+  place.serving =
+      std::make_unique<ServingRanks>(*world, layout, place.ranks->membership.recorder.get());
+  return place;
+}
+
+// The configuration outlives it: a model that was given up is loaded again.
+absl::StatusOr<std::unique_ptr<ModelHome>> OpenOwnPart(const config::ServeConfig& config,
+                                                       const Compute& compute,
+                                                       ServingRanks* ranks) {
+  ModelOptions options{.dtype = compute.dtype};
+  if (ranks != nullptr) options.decoder.part = ranks->part();
+  const auto load = [&config, options, threads = compute.threads](Allocator& allocator) {
+    const Context ctx{.allocator = &allocator, .threads = threads};
+    return LoadModel(ctx, config.model(), options);
+  };
+  absl::StatusOr<std::unique_ptr<ModelHome>> home = AsData(ModelHome::Open(load));
+  if (ranks != nullptr) CADRE_RETURN_IF_ERROR(ranks->Agree(home.status(), {"model"}));
+  return home;
+}
+
+absl::Status ServeHttp(const config::ServeConfig& config, const Compute& compute,
+                       HttpServerOptions http, std::unique_ptr<ModelHome> home,
+                       EngineOptions options) {
   CADRE_ASSIGN_OR_RETURN(
       std::unique_ptr<Tokenizer> tokenizer,
       AsData(Tokenizer::Load(config.has_tokenizer() ? config.tokenizer() : config.model())));
   CADRE_ASSIGN_OR_RETURN(std::unique_ptr<ChatTemplate> chat,
                          OptionalTemplate(config.model(), config.chat_template(), *compute.log));
-  const auto load = [&](Allocator& allocator) {
-    Context ctx{.allocator = &allocator, .threads = compute.threads};
-    return LoadModel(ctx, config.model(), {.dtype = compute.dtype});
+  absl::Status failure;  // written before the engine's thread ends
+  options.on_failure = [&failure](const absl::Status& status) {
+    failure = status;
+    ReportFailure();
   };
-  CADRE_ASSIGN_OR_RETURN(std::unique_ptr<ModelHome> model, AsData(ModelHome::Open(load)));
-  CADRE_ASSIGN_OR_RETURN(std::unique_ptr<Engine> engine, Engine::Create(std::move(model), options));
+  CADRE_ASSIGN_OR_RETURN(std::unique_ptr<Engine> engine, Engine::Create(std::move(home), options));
   CADRE_ASSIGN_OR_RETURN(
       std::unique_ptr<HttpServer> server,
       HttpServer::Start(std::move(http), {tokenizer.get(), chat.get(), engine.get()}));
@@ -75,21 +125,49 @@ absl::Status RunServe(const ServeFlags& flags) {
                     config.model(), config.host(), server->port(), engine->Info().max_context,
                     engine->kv_blocks(), config.block_size());
   LogAdmin(config, *server, *compute.log);
-  while (WaitForSignal() == Signal::kReload) Reload(config, *server, *compute.log);
-  compute.log->info("draining for at most {} s", config.drain_timeout_s());
-  if (!server->Drain(config.drain_timeout_s()))
-    compute.log->warn("requests still ran when the time was up");
+  Signal signal = Signal::kReload;
+  while ((signal = WaitForSignal()) == Signal::kReload) Reload(config, *server, *compute.log);
+  // Requests of an engine that failed have only their errors left to be written.
+  const double drain = signal == Signal::kFailure ? 1 : config.drain_timeout_s();
+  compute.log->info("draining for at most {} s", drain);
+  if (!server->Drain(drain)) compute.log->warn("requests still ran when the time was up");
   server->Stop();
   engine->Stop();
-  return trace == nullptr ? absl::OkStatus() : trace->Close();
+  return failure;
 }
 
-}  // namespace
+absl::Status ServePlace(const ServeFlags& flags, const config::ServeConfig& config,
+                        const Compute& compute, HttpServerOptions http, const Place& place) {
+  Trace* trace = place.trace == nullptr ? nullptr : place.trace->trace();
+  CADRE_ASSIGN_OR_RETURN(EngineOptions options, ToEngineOptions(config, compute, trace));
+  options.ranks = place.serving.get();
+  CADRE_ASSIGN_OR_RETURN(std::unique_ptr<ModelHome> home,
+                         OpenOwnPart(config, compute, options.ranks));
+  if (options.ranks != nullptr && !options.ranks->leader()) {
+    CADRE_RETURN_IF_ERROR(FollowSteps(*home->model(), options, *options.ranks));
+  } else {
+    CADRE_RETURN_IF_ERROR(ServeHttp(config, compute, std::move(http), std::move(home), options));
+  }
+  return place.trace == nullptr ? absl::OkStatus() : place.trace->Finish(*compute.log);
+}
 
-void AddServeCommand(CLI::App& root, absl::Status* status) {
-  auto flags = std::make_shared<ServeFlags>();
-  flags->version = root.version().substr(root.version().rfind(' ') + 1);
-  CLI::App* command = root.add_subcommand("serve", "Serve a model over the OpenAI HTTP surface");
+absl::Status RunServe(const ServeFlags& flags) {
+  CADRE_ASSIGN_OR_RETURN(config::ServeConfig config, ResolveConfig(flags));
+  CADRE_ASSIGN_OR_RETURN(Compute compute, ResolveCompute(ToComputeFlags(flags, config), "serve"));
+  CADRE_ASSIGN_OR_RETURN(const OwnStart start, FindOwnStart());
+  HttpServerOptions http;
+  if (start.leader) {
+    CADRE_ASSIGN_OR_RETURN(http, ToHttpOptions(config));
+    http.service.version = flags.version;
+  }
+  CatchStopSignals();
+  CatchReloadSignal();
+  CADRE_ASSIGN_OR_RETURN(const Place place, FindPlace(flags, config, &compute));
+  return WithPeerLoss(ServePlace(flags, config, compute, std::move(http), place),
+                      place.ranks.get());
+}
+
+void AddOptions(CLI::App* command, const std::shared_ptr<ServeFlags>& flags) {
   command->add_option("--model", flags->model, kModelHelp);
   command->add_option("--host", flags->host, "Address to bind [127.0.0.1]");
   command->add_option("--port", flags->port, "Port to bind, 0: a free one [8000]");
@@ -111,14 +189,43 @@ void AddServeCommand(CLI::App& root, absl::Status* status) {
                    "Override one field: max_num_seqs=8 (may be repeated)")
       ->expected(1)
       ->take_all();
-  command->add_option("--trace", flags->trace, "Write a Chrome trace (opens in Perfetto)");
+  command->add_option("--trace", flags->trace,
+                      "Write a Chrome trace (opens in Perfetto), of all ranks on one timeline");
   AddComputeFlags(*command, &flags->compute);
+}
+
+}  // namespace
+
+void AddServeCommand(CLI::App& root, absl::Status* status) {
+  auto flags = std::make_shared<ServeFlags>();
+  flags->version = root.version().substr(root.version().rfind(' ') + 1);
+  CLI::App* command = root.add_subcommand("serve", "Serve a model over the OpenAI HTTP surface");
+  AddOptions(command, flags);
   command->callback([flags, command, status] {
     flags->has_device = command->count("--device") > 0;
     flags->has_dtype = command->count("--dtype") > 0;
     flags->has_threads = command->count("--threads") > 0;
     *status = RunServe(*flags);
   });
+}
+
+absl::StatusOr<config::ServeConfig> ServeConfigOf(std::vector<std::string> arguments) {
+  auto flags = std::make_shared<ServeFlags>();
+  CLI::App app("", "serve");
+  AddOptions(&app, flags);
+  std::reverse(arguments.begin(), arguments.end());  // as parse takes them
+  try {
+    app.parse(std::move(arguments));
+  } catch (const CLI::ParseError& error) {
+    return InvalidArgument("{}", ParseFailure(app, error));
+  }
+  return ResolveConfig(*flags);
+}
+
+absl::StatusOr<Layout> LayoutOfServer(const config::ServeConfig& config, int world) {
+  CADRE_ASSIGN_OR_RETURN(const HfConfig hf, AsData(LoadHfConfig(config.model())));
+  CADRE_ASSIGN_OR_RETURN(const DecoderSpec spec, AsData(ResolveModelConfig(hf.model)));
+  return LayoutOfServing(spec, config.parallel(), world);
 }
 
 }  // namespace cadre::cli

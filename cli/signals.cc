@@ -15,6 +15,7 @@ namespace {
 // A signal handler can reach nothing but what has static storage.
 std::atomic<bool> stop_requested = false;
 std::atomic<bool> reload_requested = false;
+std::atomic<bool> failure_reported = false;
 std::atomic<bool> second_ends = true;
 sem_t posted;
 
@@ -56,8 +57,14 @@ void CatchReloadSignal() {
   sigaction(SIGHUP, &action, nullptr);
 }
 
+void ReportFailure() {
+  failure_reported = true;
+  sem_post(&posted);
+}
+
 Signal WaitForSignal() {
   while (true) {
+    if (failure_reported) return Signal::kFailure;
     if (stop_requested) return Signal::kStop;
     if (reload_requested.exchange(false)) return Signal::kReload;
     sem_wait(&posted);

@@ -14,8 +14,11 @@ const std::atomic<bool>& CatchStopSignals();
 // From now on a SIGHUP asks for files to be read again, instead of ending the process.
 void CatchReloadSignal();
 
-enum class Signal { kStop, kReload };
-// Waits for a signal that has not been returned yet; kStop again and again once one came.
+enum class Signal { kStop, kReload, kFailure };
+// Waits for a signal that has not been returned yet; kStop again and again once one came, and so
+// kFailure, which comes first.
 Signal WaitForSignal();
+// From any thread: what WaitForSignal's caller runs has failed.
+void ReportFailure();
 
 }  // namespace cadre::cli

@@ -4,7 +4,7 @@
 
 namespace cadre {
 
-std::string Endpoint(const std::string& host, int port) {
+std::string EndpointOf(const std::string& host, int port) {
   return host.find(':') == std::string::npos ? fmt::format("{}:{}", host, port)
                                              : fmt::format("[{}]:{}", host, port);
 }

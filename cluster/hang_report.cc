@@ -5,6 +5,7 @@
 #include <fmt/core.h>
 
 #include "parallel/checkpoint_group.h"
+#include "parallel/control_group.h"
 #include "parallel/rank_list.h"
 
 namespace cadre {
@@ -15,10 +16,12 @@ using Ranks = std::vector<RankView>;
 // Who waits: a rank's computing thread, or one beside it (that writes a checkpoint).
 enum class Waiter : uint8_t { kComputing, kBeside };
 
-// The operation that it has waited in longest: what is merely in flight holds nobody up.
+// The operation that it has waited in longest: what is merely in flight holds nobody up, nor does
+// it that nobody asks a server anything.
 const OperationRecord* Pending(const RankView& rank, Waiter waiter) {
   if (!rank.record) return nullptr;
   for (const OperationRecord& operation : rank.record->operations) {
+    if (operation.group == kControlGroup) continue;
     const bool computing = rank.record->thread == 0 || operation.thread == rank.record->thread;
     if (operation.state == OperationState::kAwaited &&
         computing == (waiter == Waiter::kComputing)) {

@@ -192,6 +192,27 @@ TEST(HangReport, WaitsBesideTheComputationSayLess) {
             "all_reduce 'layer 3 mlp' of group checkpoint since 603.0 s");
 }
 
+// Nobody asks a server anything; one that does not come to what the others compute is a hang.
+TEST(HangReport, RanksThatHearNothingToDoAreNoHang) {
+  std::vector<RankView> views;
+  for (int rank = 0; rank < 3; ++rank) {
+    views.push_back(View(rank));
+    Add(views.back(), "control", 7, kDone);
+    if (rank > 0) Add(views.back(), "control", 8, kAwaited);
+  }
+  EXPECT_EQ(Text(views, 100000), "");
+  views[0].stopped = true;
+  EXPECT_EQ(Text(views),
+            "rank 0 hangs (stopped by a signal) at step 17; nothing moves since 2.1 s");
+  views[0].stopped = false;
+  Add(views[0], "tp", 1, kAwaited);
+  Add(views[2], "tp", 1, kAwaited);
+  views[1].record->operations.back().state = kDone;
+  EXPECT_EQ(Text(views),
+            "rank 1 hangs at step 17; ranks 0, 2 wait for it in all_reduce 'layer 3 mlp' of group "
+            "tp since 2.1 s");
+}
+
 // A disk may be slow; what is stopped is not waiting for one.
 TEST(HangReport, WaitsForDisksAreNoHangUnlessARankIsStopped) {
   auto views = Waiting({2});

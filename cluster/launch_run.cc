@@ -91,7 +91,7 @@ std::vector<std::string> LaunchRun::Variables(int local_rank, int threads) const
       fmt::format("TORCHELASTIC_RESTART_COUNT={}", place_.restarts),
       fmt::format("TORCHELASTIC_MAX_RESTARTS={}", options_.max_restarts),
       fmt::format("{}={}", kRendezvousVariable,
-                  Endpoint(place_.rendezvous.host, place_.rendezvous.port)),
+                  EndpointOf(place_.rendezvous.host, place_.rendezvous.port)),
       fmt::format("{}={}", kGenerationVariable, place_.generation),
       fmt::format("{}={}", kTokenVariable, place_.token),
       fmt::format("{}={}", kLauncherVariable, getpid()),

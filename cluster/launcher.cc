@@ -191,7 +191,7 @@ WaitNotice Launcher::NoticeOfWaiting() const {
   constexpr std::chrono::seconds kPatience{5};
   const std::string text =
       fmt::format("node {} of {} waits for the others at {}\n", options_.node_rank,
-                  options_.nodes.max, Endpoint(place_.rendezvous.host, place_.rendezvous.port));
+                  options_.nodes.max, EndpointOf(place_.rendezvous.host, place_.rendezvous.port));
   return WaitNotice(kPatience, [text] { std::fputs(text.c_str(), stderr); });
 }
 

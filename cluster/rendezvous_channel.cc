@@ -35,7 +35,7 @@ absl::StatusOr<std::shared_ptr<grpc::Channel>> ConnectRendezvous(const Rendezvou
   arguments.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, 10'000);
   arguments.SetInt(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 20'000);
   arguments.SetInt(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
-  const std::string endpoint = Endpoint(peer.host, peer.port);
+  const std::string endpoint = EndpointOf(peer.host, peer.port);
   auto channel = grpc::CreateCustomChannel(endpoint, grpc::InsecureChannelCredentials(), arguments);
   if (!channel->WaitForConnected(std::chrono::system_clock::now() + peer.timeout)) {
     return absl::DeadlineExceededError(
@@ -57,7 +57,7 @@ rendezvous::Caller MakeCaller(const RendezvousPeer& peer) {
 }
 
 absl::Status CallError(const RendezvousPeer& peer, const grpc::Status& status) {
-  const std::string endpoint = Endpoint(peer.host, peer.port);
+  const std::string endpoint = EndpointOf(peer.host, peer.port);
   const bool broken = status.error_code() == grpc::StatusCode::UNAVAILABLE ||
                       status.error_code() == grpc::StatusCode::CANCELLED;
   if (broken && status.error_details() != kServiceSays) {

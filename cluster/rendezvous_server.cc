@@ -39,7 +39,7 @@ absl::Status CheckListens(const RendezvousServerOptions& options) {
   if (file >= 0) close(file);
   freeaddrinfo(found);
   if (error == 0) return absl::OkStatus();
-  const std::string endpoint = Endpoint(options.host, options.port);
+  const std::string endpoint = EndpointOf(options.host, options.port);
   if (error == EADDRINUSE) {
     return absl::AlreadyExistsError(
         fmt::format("rendezvous {}: the port is in use; choose another one", endpoint));
@@ -76,8 +76,8 @@ absl::StatusOr<std::unique_ptr<RendezvousServer>> RendezvousServer::Start(
   std::unique_ptr<RendezvousServer> server(new RendezvousServer);
   server->parts_ = std::make_unique<Parts>(options);
   grpc::ServerBuilder builder;
-  builder.AddListeningPort(Endpoint(options.host, options.port), grpc::InsecureServerCredentials(),
-                           &server->port_);
+  builder.AddListeningPort(EndpointOf(options.host, options.port),
+                           grpc::InsecureServerCredentials(), &server->port_);
   builder.RegisterService(&server->parts_->service);
   builder.SetMaxReceiveMessageSize(kMaxRequestBytes);
   builder.SetMaxSendMessageSize(-1);
@@ -91,7 +91,7 @@ absl::StatusOr<std::unique_ptr<RendezvousServer>> RendezvousServer::Start(
   server->parts_->server = builder.BuildAndStart();
   if (server->parts_->server == nullptr || server->port_ <= 0) {
     return absl::AlreadyExistsError(fmt::format("rendezvous {}: cannot listen; is the port in use?",
-                                                Endpoint(options.host, options.port)));
+                                                EndpointOf(options.host, options.port)));
   }
   return server;
 }

@@ -48,7 +48,7 @@ class RendezvousServer {
 };
 
 // "host:port", an IPv6 address in brackets.
-std::string Endpoint(const std::string& host, int port);
+std::string EndpointOf(const std::string& host, int port);
 // Its opposite; without a port, kDefaultRendezvousPort. `name` is what holds it, for errors.
 struct HostPort {
   std::string host;

@@ -206,8 +206,8 @@ TEST(RendezvousBootstrap, NobodyAnswers) {
 }
 
 TEST(Endpoint, IsReadAndWritten) {
-  EXPECT_EQ(Endpoint("a", 1), "a:1");
-  EXPECT_EQ(Endpoint("::1", 1), "[::1]:1");
+  EXPECT_EQ(EndpointOf("a", 1), "a:1");
+  EXPECT_EQ(EndpointOf("::1", 1), "[::1]:1");
   const auto parsed = [](const std::string& text) {
     const auto endpoint = ParseEndpoint("--rdzv-endpoint", text);
     return endpoint.ok() ? fmt::format("{} {}", endpoint->host, endpoint->port)

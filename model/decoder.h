@@ -84,6 +84,7 @@ class Decoder {
                                         ParameterStore& store);
 
   const DecoderSpec& spec() const { return spec_; }
+  const ModelPart& part() const { return part_; }
   int64_t max_position() const { return rope_->positions(); }
   // [V, D]; the embedding's own where tied. kNoParam where the rank does not hold the last stage.
   ParamId head() const { return head_; }

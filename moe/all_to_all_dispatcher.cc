@@ -63,7 +63,8 @@ Dispatched AllToAllDispatcher::Start(Context& ctx, const Var& x, const Routing& 
   const OpLabel label = {"experts", layer};
   Dispatched out = {.weights = routing.weights,
                     .plan = ops::PlanPermutation(ctx, routing.ids, experts_)};
-  const auto most = static_cast<int32_t>(routing.ids.numel());
+  // Another rank's run may have a token more.
+  const auto most = static_cast<int32_t>(routing.ids.numel() + routing.ids.dim(1));
   Traffic traffic = CountTraffic(ctx, out.plan.offsets, ranks_, most, label);
   out.counts = std::move(traffic.rows);
   const Var sorted = ops::Permute(ctx, x, out.plan);

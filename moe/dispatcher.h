@@ -9,14 +9,15 @@
 //                                 ep, then are gathered over etp; results go the other way
 //
 // What these need: a rank's tokens are its own alone and as many as on every other rank of its
-// pipeline position. So they are between blocks where tensor-parallel ranks split the tokens
-// (parallel/token_ops.h). Ranks that hold the same tokens drop all but their run of them before
-// Start and join them again after Combine (SplitDispatcher), or, where just these ranks share every
-// expert, have all that they need (ReplicatedDispatcher). Then no rank sends what another one also
-// sends: the duplicate-token drop of tensor-expert-data parallelism (Singh et al., "A Hybrid
-// Tensor-Expert-Data Parallelism Approach to Optimize Mixture-of-Experts Training", 2023). The
-// ranks that share an expert's columns all need its rows, and get them from one another after the
-// all-to-all, which so moves 1/etp of the bytes that it would after gathering.
+// pipeline position; to an all-to-all one more or less does no harm. So they are between blocks
+// where tensor-parallel ranks split the tokens (parallel/token_ops.h). Ranks that hold the same
+// tokens drop all but their run of them before Start and join them again after Combine
+// (SplitDispatcher), or, where just these ranks share every expert, have all that they need
+// (ReplicatedDispatcher). Then no rank sends what another one also sends: the duplicate-token drop
+// of tensor-expert-data parallelism (Singh et al., "A Hybrid Tensor-Expert-Data Parallelism
+// Approach to Optimize Mixture-of-Experts Training", 2023). The ranks that share an expert's
+// columns all need its rows, and get them from one another after the all-to-all, which so moves
+// 1/etp of the bytes that it would after gathering.
 //
 // How etp groups lie over tp, cp and dp does not matter: an etp group is any run of ranks.
 //
@@ -38,6 +39,7 @@ struct Dispatched {
 
   Var weights;                // [T, k] of the tokens that `plan` is of
   ops::PermutationPlan plan;  // tokens to rows, by expert
+  int64_t split = 0;          // tokens of which those of `plan` are a run; 0: they are all
   // Of a gather: what is on its way to Finish.
   PendingVar tokens_coming, ids_coming, weights_coming;
   // Of an all-to-all: rows to and from each rank of ep, their number on each rank of etp, how many

@@ -21,13 +21,18 @@ Dispatched SplitDispatcher::Start(Context& ctx, const Var& x, const Routing& rou
   const OpLabel label = {"experts", layer};
   const Routing own = {.ids = SplitTokens(ctx, {routing.ids}, ctx.groups->tp, label).value,
                        .weights = SplitTokens(ctx, routing.weights, ctx.groups->tp, label)};
-  return own_->Start(ctx, SplitTokens(ctx, x, ctx.groups->tp, label), own, layer);
+  Dispatched out = own_->Start(ctx, SplitTokens(ctx, x, ctx.groups->tp, label), own, layer);
+  out.split = x.value.dim(0);
+  return out;
 }
 
 PendingVar SplitDispatcher::Combine(Context& ctx, const Var& rows, const Dispatched& dispatched,
                                     int layer) const {
   const Var own = own_->Combine(ctx, rows, dispatched, layer).Wait(ctx);
-  return StartExchange(ctx, own, {TokenOp::kJoin, ctx.groups->tp, {"experts", layer}});
+  Exchange join = {TokenOp::kJoin, ctx.groups->tp, {"experts", layer}};
+  const int ranks = join.group->size();
+  if (dispatched.split % ranks != 0) join.rows.receive = TokenRuns(dispatched.split, ranks);
+  return StartExchange(ctx, own, std::move(join));
 }
 
 }  // namespace cadre::moe

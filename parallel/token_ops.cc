@@ -97,6 +97,19 @@ InFlight BeginRows(Context& ctx, const Exchange& exchange, const Tensor& x) {
   return {y, group.AllToAllV(x, rows.send, y, rows.receive, exchange.label)};
 }
 
+InFlight SplitRun(const Exchange& exchange, const Tensor& x) {
+  const Communicator& group = *exchange.group;
+  const std::vector<int64_t> runs = TokenRuns(x.dim(0), group.size());
+  const auto own = runs.begin() + group.rank();
+  return {x.Narrow(std::accumulate(runs.begin(), own, int64_t{0}), *own), nullptr};
+}
+
+InFlight JoinRuns(Context& ctx, const Exchange& exchange, const Tensor& x) {
+  const std::vector<int64_t>& runs = exchange.rows.receive;
+  Tensor y = ctx.Empty(WithRows(x.shape(), Sum(runs)), x.dtype());
+  return {y, exchange.group->AllGatherV(x, y, runs, exchange.label)};
+}
+
 InFlight Begin(Context& ctx, const Exchange& exchange, const Tensor& x) {
   Communicator& group = *exchange.group;
   const int64_t n = group.size();
@@ -105,10 +118,11 @@ InFlight Begin(Context& ctx, const Exchange& exchange, const Tensor& x) {
     case TokenOp::kCopy:
       return {x, nullptr};
     case TokenOp::kSplit:
-      CADRE_CHECK(x.dim(0) % n == 0, "{} tokens over {} ranks", x.dim(0), n);
-      return {x.Narrow(x.dim(0) / n * group.rank(), x.dim(0) / n), nullptr};
-    case TokenOp::kGather:
+      return SplitRun(exchange, x);
     case TokenOp::kJoin:
+      if (!exchange.rows.receive.empty()) return JoinRuns(ctx, exchange, x);
+      [[fallthrough]];
+    case TokenOp::kGather:
       y = ctx.Empty(WithRows(x.shape(), x.dim(0) * n), x.dtype());
       return {y, group.AllGather(x, y, exchange.label)};
     case TokenOp::kScatter:
@@ -163,12 +177,25 @@ void RecordReverse(Tape& tape, SlotId in, SlotId out, const Shape& shape, Exchan
 
 }  // namespace
 
+std::vector<int64_t> TokenRuns(int64_t tokens, int ranks) {
+  std::vector<int64_t> runs;
+  for (int64_t r = 0; r < ranks; ++r) {
+    runs.push_back(tokens * (r + 1) / ranks - tokens * r / ranks);
+  }
+  return runs;
+}
+
 PendingVar StartExchange(Context& ctx, const Var& x, Exchange exchange) {
   PendingVar pending;
   pending.input_ = x;
   if (GroupSize(exchange.group) == 1) {
     exchange.group = nullptr;
   } else {
+    // What joins the gradients of unequal runs has to know them.
+    if (exchange.op == TokenOp::kSplit && x.value.dim(0) % exchange.group->size() != 0) {
+      const std::vector<int64_t> runs = TokenRuns(x.value.dim(0), exchange.group->size());
+      exchange.rows = {.send = runs, .receive = runs};
+    }
     InFlight flight = Begin(ctx, exchange, x.value);
     pending.output_ = flight.output;
     pending.work_ = flight.work;

@@ -19,8 +19,9 @@
 // SplitTokens and JoinTokens ranks that hold all tokens do something with a run each.
 //
 // `group`: null or of size 1 makes each the identity. All ranks of the group call the same ops in
-// the same order and want gradients of the same. T that n does not divide is a broken invariant:
-// the layout has been checked. Labels borrow their text, which lives as long as the tape.
+// the same order and want gradients of the same. T that n does not divide is a broken invariant but
+// for SplitTokens: the layout has been checked. Labels borrow their text, which lives as long as
+// the tape.
 //
 // In the backward pass a collective starts as soon as its gradient is complete and is awaited where
 // what it gives is read first. A failure is recorded in ctx.groups (groups.h), which must be there
@@ -80,6 +81,10 @@ class PendingVar {
 };
 
 PendingVar StartExchange(Context& ctx, const Var& x, Exchange exchange);
+
+// The runs that SplitTokens gives, by rank: equal ones, or as equal as it goes. To join unequal
+// ones, Exchange::rows.receive says what they are.
+std::vector<int64_t> TokenRuns(int64_t tokens, int ranks);
 
 // What a block gives: called once, it waits for what of its output is on its way.
 using PendingOutput = std::function<Var(Context&)>;

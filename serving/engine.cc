@@ -5,7 +5,6 @@
 
 #include "core/parallel_for.h"
 #include "core/trace.h"
-#include "serving/logit_rows.h"
 #include "serving/pooling.h"
 #include "serving/sampler.h"
 #include "serving/token_report.h"
@@ -15,6 +14,10 @@ namespace {
 
 // A loop that is busy for this long without ending a step is not ready.
 constexpr double kStuckSeconds = 30;
+
+int64_t ContextOf(const Model& model, const EngineOptions& options) {
+  return options.max_model_len > 0 ? options.max_model_len : model.decoder().max_position();
+}
 
 }  // namespace
 
@@ -31,23 +34,29 @@ Engine::Engine(std::unique_ptr<ModelHome> home, const EngineOptions& options)
           .threads = options.threads,
           .parameters = &home_->model()->parameters(),
           .packed = &packed_,
-          .trace = options.trace};
+          .trace = options.trace,
+          .groups = options.ranks == nullptr ? nullptr : options.ranks->groups()};
+}
+
+absl::StatusOr<KvPlan> PlanCacheOf(const Model& model, const EngineOptions& options) {
+  const int64_t model_context = model.decoder().max_position();
+  if (options.max_model_len > model_context) {
+    return InvalidArgument("max_model_len: {}, the model has {} positions", options.max_model_len,
+                           model_context);
+  }
+  return PlanKvCache(model, {.context = ContextOf(model, options),
+                             .max_num_seqs = options.max_num_seqs,
+                             .block_size = options.block_size,
+                             .quantization = options.kv_quantization,
+                             .kv_cache_memory_bytes = options.kv_cache_memory_bytes,
+                             .ranks = options.ranks});
 }
 
 absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(std::unique_ptr<ModelHome> home,
                                                        const EngineOptions& options) {
   Model& model = *home->model();
-  const int64_t model_context = model.decoder().max_position();
-  const int64_t context = options.max_model_len > 0 ? options.max_model_len : model_context;
-  if (context > model_context) {
-    return InvalidArgument("max_model_len: {}, the model has {} positions", context, model_context);
-  }
-  CADRE_ASSIGN_OR_RETURN(
-      KvPlan kv, PlanKvCache(model, {.context = context,
-                                     .max_num_seqs = options.max_num_seqs,
-                                     .block_size = options.block_size,
-                                     .quantization = options.kv_quantization,
-                                     .kv_cache_memory_bytes = options.kv_cache_memory_bytes}));
+  CADRE_ASSIGN_OR_RETURN(KvPlan kv, PlanCacheOf(model, options));
+  const int64_t context = ContextOf(model, options);
   std::unique_ptr<Engine> engine(new Engine(std::move(home), options));
   engine->cache_ =
       std::make_unique<KvCache>(engine->allocator_, std::move(kv.layouts), kv.blocks,
@@ -82,12 +91,17 @@ absl::Status Engine::Submit(std::vector<GenerationRequest> requests,
     const int64_t tokens =
         request.prompt == nullptr ? 0 : static_cast<int64_t>(request.prompt->size());
     CADRE_RETURN_IF_ERROR(scheduler_->Admissible(tokens, request.sampling));
+    if (request.pooling != Pooling::kNone && options_.ranks != nullptr &&
+        options_.ranks->layout().pp > 1) {
+      return Unimplemented("embeddings: not built over pipeline stages");
+    }
     for (int32_t id : *request.prompt) {
       if (id < 0 || id >= vocab_)
         return InvalidArgument("prompt: token id {}, allowed are 0 to {}", id, vocab_ - 1);
     }
   }
   std::lock_guard lock(mutex_);
+  if (!failure_.ok()) return Unavailable("the engine has failed: {}", Message(failure_));
   if (stopping_) return Unavailable("the engine is stopping");
   if (std::string asleep = sleep_.Refusal(); !asleep.empty()) return Unavailable("{}", asleep);
   const size_t places =
@@ -138,9 +152,9 @@ ModelInfo Engine::Info() const {
 EngineHealth Engine::Health() const {
   std::lock_guard lock(mutex_);
   EngineHealth health{.ready = true, .seconds_since_step = Now() - last_step_};
-  if (stopping_) {
+  if (stopping_ || !failure_.ok()) {
     health.ready = false;
-    health.reason = "the engine is stopping";
+    health.reason = failure_.ok() ? "the engine is stopping" : Message(failure_);
   } else if (std::string asleep = sleep_.Refusal(); !asleep.empty()) {
     health.ready = false;
     health.reason = asleep;
@@ -189,51 +203,78 @@ void Engine::Loop() {
     cache_->SetWeightVersion(weight_version());
     std::vector<ScheduledChunk> chunks = scheduler_->Plan(Now());
     PublishGauges();  // a long step must not hide what it runs
-    if (!chunks.empty()) Step(chunks);
+    const absl::Status stepped = chunks.empty() ? absl::OkStatus() : Step(chunks);
+    if (!stepped.ok()) return Fail(stepped);
     CountStep(chunks);
     PublishGauges();
     outbox_.Flush();
   }
+  // Ranks that are lost by now have ended, too.
+  Tell(StepKind::kStop, {}).IgnoreError();
+  EndAll(FinishReason::kCancelled);
+}
+
+absl::Status Engine::Tell(StepKind kind, const StepPlan& plan) {
+  if (options_.ranks == nullptr) return absl::OkStatus();
+  return options_.ranks->Tell(
+      {.kind = kind, .number = steps_told_++, .weight_version = weight_version(), .plan = plan});
+}
+
+absl::Status Engine::Failure() const {
+  return options_.ranks == nullptr ? absl::OkStatus() : options_.ranks->failure();
+}
+
+void Engine::Fail(const absl::Status& status) {
+  {
+    std::lock_guard lock(mutex_);
+    failure_ = status;
+  }
+  EndAll(FinishReason::kError, status);
+  if (options_.on_failure) options_.on_failure(status);
+}
+
+void Engine::EndAll(FinishReason reason, const absl::Status& error) {
   std::vector<std::unique_ptr<Sequence>> incoming;
   {
     std::lock_guard lock(mutex_);
     incoming.swap(incoming_);
   }
   for (auto& sequence : incoming) scheduler_->Add(std::move(sequence));
-  for (uint64_t id : scheduler_->Ids()) Finish(id, FinishReason::kCancelled);
+  for (uint64_t id : scheduler_->Ids()) Finish(id, reason, error);
   outbox_.Flush();
   RefuseSleepers();
 }
 
-void Engine::Step(std::span<const ScheduledChunk> chunks) {
+absl::Status Engine::Step(std::span<const ScheduledChunk> chunks) {
   const StepPlan plan = BuildStepPlan(chunks, *cache_);
-  Batch batch = MakeBatch(allocator_, plan, cache_->pool());
-  batch.attention_workers = options_.attention_workers;
   TraceScope scope(options_.trace, "step",
-                   {{"sequences", batch.sequences()}, {"tokens", batch.tokens()}});
+                   {{"sequences", chunks.size()}, {"tokens", plan.tokens()}});
+  CADRE_RETURN_IF_ERROR(Tell(StepKind::kRun, plan));
   for (const KvCopy& copy : plan.copies) cache_->Copy(copy);
-  Tensor hidden = home_->model()->decoder().Forward(ctx_, batch).hidden.value;
+  StepForward forward(ctx_, *home_->model());
+  forward.Run(plan, cache_->pool(), options_.attention_workers);
+  CADRE_RETURN_IF_ERROR(Failure());
   for (size_t i = 0; i < chunks.size(); ++i) {
     Sequence& sequence = *chunks[i].sequence;
     if (sequence.request.sampling.prompt_logprobs >= 0)
-      ReportPrompt(ctx_, home_->model()->decoder(), chunks[i], hidden, plan.offsets[i]);
+      ReportPrompt(forward, chunks[i], plan.offsets[i]);
     if (sequence.request.pooling != Pooling::kNone)
-      PoolHidden(ctx_, chunks[i], hidden, plan.offsets[i]);
+      PoolHidden(ctx_, chunks[i], forward.hidden(), plan.offsets[i]);
     cache_->Commit(sequence.kv,
                    std::span(sequence.tokens).first(static_cast<size_t>(chunks[i].end())));
   }
-  Sample(chunks, plan, hidden);
+  return Sample(forward, chunks, plan);
 }
 
-void Engine::Sample(std::span<const ScheduledChunk> chunks, const StepPlan& plan,
-                    const Tensor& hidden) {
+absl::Status Engine::Sample(StepForward& forward, std::span<const ScheduledChunk> chunks,
+                            const StepPlan& plan) {
   std::vector<Sequence*> sampled;
   for (const ScheduledChunk& chunk : chunks) {
     if (chunk.samples()) sampled.push_back(chunk.sequence);
   }
-  if (sampled.empty()) return;
-  LogitRows logits =
-      ComputeLogits(ctx_, home_->model()->decoder(), GatherRows(ctx_, hidden, plan.sample_rows));
+  if (sampled.empty()) return Failure();
+  const LogitRows logits = forward.Logits(plan.sample_rows);
+  CADRE_RETURN_IF_ERROR(Failure());
   const std::vector<const TokenConstraint::Next*> masks = WaitForMasks(sampled);
   std::vector<int32_t> tokens(sampled.size(), -1);
   ParallelFor(ctx_, static_cast<int64_t>(sampled.size()), 1, [&](int64_t begin, int64_t end) {
@@ -272,6 +313,7 @@ void Engine::Sample(std::span<const ScheduledChunk> chunks, const StepPlan& plan
     Emit(sequence, std::move(event));
     if (last) Forget(id);
   }
+  return absl::OkStatus();
 }
 
 std::vector<const TokenConstraint::Next*> Engine::WaitForMasks(std::span<Sequence* const> sampled) {

@@ -28,8 +28,9 @@
 #include "serving/model_home.h"
 #include "serving/request.h"
 #include "serving/scheduler.h"
+#include "serving/serving_ranks.h"
 #include "serving/sleep_queue.h"
-#include "serving/step_plan.h"
+#include "serving/step_forward.h"
 #include "serving/token_constraint.h"
 
 namespace cadre {
@@ -48,7 +49,15 @@ struct EngineOptions {
   int max_queue_size = 256;
   int attention_workers = 0;  // 0: as many as keep the threads busy; changes no bit
   Trace* trace = nullptr;
+  // The other ranks, which follow this one (serving/follower.h); null: there are none. Outlives the
+  // engine.
+  ServingRanks* ranks = nullptr;
+  // Called once from the engine's thread, when it can serve no more since a rank is lost.
+  std::function<void(const absl::Status&)> on_failure = {};
 };
+
+// The KV cache of an engine with these options. Over ranks all of them call. Errors as Create's.
+absl::StatusOr<KvPlan> PlanCacheOf(const Model& model, const EngineOptions& options);
 
 class Engine : public EngineClient {
  public:
@@ -84,8 +93,16 @@ class Engine : public EngineClient {
   void Loop();
   // Moves what came in to the scheduler; waits where there is nothing to do. False: stop.
   bool TakeInput();
-  void Step(std::span<const ScheduledChunk> chunks);
-  void Sample(std::span<const ScheduledChunk> chunks, const StepPlan& plan, const Tensor& hidden);
+  absl::Status Step(std::span<const ScheduledChunk> chunks);
+  // Tells the other ranks, if any, what all of them do now.
+  absl::Status Tell(StepKind kind, const StepPlan& plan);
+  absl::Status Sample(StepForward& forward, std::span<const ScheduledChunk> chunks,
+                      const StepPlan& plan);
+  // What went wrong with the other ranks in this step.
+  absl::Status Failure() const;
+  // The engine can go on no more.
+  void Fail(const absl::Status& status);
+  void EndAll(FinishReason reason, const absl::Status& error = absl::OkStatus());
   // What grammars allow each of them, null where there is none.
   std::vector<const TokenConstraint::Next*> WaitForMasks(std::span<Sequence* const> sampled);
   void Emit(Sequence& sequence, TokenEvent event);
@@ -108,6 +125,7 @@ class Engine : public EngineClient {
   HostAllocator allocator_;
   PackedWeights packed_;
   Context ctx_;
+  int64_t steps_told_ = 0;
   std::unique_ptr<KvCache> cache_;
   std::unique_ptr<Scheduler> scheduler_;
   EventOutbox outbox_;
@@ -121,6 +139,7 @@ class Engine : public EngineClient {
   std::unordered_set<uint64_t> ids_;
   SleepQueue sleep_;
   bool stopping_ = false;
+  absl::Status failure_;
   EngineStats stats_;
   int64_t weight_version_ = 0;
   bool idle_ = true;

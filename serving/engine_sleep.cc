@@ -9,6 +9,8 @@ void Engine::Sleep(int level, SleepDone done) {
   absl::Status refusal;
   if (level != 1 && level != 2) {
     refusal = InvalidArgument("sleep level: {}, allowed are 1 and 2", level);
+  } else if (options_.ranks != nullptr) {
+    refusal = Unimplemented("sleep: not built over several ranks");
   } else if (level == 2 && !home_->reloadable()) {
     refusal = Unimplemented("sleep level 2: the weights were not loaded from a folder");
   }

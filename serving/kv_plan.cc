@@ -4,6 +4,7 @@
 
 #include "memory/kv_block_pool.h"
 #include "serving/machine_memory.h"
+#include "serving/serving_ranks.h"
 
 namespace cadre {
 
@@ -29,27 +30,52 @@ ops::KvLayout KvLayoutOf(const AttentionSpec& spec, DType dtype, int block_size,
           .quantization = quantization};
 }
 
-absl::StatusOr<KvPlan> PlanKvCache(const Model& model, const KvPlanOptions& options) {
+namespace {
+
+int64_t RanksOnHost(const KvPlanOptions& options) {
+  return options.ranks == nullptr ? 1 : options.ranks->ranks_on_host();
+}
+
+absl::StatusOr<KvPlan> PlanOwn(const Model& model, const KvPlanOptions& options) {
   if (options.block_size % 16 != 0 || options.block_size <= 0) {
     return InvalidArgument("block_size: {}, a multiple of 16 is needed", options.block_size);
   }
   KvPlan plan;
-  for (const LayerSpec& layer : model.spec().layers) {
-    plan.layouts.push_back(
-        KvLayoutOf(layer.attention, model.dtype(), options.block_size, options.quantization));
+  const Decoder& decoder = model.decoder();
+  for (size_t layer = 0; layer < model.spec().layers.size(); ++layer) {
+    plan.layouts.push_back(KvLayoutOf(model.spec().layers[layer].attention, model.dtype(),
+                                      options.block_size, options.quantization));
+    int& heads = plan.layouts.back().kv_heads;
+    // With fewer of them than ranks, each has a copy of the one that its queries need; other
+    // stages' layers take no bytes here.
+    heads = heads % decoder.part().tp == 0 ? heads / decoder.part().tp : 1;
+    if (!decoder.holds(static_cast<int>(layer))) heads = 0;
   }
   const auto block_bytes = static_cast<int64_t>(KvBlockPool::BytesPerBlock(plan.layouts));
   const int64_t wanted =
       (options.context + options.block_size) / options.block_size * options.max_num_seqs;
   const bool given = options.kv_cache_memory_bytes > 0;
-  const int64_t budget = given ? options.kv_cache_memory_bytes : PhysicalMemory() / 4;
+  const int64_t budget =
+      given ? options.kv_cache_memory_bytes : PhysicalMemory() / 4 / RanksOnHost(options);
   plan.blocks = given ? budget / block_bytes : std::min(wanted, budget / block_bytes);
   if (plan.blocks < 1) {
     return InvalidArgument("kv_cache_memory_bytes: {}, one block of {} tokens takes {}", budget,
                            options.block_size, block_bytes);
   }
-  CADRE_RETURN_IF_ERROR(
-      CheckKvMemory(options.kv_cache_memory_bytes, static_cast<size_t>(plan.blocks * block_bytes)));
+  // All of the host's ranks take as much.
+  const auto ranks = static_cast<size_t>(RanksOnHost(options));
+  const size_t bytes = std::min(static_cast<size_t>(plan.blocks * block_bytes), SIZE_MAX / ranks);
+  CADRE_RETURN_IF_ERROR(CheckKvMemory(options.kv_cache_memory_bytes, bytes * ranks));
+  return plan;
+}
+
+}  // namespace
+
+absl::StatusOr<KvPlan> PlanKvCache(const Model& model, const KvPlanOptions& options) {
+  absl::StatusOr<KvPlan> plan = PlanOwn(model, options);
+  if (options.ranks == nullptr) return plan;
+  CADRE_RETURN_IF_ERROR(options.ranks->Agree(plan.status(), {"KV cache"}));
+  CADRE_ASSIGN_OR_RETURN(plan->blocks, options.ranks->Least(plan->blocks, {"KV cache"}));
   return plan;
 }
 

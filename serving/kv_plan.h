@@ -6,6 +6,8 @@
 
 namespace cadre {
 
+class ServingRanks;
+
 // The layout of one layer's keys and values.
 ops::KvLayout KvLayoutOf(const AttentionSpec& spec, DType dtype, int block_size,
                          ops::KvQuantization quantization = ops::KvQuantization::kNone);
@@ -20,6 +22,7 @@ struct KvPlanOptions {
   int block_size = 0;
   ops::KvQuantization quantization = ops::KvQuantization::kNone;
   int64_t kv_cache_memory_bytes = 0;  // 0: see EngineOptions
+  ServingRanks* ranks = nullptr;      // all of them plan at the same time, and have as many blocks
 };
 // Whether that much memory is free; the error speaks of kv_cache_memory_bytes where it is set.
 absl::Status CheckKvMemory(int64_t kv_cache_memory_bytes, size_t bytes);

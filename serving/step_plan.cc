@@ -25,12 +25,32 @@ KvTable BuildTable(std::span<const ScheduledChunk> chunks, const KvCache& cache)
 
 }  // namespace
 
+std::vector<RowRange> ScoredRows(const ScheduledChunk& chunk) {
+  // Few at a time, so that the logits of a long prompt never lie in memory together.
+  constexpr int64_t kSlice = 64;
+  const Sequence& sequence = *chunk.sequence;
+  std::vector<RowRange> rows;
+  if (sequence.request.sampling.prompt_logprobs < 0) return rows;
+  // A row tells of the token behind it; the first token has none before it.
+  const int64_t begin = std::max<int64_t>(sequence.prompt_reported, 1) - 1;
+  const int64_t end = std::min(chunk.end(), sequence.prompt_tokens() - 1);
+  if (begin < chunk.begin) return rows;
+  for (int64_t row = begin; row < end; row += kSlice) {
+    rows.push_back({row - chunk.begin, std::min(kSlice, end - row)});
+  }
+  return rows;
+}
+
 StepPlan BuildStepPlan(std::span<const ScheduledChunk> chunks, KvCache& cache) {
   StepPlan plan{.copies = cache.TakeCopies(), .offsets = {0}};
   for (const ScheduledChunk& chunk : chunks) {
     for (int64_t p = chunk.begin; p < chunk.end(); ++p) {
       plan.ids.push_back(chunk.sequence->tokens[p]);
       plan.positions.push_back(static_cast<int32_t>(p));
+    }
+    for (RowRange rows : ScoredRows(chunk)) {
+      rows.begin += plan.offsets.back();
+      plan.scored.push_back(rows);
     }
     plan.offsets.push_back(static_cast<int32_t>(plan.tokens()));
     if (chunk.samples()) plan.sample_rows.push_back(plan.tokens() - 1);

@@ -23,15 +23,24 @@ struct KvTable {
   std::vector<int64_t> slots;            // [T] where the step's tokens go, see ops::WriteKvArgs
 };
 
+// Rows [begin, begin + count) of a step's tokens.
+struct RowRange {
+  int64_t begin = 0, count = 0;
+};
+
 struct StepPlan {
   std::vector<KvCopy> copies;           // of blocks, to be made in this order before the forward
   std::vector<int32_t> ids, positions;  // [T]
   std::vector<int32_t> offsets;         // [S + 1]
   std::vector<KvTable> tables;          // one for all layers, or one per layer
   std::vector<int64_t> sample_rows;     // ascending rows of T whose next token is sampled
+  std::vector<RowRange> scored;         // rows that prompt logprobs are read from, few at a time
 
   int64_t tokens() const { return static_cast<int64_t>(ids.size()); }
 };
+
+// The chunk's rows, counted from its first, whose next prompt tokens' logprobs have yet to be told.
+std::vector<RowRange> ScoredRows(const ScheduledChunk& chunk);
 
 // The plan of the chunks, in their order, each with room for its tokens in `cache`. Takes the
 // copies that the cache asks for.

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <limits>
 
-#include "serving/logit_rows.h"
 #include "serving/sampler.h"
 
 namespace cadre {
@@ -19,31 +18,26 @@ FinishReason FinishOf(const Sequence& sequence, int32_t token, int64_t max_conte
 
 }  // namespace
 
-void ReportPrompt(Context& ctx, const Decoder& decoder, const ScheduledChunk& chunk,
-                  const Tensor& hidden, int64_t first_row) {
+void ReportPrompt(StepForward& forward, const ScheduledChunk& chunk, int64_t first_row) {
   Sequence& sequence = *chunk.sequence;
   TokenEvent& event = sequence.first_event;
+  // Known before the first token is told of.
+  const std::vector<RowRange> slices = ScoredRows(chunk);
   if (sequence.prompt_reported == 0) {
     event.prompt_logprobs.push_back({sequence.tokens[0], std::numeric_limits<float>::quiet_NaN()});
     event.prompt_top.emplace_back();
     sequence.prompt_reported = 1;
   }
-  // A slice at a time, so that the logits of a long prompt never lie in memory together.
-  constexpr int64_t kSlice = 64;
-  const int64_t end = std::min(chunk.end() + 1, sequence.prompt_tokens());
-  while (sequence.prompt_reported < end) {
-    const int64_t begin = sequence.prompt_reported, count = std::min(kSlice, end - begin);
-    if (begin - 1 < chunk.begin) return;
-    LogitRows rows =
-        ComputeLogits(ctx, decoder, hidden.Narrow(first_row + begin - 1 - chunk.begin, count));
-    for (int64_t i = 0; i < count; ++i) {
-      const int32_t token = sequence.tokens[begin + i];
+  for (const RowRange& slice : slices) {
+    const LogitRows rows = forward.Logits({first_row + slice.begin, slice.count});
+    for (int64_t i = 0; i < slice.count; ++i) {
+      const int32_t token = sequence.tokens[sequence.prompt_reported + i];
       event.prompt_logprobs.push_back(
           {token, rows.row(i)[token] - rows.lse[i], RankOf(rows.row(i), token)});
       event.prompt_top.push_back(
           TopLogprobs(rows.row(i), rows.lse[i], sequence.request.sampling.prompt_logprobs));
     }
-    sequence.prompt_reported += count;
+    sequence.prompt_reported += slice.count;
   }
 }
 

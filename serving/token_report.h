@@ -1,24 +1,20 @@
 // What the engine tells about a sequence's tokens: logprobs of prompt tokens, the event of a
 // sampled one, and why a sequence ends.
 //
-// Engine thread only. T tokens of the step, D model.
+// Engine thread only.
 #pragma once
 
 #include <span>
 
-#include "core/context.h"
-#include "core/tensor.h"
 #include "serving/sequence.h"
+#include "serving/step_forward.h"
 
 namespace cadre {
 
-class Decoder;
-
-// Adds to the sequence's first event the logprobs of the prompt tokens that the chunk's rows
-// predict; its first row is `first_row` of hidden [T, D]. A recomputed prompt is not reported
+// Adds to the sequence's first event the logprobs of the prompt tokens that ScoredRows(chunk) tell
+// of; the chunk's first row is `first_row` of the step's. A recomputed prompt is not reported
 // again.
-void ReportPrompt(Context& ctx, const Decoder& decoder, const ScheduledChunk& chunk,
-                  const Tensor& hidden, int64_t first_row);
+void ReportPrompt(StepForward& forward, const ScheduledChunk& chunk, int64_t first_row);
 
 // Appends a sampled token to its sequence and returns its event, with a finish reason where it was
 // the last one. Nothing is appended where max_tokens is 0.

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <utility>
 
-#include "model/model_cost.h"
+#include "model/layout_needs.h"
 
 namespace cadre {
 namespace {
@@ -65,29 +65,10 @@ DType ComputeTypeOf(const config::TrainConfig& config) {
 }
 
 LayoutNeeds LayoutNeedsOf(const DecoderSpec& spec, const config::TrainConfig& config) {
-  const LayerSpec& first = spec.layers.front();
-  LayoutNeeds needs = {.num_layers = static_cast<int>(spec.layers.size()),
-                       .num_attention_heads = static_cast<int>(first.attention.heads),
-                       .num_key_value_heads = static_cast<int>(first.attention.kv_heads),
-                       .vocab_size = static_cast<int>(spec.vocab),
-                       .seq_len = static_cast<int>(config.data().seq_len()),
-                       .global_batch_size = config.global_batch_size(),
-                       .micro_batch_size = config.micro_batch_size()};
-  const double head = 6.0 * static_cast<double>(spec.vocab) * static_cast<double>(spec.hidden);
-  const double layers = ModelFlopsPerToken(spec, config.data().seq_len()) - head;
-  // The embedding multiplies nothing.
-  needs.head_layers = head / layers * needs.num_layers;
-  for (const LayerSpec& layer : spec.layers) {
-    needs.ladder = needs.ladder || layer.wiring == Wiring::kLadder;
-    if (!layer.is_moe) {
-      needs.intermediate_size = static_cast<int>(layer.mlp.intermediate);
-      continue;
-    }
-    ++needs.num_moe_layers;
-    needs.num_experts = static_cast<int>(layer.moe.router.experts);
-    needs.moe_intermediate_size = static_cast<int>(layer.moe.intermediate);
-    needs.shared_expert_intermediate_size = static_cast<int>(layer.moe.shared_intermediate);
-  }
+  LayoutNeeds needs = ModelNeedsOf(spec, config.data().seq_len());
+  needs.seq_len = static_cast<int>(config.data().seq_len());
+  needs.global_batch_size = config.global_batch_size();
+  needs.micro_batch_size = config.micro_batch_size();
   return needs;
 }
 

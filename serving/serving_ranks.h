@@ -1,0 +1,60 @@
+// ServingRanks: what a rank of a server does together with the others. Rank 0 has the HTTP front,
+// the scheduler and the sampler and tells the others each step; all run it with their part of the
+// weights and of the keys and values (serving/follower.h).
+//
+//   ServingRanks ranks(world, layout, recorder);
+//   ... LoadModel with decoder.part = ranks.part(); ranks.Agree(status, {"model"}) ...
+//   rank 0: EngineOptions{.ranks = &ranks}        others: FollowSteps(model, options, ranks)
+//
+// Tell and Hear are of one thread each rank, which also runs the forward; what comes before them is
+// the same calls in the same order on every rank.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+
+#include "core/host_allocator.h"
+#include "core/status.h"
+#include "parallel/mesh.h"
+#include "serving/step_message.h"
+
+namespace cadre {
+
+class ServingRanks {
+ public:
+  // world: of at least two ranks; outlives this. recorder: null, or outlives this.
+  ServingRanks(World& world, const Layout& layout, FlightRecorder* recorder);
+
+  int rank() const { return mesh_.rank(); }
+  bool leader() const { return mesh_.rank() == 0; }
+  const Layout& layout() const { return mesh_.layout(); }
+  ModelPart part() const { return mesh_.part(); }
+  // Ranks that share this one's memory.
+  int ranks_on_host() const { return ranks_on_host_; }
+  // For the context.
+  ParallelGroups* groups() { return &groups_; }
+
+  // See parallel/agree.h. However long disks take.
+  absl::Status Agree(const absl::Status& mine, const OpLabel& label);
+  // The least of what the ranks hand in.
+  absl::StatusOr<int64_t> Least(int64_t mine, const OpLabel& label);
+
+  // Rank 0: to all others.
+  absl::Status Tell(const StepMessage& message);
+  // The others: what rank 0 tells next, however long it takes. kDataLoss: it is no message.
+  absl::StatusOr<StepMessage> Hear();
+  // What went wrong in the operations of a step; nothing that was computed with it counts.
+  const absl::Status& failure() const { return groups_.failure; }
+
+ private:
+  void Record(int64_t step);
+
+  const int ranks_on_host_;
+  HostAllocator allocator_;
+  Mesh mesh_;
+  std::unique_ptr<Communicator> control_;
+  ParallelGroups groups_;
+  Tensor first_;  // u8 [kFirstBytes]: how long the message is, and its beginning
+};
+
+}  // namespace cadre

@@ -1,0 +1,48 @@
+// StepForward: what every rank of a server does of one step, in the same order: the plan's forward
+// with its part of the weights, then the logits that the plan asks for. One process does all of it.
+//
+//   forward.Run(plan, pool);
+//   for (const RowRange& rows : plan.scored) forward.Logits(rows);
+//   forward.Logits(plan.sample_rows);   // where there are some
+//
+// Over ranks the columns of the vocabulary are gathered on rank 0; the others get no rows. Pipeline
+// stages hand their hidden states on, and the last one its logits to rank 0. What fails is left in
+// the context's groups (parallel/groups.h), and the results then mean nothing.
+//
+// The thread that runs the forward. T tokens, D model, V vocabulary.
+#pragma once
+
+#include <span>
+
+#include "core/context.h"
+#include "memory/kv_block_pool.h"
+#include "model/model.h"
+#include "serving/logit_rows.h"
+#include "serving/step_plan.h"
+
+namespace cadre {
+
+class StepForward {
+ public:
+  // Both outlive this.
+  StepForward(Context& ctx, const Model& model) : ctx_(ctx), model_(model) {}
+
+  // The plan is checked (step_message.h). attention_workers: see Batch.
+  void Run(const StepPlan& plan, const KvBlockPool& pool, int attention_workers);
+  // Of rows of the last Run.
+  LogitRows Logits(const RowRange& rows);
+  LogitRows Logits(std::span<const int64_t> rows);
+
+  // [T, D] of the last Run, on ranks with the last stage.
+  const Tensor& hidden() const { return hidden_; }
+
+ private:
+  Var Receive(const Batch& batch, int stage);
+  LogitRows Gathered(const Tensor& hidden, int64_t rows);
+
+  Context& ctx_;
+  const Model& model_;
+  Tensor hidden_;  // [T, D] of the last stage
+};
+
+}  // namespace cadre
