@@ -14,6 +14,14 @@ ParamId ParameterStore::Add(ParamSpec spec) {
   return size() - 1;
 }
 
+void ParameterStore::KeepQuantized(const std::function<bool(const ParamSpec&)>& which) {
+  CADRE_CHECK(buckets_.empty(), "quantized after the buckets were made");
+  for (ParamSpec& spec : specs_) {
+    spec.quantized = which(spec);
+    if (spec.quantized) spec.trainable = false;
+  }
+}
+
 int ParameterStore::BucketFor(ParamId id, DType compute) {
   const ParamSpec& spec = specs_[id];
   DType dtype = spec.fp32 && compute != DType::kF64 ? DType::kF32 : compute;
@@ -21,7 +29,8 @@ int ParameterStore::BucketFor(ParamId id, DType compute) {
     const ParamBucket& b = buckets_[i];
     if (b.layer == spec.layer && b.group == spec.group && b.decay == spec.decay &&
         b.dtype == dtype && b.trainable == spec.trainable &&
-        b.tensor_spread == spec.tensor_spread && b.partial_gradient == spec.partial_gradient &&
+        b.tensor_spread == spec.tensor_spread && b.quantized == spec.quantized &&
+        b.partial_gradient == spec.partial_gradient &&
         b.shared_by_stages == spec.shared_by_stages) {
       return static_cast<int>(i);
     }
@@ -33,7 +42,8 @@ int ParameterStore::BucketFor(ParamId id, DType compute) {
                       .trainable = spec.trainable,
                       .tensor_spread = spec.tensor_spread,
                       .partial_gradient = spec.partial_gradient,
-                      .shared_by_stages = spec.shared_by_stages});
+                      .shared_by_stages = spec.shared_by_stages,
+                      .quantized = spec.quantized});
   return static_cast<int>(buckets_.size()) - 1;
 }
 
@@ -56,7 +66,9 @@ void ParameterStore::MakeBuckets(DType compute) {
 void ParameterStore::Allocate(Allocator& allocator, DType compute, AllocateOptions options) {
   MakeBuckets(compute);
   allocator_ = &allocator;
+  quantize_ = std::move(options.quantize);
   for (ParamBucket& bucket : buckets_) {
+    if (bucket.quantized) continue;
     const Shard all = {0, bucket.numel};
     bucket.parts = options.parts ? options.parts(bucket) : BucketParts{all, all};
     bucket.weights = Tensor::Zeros(allocator, {bucket.parts.weights.numel}, bucket.dtype);
@@ -91,7 +103,8 @@ Tensor ParameterStore::Acquire(ParamId id, Lease lease) {
   Place& place = places_[id];
   const ParamBucket& bucket = buckets_[place.bucket];
   ++place.leases;
-  if (!bucket.shares_weights()) return View(bucket.weights, id);
+  CADRE_CHECK(!bucket.quantized || lease == Lease::kWrite, "{} has no floats", specs_[id].name);
+  if (!bucket.shares_weights() && !bucket.quantized) return View(bucket.weights, id);
   if (lease == Lease::kWrite) {
     place.written = Tensor::Zeros(*allocator_, specs_[id].shape, bucket.dtype);
     return place.written;
@@ -104,6 +117,7 @@ void ParameterStore::Release(ParamId id, Lease lease) {
   Place& place = places_[id];
   CADRE_CHECK(place.leases > 0, "{} released more often than acquired", specs_[id].name);
   --place.leases;
+  if (specs_[id].quantized) return SetQuantized(id, quantize_(std::exchange(place.written, {})));
   if (!buckets_[place.bucket].shares_weights()) return;
   if (lease == Lease::kWrite) {
     KeepWritten(id);
@@ -124,6 +138,21 @@ void ParameterStore::KeepWritten(ParamId id) {
   const Tensor to = bucket.WeightsOf({begin, end - begin});
   const Tensor from = written.Reshape({written.numel()}).Narrow(begin - place.offset, end - begin);
   std::memcpy(to.raw(), from.raw(), to.bytes());
+}
+
+void ParameterStore::SetQuantized(ParamId id, QuantizedParam param) {
+  CADRE_CHECK(specs_[id].quantized, "{} is kept in floats", specs_[id].name);
+  places_[id].quantized = std::move(param);
+}
+
+size_t ParameterStore::quantized_bytes() const {
+  size_t total = 0;
+  for (const Place& place : places_) {
+    for (const auto& matrix : place.quantized) {
+      for (const QuantizedMatrix& rows : matrix) total += rows.bytes();
+    }
+  }
+  return total;
 }
 
 bool ParameterStore::WantsGradient(ParamId id) const {

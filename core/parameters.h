@@ -18,6 +18,7 @@
 #include <string>
 #include <vector>
 
+#include "core/quantized.h"
 #include "core/tensor.h"
 
 namespace cadre {
@@ -60,6 +61,9 @@ enum class ParamGroup : uint8_t { kDense, kExpert };
 // Over the tensor-parallel group: whole on every rank, or cut among them.
 enum class Spread : uint8_t { kReplicated, kSharded };
 
+// What a parameter does, where that decides how it may be kept.
+enum class ParamUse : uint8_t { kOther, kProjection, kHead };
+
 struct Initializer {
   enum class Kind : uint8_t { kNormal, kOnes, kZeros };
   Kind kind = Kind::kZeros;
@@ -76,6 +80,8 @@ struct ParamSpec {
   int layer = -1;         // -1: outside the layers
   bool trainable = true;  // false: no gradient, no optimizer state
   bool fp32 = false;      // kept in fp32 whatever the compute dtype (router bias correction)
+  ParamUse use = ParamUse::kOther;
+  bool quantized = false;  // kept as integers (quantized()); not trainable
   Spread tensor_spread = Spread::kReplicated;
   // Each rank of the tensor-parallel group has a part of the gradient's sum (a replicated parameter
   // that sees its rank's tokens alone).
@@ -103,8 +109,8 @@ struct BucketParts {
   bool weights_shared = false, gradients_shared = false;
 };
 
-// Parameters of one (layer, group, decay kind, dtype, trainable, spread, partial gradient, shared by
-// stages), end to end in one allocation.
+// Parameters of one (layer, group, decay kind, dtype, trainable, spread, partial gradient, shared
+// by stages, quantized), end to end in one allocation.
 struct ParamBucket {
   std::vector<ParamId> params;
   std::vector<int64_t> offsets;  // in elements, one per parameter
@@ -117,9 +123,10 @@ struct ParamBucket {
   Spread tensor_spread = Spread::kReplicated;
   bool partial_gradient = false;
   bool shared_by_stages = false;
-  BucketParts parts;  // of the elements [0, numel), what the two tensors below have
-  Tensor weights;     // [parts.weights.numel] in dtype
-  Tensor gradients;   // [parts.gradients.numel] in gradient_dtype(); undefined without gradients
+  bool quantized = false;  // has no memory: the store keeps such parameters one by one
+  BucketParts parts;       // of the elements [0, numel), what the two tensors below have
+  Tensor weights;          // [parts.weights.numel] in dtype
+  Tensor gradients;  // [parts.gradients.numel] in gradient_dtype(); undefined without gradients
 
   DType gradient_dtype() const { return dtype == DType::kF64 ? DType::kF64 : DType::kF32; }
   bool shares_weights() const { return parts.weights_shared; }
@@ -147,15 +154,21 @@ class ParameterStore {
  public:
   // What of a bucket to keep; `weights` and `gradients` are not there yet.
   using PartsOf = std::function<BucketParts(const ParamBucket&)>;
+  // Integers for a parameter's floats (compute dtype, spec's shape).
+  using Quantize = std::function<QuantizedParam(const Tensor&)>;
   struct AllocateOptions {
     bool gradients = false;
-    PartsOf parts;  // all where absent
+    PartsOf parts;      // all where absent
+    Quantize quantize;  // called as a parameter that is kept quantized is released after writing
   };
   // Called when the last weight closure that a bucket waits for in a backward pass has run. `last`:
   // in the last of the passes that are expected.
   using BucketReady = std::function<void(int bucket, bool last)>;
 
   ParamId Add(ParamSpec spec);
+  // Parameters that `which` accepts will be kept as integers, without gradients; before the buckets
+  // are made.
+  void KeepQuantized(const std::function<bool(const ParamSpec&)>& which);
   // Lays the parameters out in buckets, without memory for them: what a plan counts. After this no
   // parameter can be added.
   void MakeBuckets(DType compute);
@@ -172,8 +185,16 @@ class ParameterStore {
   ParamId Find(const std::string& name) const;
   int64_t total_elements() const;
 
-  Tensor Acquire(ParamId id, Lease lease);  // compute dtype, spec's shape
+  // compute dtype, spec's shape; of a quantized parameter for kWrite alone.
+  Tensor Acquire(ParamId id, Lease lease);
   void Release(ParamId id, Lease lease);
+  // The integers of a quantized parameter, good until they are set anew; null for another one.
+  const QuantizedParam* quantized(ParamId id) const {
+    return specs_[id].quantized ? &places_[id].quantized : nullptr;
+  }
+  void SetQuantized(ParamId id, QuantizedParam param);
+  // Bytes that quantized parameters take.
+  size_t quantized_bytes() const;
   // Whether weight gradients of `id` are wanted.
   bool WantsGradient(ParamId id) const;
   // fp32 or f64, spec's shape; weight closures add to it. Of a bucket whose gradients are shared
@@ -214,7 +235,8 @@ class ParameterStore {
     int leases = 0;
     int reports = 0;
     int expected = 1;  // reports in a pass
-    Tensor written;    // under a lease for writing, where the bucket is kept in part
+    Tensor written;    // under a lease for writing, where the bucket has not all of its floats
+    QuantizedParam quantized;
   };
   // What is still missing of a bucket.
   struct Pending {
@@ -233,6 +255,7 @@ class ParameterStore {
   std::vector<Pending> pending_;  // by bucket
   int passes_ = 1;
   Allocator* allocator_ = nullptr;
+  Quantize quantize_;
   WeightGatherer* gatherer_ = nullptr;
   BucketReady bucket_ready_;
   uint64_t version_ = 1;

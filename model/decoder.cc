@@ -73,7 +73,7 @@ absl::Status Decoder::AddParameters(const DecoderOptions& options, ParameterStor
   if (last) {
     norm_ = params.Norm("model.norm.weight", spec_.hidden);
     if (!spec_.tied) {
-      head_ = params.Matrix("lm_head.weight", spec_.vocab, spec_.hidden, vocabulary);
+      head_ = params.Head("lm_head.weight", spec_.vocab, spec_.hidden, vocabulary);
     } else {
       head_ = first ? embedding_ : embedding();
     }

@@ -35,7 +35,7 @@ moe::Router MakeRouter(int64_t hidden, const MoeSpec& spec, const std::string& p
   RouterNames names = NamesOf(spec.files);
   moe::RouterParams ids;
   int64_t experts = spec.router.experts;
-  ids.weight = params.Matrix(prefix + names.projection, experts, hidden);
+  ids.weight = params.Gate(prefix + names.projection, experts, hidden);
   if (spec.router.logit_bias) {
     ids.bias = params.Bias(prefix + names.bias, {{prefix + names.bias, experts}});
   }
@@ -52,7 +52,11 @@ moe::Router MakeRouter(int64_t hidden, const MoeSpec& spec, const std::string& p
 }
 
 ParamSpec ExpertMatrix(const std::string& name, const Shape& shape, const ParamBuilder& params) {
-  return {.name = name, .shape = shape, .init = params.Normal(), .group = ParamGroup::kExpert};
+  return {.name = name,
+          .shape = shape,
+          .init = params.Normal(),
+          .group = ParamGroup::kExpert,
+          .use = ParamUse::kProjection};
 }
 
 ParamSpec ExpertBias(const std::string& name, const Shape& shape) {
@@ -177,7 +181,7 @@ MoeBlock::MoeBlock(int64_t hidden, const MoeSpec& spec, const std::string& prefi
   bool gated = spec.shared == SharedExpert::kGated;
   std::string base = prefix + (gated ? "mlp.shared_expert." : "mlp.shared_experts.");
   shared_.emplace(hidden, MlpSpec{.intermediate = spec.shared_intermediate}, base, params);
-  if (gated) shared_gate_ = params.Matrix(prefix + "mlp.shared_expert_gate.weight", 1, hidden);
+  if (gated) shared_gate_ = params.Gate(prefix + "mlp.shared_expert_gate.weight", 1, hidden);
 }
 
 MoeBlock::Output MoeBlock::Forward(Context& ctx, const Var& x, std::span<const int32_t> offsets,

@@ -46,9 +46,9 @@ ParamBuilder::ParamBuilder(ParameterStore& store, double init_stddev,
       part_(part),
       matched_(frozen_.size(), false) {}
 
-ParamId ParamBuilder::Matrix(const std::string& name, std::vector<SourceRows> sources,
-                             int64_t columns, bool partial) {
-  ParamSpec spec{.name = name, .init = Normal(), .partial_gradient = partial};
+ParamSpec ParamBuilder::MatrixSpec(const std::string& name, std::vector<SourceRows> sources,
+                                   int64_t columns, ParamUse use) const {
+  ParamSpec spec{.name = name, .init = Normal(), .use = use};
   int64_t rows = 0, held_columns = columns;
   for (SourceRows& source : sources) {
     const ParamBlock& block = source.block;
@@ -58,7 +58,23 @@ ParamId ParamBuilder::Matrix(const std::string& name, std::vector<SourceRows> so
         {.tensor = std::move(source.tensor), .shape = {source.rows, columns}, .block = block});
   }
   spec.shape = {rows, held_columns};
+  return spec;
+}
+
+ParamId ParamBuilder::Matrix(const std::string& name, std::vector<SourceRows> sources,
+                             int64_t columns, bool partial) {
+  ParamSpec spec = MatrixSpec(name, std::move(sources), columns, ParamUse::kProjection);
+  spec.partial_gradient = partial;
   return Add(std::move(spec));
+}
+
+ParamId ParamBuilder::Gate(const std::string& tensor, int64_t rows, int64_t columns) {
+  return Add(MatrixSpec(tensor, {{tensor, rows}}, columns, ParamUse::kOther));
+}
+
+ParamId ParamBuilder::Head(const std::string& tensor, int64_t rows, int64_t columns,
+                           const ParamBlock& block) {
+  return Add(MatrixSpec(tensor, {{tensor, rows, block}}, columns, ParamUse::kHead));
 }
 
 ParamSpec ParamBuilder::Table(const std::string& tensor, int64_t rows, int64_t columns,

@@ -43,6 +43,10 @@ class ParamBuilder {
                  const ParamBlock& block = {}) {
     return Matrix(tensor, {{tensor, rows, block}}, columns);
   }
+  // A matrix that is kept as it is where projections are quantized: a router's or a gate's.
+  ParamId Gate(const std::string& tensor, int64_t rows, int64_t columns);
+  // The output head, not tied.
+  ParamId Head(const std::string& tensor, int64_t rows, int64_t columns, const ParamBlock& block);
   // An embedding, to be added.
   ParamSpec Table(const std::string& tensor, int64_t rows, int64_t columns,
                   const ParamBlock& block) const;
@@ -59,6 +63,9 @@ class ParamBuilder {
   absl::Status Finish() const;
 
  private:
+  ParamSpec MatrixSpec(const std::string& name, std::vector<SourceRows> sources, int64_t columns,
+                       ParamUse use) const;
+
   ParameterStore& store_;
   double init_stddev_;
   std::vector<std::string> frozen_;

@@ -4,19 +4,11 @@
 // latency of two products a cycle and need ten loads for sixteen of them. The pair is taken in
 // pieces of k that stay in the first-level cache while the strips of the block, in the second,
 // pass by; the sums wait in memory between the pieces.
-#include <algorithm>
-#include <array>
-#include <span>
-
-#include "core/ops/avx512-inl.h"
-#include "core/ops/gemm_kernels.h"
+#include "core/ops/gemm_strips_avx512-inl.h"
 
 namespace cadre::ops {
 namespace {
 
-constexpr int64_t kStripRows = 16;
-constexpr int64_t kHalfRows = 8;
-constexpr int64_t kStepBytes = 64;  // two of k by 16 rows or columns
 constexpr int64_t kStepsInCache = 128;
 
 // Equal pieces of at most kStepsInCache.
@@ -24,18 +16,6 @@ int64_t PieceOf(int64_t total) {
   const int64_t pieces = (total + kStepsInCache - 1) / kStepsInCache;
   return (total + pieces - 1) / pieces;
 }
-
-// [k / 2][16 rows][2], or one row as it lies.
-struct Left {
-  const std::byte* data;
-  int64_t step;  // bytes from one pair of k to the next
-};
-
-struct Strip {
-  Left left;
-  int64_t row, rows;
-  alignas(64) float sums[kStripRows][2][kPanelColumns];
-};
 
 struct Steps {
   int64_t begin, end;
@@ -119,39 +99,15 @@ void StripsByPair(const PanelGemmArgs& args, std::span<Strip> strips, int64_t pa
   }
 }
 
-// 16 rows from `row` of the left-hand matrix, and where `next` is given the 16 behind them.
-void PackStrips(const PanelGemmArgs& args, int64_t row, int64_t rows_end, std::byte* to,
-                std::byte* next) {
-  const BF16* data = reinterpret_cast<const BF16*>(args.a.data);
-  if (args.a.transposed) {
-    return PackPanelsAvx512(data, args.b.k, args.a.rows, row, to, next);
-  }
-  PackTransposedPanelAvx512(data, args.b.k, rows_end, row, to);
-  if (next != nullptr) {
-    PackTransposedPanelAvx512(data, args.b.k, rows_end, row + kStripRows, next);
-  }
-}
-
 }  // namespace
 
 void GemmBlockAvx512(const PanelGemmArgs& args, const GemmBlock& block, std::byte* scratch) {
   std::array<Strip, kMaxBlockRows / kStripRows> all;
-  const std::span<Strip> strips(all.data(), (block.rows + kStripRows - 1) / kStripRows);
-  const int64_t strip_bytes = args.b.k_padded / 2 * kStepBytes, rows_end = block.row + block.rows;
-  for (size_t i = 0; i < strips.size(); ++i) {
-    Strip& strip = strips[i];
-    strip.row = block.row + static_cast<int64_t>(i) * kStripRows;
-    strip.rows = std::min(kStripRows, rows_end - strip.row);
-    strip.left = {scratch + static_cast<int64_t>(i) * strip_bytes, kStepBytes};
-  }
+  const std::span<Strip> strips = MakeStrips(args, block, scratch, all);
   if (block.rows == 1 && !args.a.transposed && args.b.k == args.b.k_padded) {
     strips[0].left = {args.a.data + block.row * args.b.k * 2, 4};
   } else {
-    for (size_t i = 0; i < strips.size(); i += 2) {
-      std::byte* to = scratch + static_cast<int64_t>(i) * strip_bytes;
-      std::byte* next = i + 1 < strips.size() ? to + strip_bytes : nullptr;
-      PackStrips(args, strips[i].row, rows_end, to, next);
-    }
+    PackStrips(args, block, strips, scratch);
   }
   const int64_t end = block.panel + block.panels;
   for (int64_t panel = block.panel; panel < end; panel += 2) {

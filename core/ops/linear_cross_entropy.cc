@@ -1,8 +1,10 @@
 #include "core/ops/linear_cross_entropy.h"
 
 #include <algorithm>
+#include <optional>
 
 #include "core/ops/gemm.h"
+#include "core/ops/gemm_quant.h"
 #include "core/ops/kernel.h"
 #include "core/ops/softmax_rows.h"
 
@@ -28,11 +30,11 @@ double At(const Tensor& x, int64_t i) {
   return x.dtype() == DType::kF64 ? x.data<double>()[i] : x.data<float>()[i];
 }
 
-void CheckArgs(const Tensor& hidden, const Tensor& weight, const Tensor& targets,
+void CheckArgs(const Tensor& hidden, const Shape& weight, const Tensor& targets,
                int64_t vocabulary) {
-  CADRE_CHECK(hidden.dim(0) == targets.numel() && hidden.dim(1) == weight.dim(1),
-              "hidden {}, weight {}, {} targets", hidden.shape().ToString(),
-              weight.shape().ToString(), targets.numel());
+  CADRE_CHECK(hidden.dim(0) == targets.numel() && hidden.dim(1) == weight[1],
+              "hidden {}, weight {}, {} targets", hidden.shape().ToString(), weight.ToString(),
+              targets.numel());
   for (int32_t target : targets.span<int32_t>()) {
     CADRE_CHECK(target >= -1 && target < vocabulary, "target {}, the vocabulary is {}", target,
                 vocabulary);
@@ -43,12 +45,15 @@ void CheckArgs(const Tensor& hidden, const Tensor& weight, const Tensor& targets
 class Chunks {
  public:
   Chunks(Context& ctx, const Tensor& hidden, const LinearCrossEntropyArgs& args)
-      : ctx_(ctx), hidden_(hidden), args_(args), lease_(ctx, args.weight, Lease::kForward) {
+      : ctx_(ctx), hidden_(hidden), args_(args), shape_(ctx.parameters->spec(args.weight).shape) {
+    if (ctx.parameters->quantized(args.weight) == nullptr) {
+      lease_.emplace(ctx, args.weight, Lease::kForward);
+    }
     // Without packed weights each chunk's product would pack them again.
     if (ctx_.packed == nullptr) ctx_.packed = &packed_;
-    const int64_t tokens = hidden.dim(0), columns = lease_.tensor().dim(0);
+    const int64_t tokens = hidden.dim(0), columns = shape_[0];
     const int64_t vocabulary = args.cut.vocabulary == 0 ? columns : args.cut.vocabulary;
-    CheckArgs(hidden, lease_.tensor(), args.targets, vocabulary);
+    CheckArgs(hidden, shape_, args.targets, vocabulary);
     // By the whole vocabulary: ranks with unequal parts of it have to cut alike.
     chunk_ = ChunkRows(args, tokens, vocabulary);
     const DType wide = Wide(hidden.dtype());
@@ -62,7 +67,7 @@ class Chunks {
     if (hidden) dhidden_ = ctx_.Empty(hidden_.shape(), hidden_.dtype());
     if (weight) dweight_ = ctx_.parameters->Gradient(args_.weight);
     if (hidden || weight) {
-      dlogits_ = ctx_.Empty({chunk_, lease_.tensor().dim(0)}, hidden_.dtype());
+      dlogits_ = ctx_.Empty({chunk_, shape_[0]}, hidden_.dtype());
     }
   }
 
@@ -81,9 +86,16 @@ class Chunks {
 
  private:
   void Product(Direction direction, const Tensor& a, const Tensor& c) {
-    WeightGemm(
-        ctx_,
-        {.param = args_.weight, .weight = lease_.tensor(), .direction = direction, .a = a, .c = c});
+    if (!lease_.has_value()) {
+      CADRE_CHECK(direction == Direction::kForward, "no gradient passes through a quantized head");
+      QuantizedWeightGemm(ctx_, {.param = args_.weight, .a = a, .c = c});
+      return;
+    }
+    WeightGemm(ctx_, {.param = args_.weight,
+                      .weight = lease_->tensor(),
+                      .direction = direction,
+                      .a = a,
+                      .c = c});
   }
 
   void RunChunk(int64_t begin, int64_t rows, LinearCrossEntropyResult& result) {
@@ -118,7 +130,8 @@ class Chunks {
   PackedWeights packed_;
   Tensor hidden_;
   const LinearCrossEntropyArgs& args_;
-  LeasedWeight lease_;
+  Shape shape_;                        // of the weight
+  std::optional<LeasedWeight> lease_;  // none: it is quantized
   int64_t chunk_ = 0;
   Tensor logits_, log_sum_exp_, logprobs_;
   Tensor dlogits_, dhidden_, dweight_;  // undefined where not wanted
@@ -132,8 +145,10 @@ void CheckSeed(GradContext& g, SlotId loss, float expected) {
 }  // namespace
 
 Tensor Logits(Context& ctx, const Tensor& hidden, ParamId weight) {
+  const int64_t columns = ctx.parameters->spec(weight).shape[0];
+  Tensor logits = ctx.Empty({hidden.dim(0), columns}, Wide(hidden.dtype()));
+  if (QuantizedWeightGemm(ctx, {.param = weight, .a = hidden, .c = logits})) return logits;
   LeasedWeight lease(ctx, weight, Lease::kForward);
-  Tensor logits = ctx.Empty({hidden.dim(0), lease.tensor().dim(0)}, Wide(hidden.dtype()));
   WeightGemm(ctx, {.param = weight, .weight = lease.tensor(), .a = hidden, .c = logits});
   return logits;
 }
@@ -144,12 +159,19 @@ LinearCrossEntropyResult LinearCrossEntropy(Context& ctx, const Var& hidden,
   Chunks chunks(ctx, hidden.value, args);
   if (ctx.tape == nullptr) return chunks.Run();
 
-  const bool wants_hidden = hidden.slot != kNoSlot;
+  // A quantized head gives the loss alone.
+  const bool quantized = ctx.parameters->quantized(args.weight) != nullptr;
+  const bool wants_hidden = hidden.slot != kNoSlot && !quantized;
   const bool wants_weight = ctx.parameters->WantsGradient(args.weight);
   chunks.WantGradients(wants_hidden, wants_weight);
   LinearCrossEntropyResult result = chunks.Run();
   SlotId ls = result.loss.slot = ctx.tape->NewSlot();
   Node node{.name = "linear_cross_entropy", .inputs = {hidden.slot}, .outputs = {ls}};
+  if (quantized) {
+    node.input_grad = [](GradContext&) {
+      CADRE_CHECK(false, "no gradient passes through a quantized head");
+    };
+  }
   if (wants_hidden) {
     SlotId ds = ctx.tape->NewSlot();
     node.saved = {{ds, chunks.dhidden(), Pass::kInput}};

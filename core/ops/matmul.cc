@@ -1,7 +1,10 @@
 #include "core/ops/matmul.h"
 
+#include <optional>
+
 #include "core/ops/elementwise.h"
 #include "core/ops/gemm.h"
+#include "core/ops/gemm_quant.h"
 
 namespace cadre::ops {
 namespace {
@@ -28,6 +31,15 @@ Tensor OptionalBias(Context& ctx, ParamId bias, Lease why, DType dtype) {
   if (bias == kNoParam) return {};
   LeasedWeight lease(ctx, bias, why);
   return CastTensor(ctx, lease.tensor(), dtype);
+}
+
+// Whether the parameter is quantized: then y is x w^T (+ bias).
+bool QuantizedForward(Context& ctx, const Tensor& x, const MatMulArgs& args, const Tensor& y) {
+  if (ctx.parameters->quantized(args.weight) == nullptr) return false;
+  CADRE_CHECK(!args.fp32, "{} is quantized and wanted in fp32",
+              ctx.parameters->spec(args.weight).name);
+  const Tensor bias = OptionalBias(ctx, args.bias, Lease::kForward, x.dtype());
+  return QuantizedWeightGemm(ctx, {.param = args.weight, .a = x, .c = y, .bias = bias});
 }
 
 void Product(Context& ctx, ParamId param, const Operand& weight, Direction direction,
@@ -111,16 +123,25 @@ std::vector<ExpertRows> NonEmpty(const std::vector<int32_t>& offsets) {
 }
 
 void GroupedForward(Context& ctx, const Tensor& x, const GroupedMatMulArgs& args, const Tensor& y) {
-  LeasedWeight weight(ctx, args.weight, Lease::kForward);
+  std::optional<LeasedWeight> weight;
+  if (ctx.parameters->quantized(args.weight) == nullptr) {
+    weight.emplace(ctx, args.weight, Lease::kForward);
+  }
   Tensor bias = OptionalBias(ctx, args.bias, Lease::kForward, x.dtype());
   for (const ExpertRows& part : NonEmpty(args.offsets)) {
     Tensor expert_bias;
     if (bias.defined()) expert_bias = bias.Narrow(part.expert, 1).Reshape({bias.dim(1)});
+    const QuantizedWeightArgs quantized{.param = args.weight,
+                                        .expert = part.expert,
+                                        .a = x.Narrow(part.begin, part.rows),
+                                        .c = y.Narrow(part.begin, part.rows),
+                                        .bias = expert_bias};
+    if (QuantizedWeightGemm(ctx, quantized)) continue;
     WeightGemm(ctx, {.param = args.weight,
                      .expert = part.expert,
-                     .weight = Matrix(weight.tensor(), part.expert),
-                     .a = x.Narrow(part.begin, part.rows),
-                     .c = y.Narrow(part.begin, part.rows),
+                     .weight = Matrix(weight->tensor(), part.expert),
+                     .a = quantized.a,
+                     .c = quantized.c,
                      .bias = expert_bias});
   }
 }
@@ -167,7 +188,7 @@ Var MatMul(Context& ctx, const Var& x, const MatMulArgs& args) {
       weight_shape.ToString());
   const DType compute = OutputType(x.value, args.fp32);
   Var y{ctx.Empty({x.value.dim(0), weight_shape[0]}, compute)};
-  {
+  if (!QuantizedForward(ctx, x.value, args, y.value)) {
     Operand weight(ctx, args.weight, Lease::kForward, compute);
     Product(ctx, args.weight, weight, Direction::kForward,
             {.a = CastTensor(ctx, x.value, compute),

@@ -4,7 +4,11 @@
 //   GroupedMatMul: rows [R, K] sorted by expert, weight [E, N, K] -> [R, N]; the rows
 //                  [offsets[e], offsets[e + 1]) meet expert e's matrix. Rows are never padded.
 //
-// Both follow gemm.h's order of arithmetic: a row's bits depend on that row and the weights alone.
+// A quantized weight (ParameterStore::quantized) has the product alone: a backward pass through it
+// is a CHECK.
+//
+// Both follow gemm.h's (gemm_quant.h's) order of arithmetic: a row's bits depend on that row and
+// the weights alone.
 #pragma once
 
 #include <vector>

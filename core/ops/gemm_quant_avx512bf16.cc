@@ -1,0 +1,256 @@
+// Products of bf16 rows with quantized panels, by AVX-512's dot products of pairs. Weights are
+// widened in registers on their way from memory, again for every strip of rows; a panel's codes
+// stay in the first-level cache meanwhile. (Widening a piece once for all strips, into that cache,
+// was slower at every number of rows.)
+#include "core/ops/gemm_quant_kernels.h"
+#include "core/ops/gemm_strips_avx512-inl.h"
+
+namespace cadre::ops {
+namespace {
+
+// Rows by panels that meet in registers: sixteen sums. Of eight bits widening costs more, so more
+// rows share it; of four the registers would not do for eight rows.
+constexpr int64_t kMostRows = 8;
+constexpr int64_t kMostPanels = 4;
+constexpr int64_t RowsTogether(int bits) { return bits == 4 ? 4 : kMostRows; }
+constexpr int64_t PanelsTogether(int64_t rows) { return rows <= 4 ? kMostPanels : 2; }
+
+// bf16 of the nibbles less `zero`; twice, since the lookup takes five bits.
+__m512i NibbleTable(int zero) {
+  alignas(64) BF16 table[32];
+  for (int i = 0; i < 32; ++i) table[i] = BF16(static_cast<float>(i % 16 - zero));
+  return _mm512_load_si512(table);
+}
+
+// Pairs of k that one load holds.
+template <int kBits>
+constexpr int kPairs = kBits == 4 ? 4 : 1;
+
+template <int kBits>
+inline void Widen(const std::byte* from, __m512i table, __m512bh* pairs) {
+  if constexpr (kBits == 4) {
+    const __m512i words = _mm512_loadu_si512(from);
+    pairs[0] = reinterpret_cast<__m512bh>(_mm512_permutexvar_epi16(words, table));
+    pairs[1] =
+        reinterpret_cast<__m512bh>(_mm512_permutexvar_epi16(_mm512_srli_epi16(words, 4), table));
+    pairs[2] =
+        reinterpret_cast<__m512bh>(_mm512_permutexvar_epi16(_mm512_srli_epi16(words, 8), table));
+    pairs[3] =
+        reinterpret_cast<__m512bh>(_mm512_permutexvar_epi16(_mm512_srli_epi16(words, 12), table));
+  } else {
+    // Eight significant bits: the fp32 number's upper half is the bf16 number.
+    auto wide = [&](const std::byte* at) {
+      const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(at));
+      return _mm512_castps_si512(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes)));
+    };
+    const __m512i even = _mm512_srli_epi32(wide(from), 16), odd = wide(from + kPanelColumns);
+    pairs[0] = reinterpret_cast<__m512bh>(_mm512_mask_blend_epi16(0xaaaaaaaau, even, odd));
+  }
+}
+
+__m512 Scales(const Tensor& scales, int64_t at) {
+  if (scales.dtype() == DType::kF32) {
+    return _mm512_loadu_ps(reinterpret_cast<const float*>(scales.raw()) + at * kPanelColumns);
+  }
+  const auto* halves = reinterpret_cast<const uint16_t*>(scales.raw()) + at * kPanelColumns;
+  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(halves)));
+}
+
+// What the groups of a block's rows sum to: [rows][groups], where the weights have minima.
+struct ActivationSums {
+  const float* data = nullptr;
+  int64_t groups = 0;
+  float At(int64_t row, int64_t group) const { return data[row * groups + group]; }
+  ActivationSums From(int64_t row) const {
+    return {data == nullptr ? nullptr : data + row * groups, groups};
+  }
+};
+
+// Adds a group's sum to the total, scaled.
+inline __m512 AddGroup(__m512 total, __m512 sum, __m512 scale, const __m512* min,
+                       float activations) {
+  total = _mm512_fmadd_ps(sum, scale, total);
+  return min == nullptr ? total : _mm512_fnmadd_ps(*min, _mm512_set1_ps(activations), total);
+}
+
+struct Rows {
+  const std::byte* data;  // of the first row: pairs of k
+  int64_t step, stride;   // bytes from a pair to the next, from a row to the next
+  int64_t strip_bytes;    // from 16 rows to the next
+
+  // A multiple of 4 rows on.
+  Rows From(int64_t row) const {
+    Rows rows = *this;
+    rows.data += row / kStripRows * strip_bytes + row % kStripRows * stride;
+    return rows;
+  }
+};
+
+// kRows rows by kPanels panels from `panel` on.
+template <int kRows, int kPanels, int kBits>
+void AddGroups(const Rows& rows, const QuantizedMatrix& w, int64_t panel,
+               const ActivationSums& sums, float (*out)[kMostPanels][kPanelColumns]) {
+  const __m512i table = NibbleTable(w.zero);
+  const int64_t panel_bytes = w.panel_bytes();
+  const std::byte* codes = w.codes.raw() + panel * panel_bytes;
+  __m512 total[kRows][kPanels];
+  for (auto& row : total) std::fill(row, row + kPanels, _mm512_setzero_ps());
+  const int64_t groups = w.groups();
+  for (int64_t g = 0; g < groups; ++g) {
+    __m512 acc[kRows][kPanels];
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+      for (int p = 0; p < kPanels; ++p) acc[r][p] = _mm512_setzero_ps();
+    }
+    const int64_t end = std::min((g + 1) * w.group, w.k_padded);
+    for (int64_t k = g * w.group; k < end; k += 2 * kPairs<kBits>) {
+      const std::byte* left = rows.data + k / 2 * rows.step;
+#pragma GCC unroll 4
+      for (int p = 0; p < kPanels; ++p) {
+        __m512bh pairs[kPairs<kBits>];
+        Widen<kBits>(codes + p * panel_bytes + k * 2 * kBits, table, pairs);
+#pragma GCC unroll 4
+        for (int j = 0; j < kPairs<kBits>; ++j) {
+#pragma GCC unroll 8
+          for (int r = 0; r < kRows; ++r) {
+            const __m512bh pair = BroadcastPair(left + j * rows.step + r * rows.stride);
+            acc[r][p] = _mm512_dpbf16_ps(acc[r][p], pair, pairs[j]);
+          }
+        }
+      }
+    }
+#pragma GCC unroll 4
+    for (int p = 0; p < kPanels; ++p) {
+      const int64_t at = (panel + p) * groups + g;
+      const __m512 scale = Scales(w.scales, at);
+      const bool has_min = sums.data != nullptr;
+      const __m512 min = has_min ? Scales(w.mins, at) : _mm512_setzero_ps();
+#pragma GCC unroll 8
+      for (int r = 0; r < kRows; ++r) {
+        total[r][p] = AddGroup(total[r][p], acc[r][p], scale, has_min ? &min : nullptr,
+                               has_min ? sums.At(r, g) : 0.0f);
+      }
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r) {
+    for (int p = 0; p < kPanels; ++p) _mm512_store_ps(out[r][p], total[r][p]);
+  }
+}
+
+using AddFunction = void (*)(const Rows&, const QuantizedMatrix&, int64_t, const ActivationSums&,
+                             float (*)[kMostPanels][kPanelColumns]);
+
+template <int kBits>
+AddFunction AddOf(int64_t rows, bool beside) {
+  static constexpr AddFunction kBeside[] = {AddGroups<1, 4, kBits>, AddGroups<2, 4, kBits>,
+                                            AddGroups<3, 4, kBits>, AddGroups<4, 4, kBits>,
+                                            AddGroups<5, 2, kBits>, AddGroups<6, 2, kBits>,
+                                            AddGroups<7, 2, kBits>, AddGroups<8, 2, kBits>};
+  static constexpr AddFunction kOne[] = {AddGroups<1, 1, kBits>, AddGroups<2, 1, kBits>,
+                                         AddGroups<3, 1, kBits>, AddGroups<4, 1, kBits>,
+                                         AddGroups<5, 1, kBits>, AddGroups<6, 1, kBits>,
+                                         AddGroups<7, 1, kBits>, AddGroups<8, 1, kBits>};
+  return (beside ? kBeside : kOne)[rows - 1];
+}
+
+struct StripRange {
+  int64_t row, rows;  // of the block
+  int64_t panel, panels;
+};
+
+void StripByPanels(const QuantBlock& quant, const Rows& left, const ActivationSums& sums,
+                   const StripRange& at) {
+  const QuantizedMatrix& w = quant.weights;
+  alignas(64) float out[kMostRows][kMostPanels][kPanelColumns];
+  const bool beside = at.panels > 1;
+  (w.bits == 4 ? AddOf<4>(at.rows, beside) : AddOf<8>(at.rows, beside))(left, w, at.panel, sums,
+                                                                        out);
+  for (int64_t p = 0; p < at.panels; p += 2) {
+    const int64_t column = (at.panel + p) * kPanelColumns;
+    StoreRows(quant.gemm,
+              {.first = out[0][p],
+               .second = out[0][std::min(p + 1, kMostPanels - 1)],
+               .row_stride = kMostPanels * kPanelColumns,
+               .row = quant.block.row + at.row,
+               .rows = at.rows},
+              quant.column + column,
+              std::min((p + 1 < at.panels ? 2 : 1) * kPanelColumns, w.n - column));
+  }
+}
+
+// Strip after strip meets some panels, whose codes the first-level cache keeps.
+void AllStrips(const QuantBlock& quant, const Rows& rows, const ActivationSums& sums) {
+  const GemmBlock& block = quant.block;
+  const int64_t end = block.panel + block.panels;
+  const int64_t together = std::min(RowsTogether(quant.weights.bits), block.rows);
+  for (int64_t panel = block.panel; panel < end;) {
+    const bool whole = panel + PanelsTogether(together) <= end;
+    const int64_t panels = whole ? PanelsTogether(together) : 1;
+    for (int64_t row = 0; row < block.rows; row += together) {
+      const int64_t count = std::min(together, block.rows - row);
+      // A last strip of few rows has no kernel for two panels.
+      const int64_t step = panels == 2 && count <= 4 ? 1 : panels;
+      for (int64_t p = panel; p < panel + panels; p += step) {
+        StripByPanels(quant, rows.From(row), sums.From(row), {row, count, p, step});
+      }
+    }
+    panel += panels;
+  }
+}
+
+// Lanes first, then across them.
+float SumOf(const BF16* x, int64_t count) {
+  const __m512bh ones = reinterpret_cast<__m512bh>(_mm512_set1_epi16(0x3f80));
+  __m512 sum = _mm512_setzero_ps();
+  for (int64_t i = 0; i < count; i += 32) {
+    const __m512i part = _mm512_maskz_loadu_epi16(ColumnMask(count - i), x + i);
+    sum = _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(part), ones);
+  }
+  return _mm512_reduce_add_ps(sum);
+}
+
+ActivationSums SumActivations(const QuantBlock& quant, float* to) {
+  const QuantizedMatrix& w = quant.weights;
+  if (!w.mins.defined()) return {};
+  const int64_t groups = w.groups();
+  const BF16* x = reinterpret_cast<const BF16*>(quant.gemm.a.data) + quant.block.row * w.k;
+  for (int64_t r = 0; r < quant.block.rows; ++r, x += w.k) {
+    for (int64_t g = 0; g < groups; ++g) {
+      const int64_t begin = g * w.group, end = std::min(w.k, begin + w.group);
+      to[r * groups + g] = SumOf(x + begin, std::max<int64_t>(0, end - begin));
+    }
+  }
+  return {to, groups};
+}
+
+}  // namespace
+
+void GemmBlockQuantAvx512(const QuantBlock& quant, std::byte* scratch) {
+  const QuantizedMatrix& w = quant.weights;
+  const GemmBlock& block = quant.block;
+  const int64_t strips_bytes = (block.rows + 31) / 32 * 32 * w.k_padded * 2;
+  const ActivationSums sums =
+      SumActivations(quant, reinterpret_cast<float*>(scratch + strips_bytes));
+  if (block.rows <= kMostRows && w.k == w.k_padded) {
+    const int64_t row_bytes = w.k * 2;
+    return AllStrips(quant,
+                     {.data = quant.gemm.a.data + block.row * row_bytes,
+                      .step = 4,
+                      .stride = row_bytes,
+                      .strip_bytes = kStripRows * row_bytes},
+                     sums);
+  }
+  BlockStrips all;
+  const std::span<Strip> strips = MakeStrips(quant.gemm, block, scratch, all);
+  PackStrips(quant.gemm, block, strips, scratch);
+  AllStrips(quant,
+            {.data = scratch,
+             .step = kStepBytes,
+             .stride = 4,
+             .strip_bytes = w.k_padded / 2 * kStepBytes},
+            sums);
+}
+
+}  // namespace cadre::ops
