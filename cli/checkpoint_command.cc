@@ -1,14 +1,18 @@
 #include <CLI/CLI.hpp>
 #include <cstdio>
+#include <filesystem>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
 
 #include "cli/commands.h"
+#include "cli/compute_flags.h"
 #include "core/context.h"
 #include "core/host_allocator.h"
 #include "core/progress.h"
 #include "core/status.h"
+#include "model/model.h"
+#include "model/quantized_folder.h"
 #include "training/checkpoint_weights.h"
 
 namespace cadre::cli {
@@ -17,7 +21,7 @@ namespace {
 struct CheckpointFlags {
   std::string path;
   std::string to;
-  std::string dtype;
+  std::string dtype, weights;
   bool json = false;
 };
 
@@ -74,7 +78,30 @@ absl::Status Verify(const CheckpointFlags& flags) {
   return absl::OkStatus();
 }
 
+// Also of a Hugging Face folder that is no checkpoint.
+absl::Status ConvertQuantized(const CheckpointFlags& flags) {
+  if (!flags.dtype.empty()) {
+    return InvalidArgument("--dtype, --weights: integers are made from bf16; only one is allowed");
+  }
+  const absl::StatusOr<WeightFormat> format = ParseWeightFormat(flags.weights);
+  if (!format.ok() || *format == WeightFormat::kStored) {
+    return InvalidArgument("--weights: {}; int8 or int4 is allowed", flags.weights);
+  }
+  std::string from = flags.path;
+  if (!std::filesystem::exists(from + "/config.json") ||
+      std::filesystem::exists(from + "/manifest.json")) {
+    CADRE_ASSIGN_OR_RETURN(const FoundCheckpoint found, ResolveCheckpoint(flags.path));
+    from = found.path;
+  }
+  HostAllocator allocator;
+  Context ctx{.allocator = &allocator, .threads = ResolveThreads(0)};
+  CADRE_RETURN_IF_ERROR(SaveQuantizedFolder(ctx, from, flags.to, *format));
+  Print(flags, {{"from", from}, {"weights", flags.weights}, {"to", flags.to}});
+  return absl::OkStatus();
+}
+
 absl::Status Convert(const CheckpointFlags& flags) {
+  if (!flags.weights.empty()) return ConvertQuantized(flags);
   ConvertCheckpointOptions options{.to = flags.to};
   if (flags.dtype == "bf16") {
     options.type = StoredType::kBF16;
@@ -118,6 +145,8 @@ void AddCheckpointCommand(CLI::App& root, absl::Status* status) {
               "Write a Hugging Face folder; of several checkpoints the newest good one", flags);
   convert->add_option("--to", flags->to, "Folder to write, empty or missing")->required();
   convert->add_option("--dtype", flags->dtype, "bf16 or f32; absent: as the weights are stored");
+  convert->add_option("--weights", flags->weights,
+                      "int8 or int4: quantize projections ahead; also of a Hugging Face folder");
   convert->callback([flags, status] { *status = Convert(*flags); });
 }
 

@@ -6,6 +6,7 @@
 
 #include "cli/environment.h"
 #include "core/log.h"
+#include "model/model.h"
 
 namespace cadre::cli {
 namespace {
@@ -18,6 +19,10 @@ void AddComputeFlags(CLI::App& command, ComputeFlags* flags) {
   command.add_option("--device", flags->device, "cpu or cuda")->capture_default_str();
   command
       .add_option("--dtype", flags->dtype, "compute type: bf16, f32, or f64 (reference ops, slow)")
+      ->capture_default_str();
+  command
+      .add_option("--weights", flags->weights,
+                  "stored: as the model has them; int8 or int4: projections quantized on loading")
       ->capture_default_str();
   command.add_option("--threads", flags->threads, "CPU threads; 0: all cores that it may run on")
       ->capture_default_str();
@@ -51,6 +56,11 @@ absl::StatusOr<Compute> ResolveCompute(const ComputeFlags& flags, const std::str
     return InvalidArgument("--dtype {}: allowed are bf16, f32 and f64", flags.dtype);
   }
   compute.dtype = *dtype;
+  const absl::StatusOr<WeightFormat> weights = ParseWeightFormat(flags.weights);
+  if (!weights.ok()) {
+    return InvalidArgument("--weights {}: allowed are stored, int8 and int4", flags.weights);
+  }
+  compute.weights = *weights;
   if (flags.threads < 0 || flags.threads > kMaxThreads) {
     return InvalidArgument("--threads {}: allowed are 0 to {}", flags.threads, kMaxThreads);
   }

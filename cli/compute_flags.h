@@ -1,10 +1,11 @@
-// --device, --dtype, --threads and --log-level, which mean the same in every verb.
+// --device, --dtype, --weights, --threads and --log-level, which mean the same in every verb.
 #pragma once
 
 #include <memory>
 #include <string>
 
 #include "core/dtype.h"
+#include "core/quantized.h"
 #include "core/status.h"
 #include "core/tensor.h"
 
@@ -20,6 +21,7 @@ namespace cadre::cli {
 struct ComputeFlags {
   std::string device = "cpu";
   std::string dtype = "bf16";
+  std::string weights = "stored";
   int threads = 0;  // 0: the cores that this process may run on
   std::string log_level = "info";
 };
@@ -29,6 +31,7 @@ void AddComputeFlags(CLI::App& command, ComputeFlags* flags);
 struct Compute {
   Device device;
   DType dtype = DType::kBF16;
+  WeightFormat weights = WeightFormat::kStored;
   int threads = 1;
   std::shared_ptr<spdlog::logger> log;
 };

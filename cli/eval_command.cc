@@ -123,8 +123,9 @@ absl::Status RunEval(const EvalFlags& flags) {
   Context ctx{.allocator = &allocator, .threads = compute.threads};
   CADRE_ASSIGN_OR_RETURN(std::unique_ptr<Tokenizer> tokenizer,
                          AsData(Tokenizer::Load(flags.model)));
-  CADRE_ASSIGN_OR_RETURN(std::unique_ptr<Model> model,
-                         AsData(LoadModel(ctx, flags.model, {.dtype = compute.dtype})));
+  CADRE_ASSIGN_OR_RETURN(
+      std::unique_ptr<Model> model,
+      AsData(LoadModel(ctx, flags.model, {.dtype = compute.dtype, .weights = compute.weights})));
   ctx.parameters = &model->parameters();
   CADRE_ASSIGN_OR_RETURN(Totals totals,
                          Evaluate(ctx, model->decoder(), *tokenizer, flags, quantization));

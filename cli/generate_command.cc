@@ -123,8 +123,9 @@ absl::Status RunGenerate(const GenerateFlags& flags) {
   CADRE_ASSIGN_OR_RETURN(Compute compute, ResolveCompute(flags.compute, "generate"));
   HostAllocator allocator;
   Context ctx{.allocator = &allocator, .threads = compute.threads};
-  CADRE_ASSIGN_OR_RETURN(std::unique_ptr<Model> model,
-                         AsData(LoadModel(ctx, flags.model, {.dtype = compute.dtype})));
+  CADRE_ASSIGN_OR_RETURN(
+      std::unique_ptr<Model> model,
+      AsData(LoadModel(ctx, flags.model, {.dtype = compute.dtype, .weights = compute.weights})));
   std::unique_ptr<Tokenizer> tokenizer;
   // Ids in, ids out works without a tokenizer.
   if (auto loaded = AsData(Tokenizer::Load(flags.model)); loaded.ok())

@@ -81,8 +81,9 @@ absl::Status RunScore(const ScoreFlags& flags) {
   CADRE_ASSIGN_OR_RETURN(std::vector<int32_t> ids, ReadIds(flags));
   HostAllocator allocator;
   Context ctx{.allocator = &allocator, .threads = compute.threads};
-  CADRE_ASSIGN_OR_RETURN(std::unique_ptr<Model> model,
-                         AsData(LoadModel(ctx, flags.model, {.dtype = compute.dtype})));
+  CADRE_ASSIGN_OR_RETURN(
+      std::unique_ptr<Model> model,
+      AsData(LoadModel(ctx, flags.model, {.dtype = compute.dtype, .weights = compute.weights})));
   ctx.parameters = &model->parameters();
   CADRE_RETURN_IF_ERROR(CheckTokens(model->decoder(), ids));
   Batch batch = PackSequences(allocator, std::span(&ids, 1));

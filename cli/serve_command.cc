@@ -93,7 +93,7 @@ absl::StatusOr<Place> FindPlace(const ServeFlags& flags, const config::ServeConf
 absl::StatusOr<std::unique_ptr<ModelHome>> OpenOwnPart(const config::ServeConfig& config,
                                                        const Compute& compute,
                                                        ServingRanks* ranks) {
-  ModelOptions options{.dtype = compute.dtype};
+  ModelOptions options{.dtype = compute.dtype, .weights = compute.weights};
   if (ranks != nullptr) options.decoder.part = ranks->part();
   const auto load = [&config, options, threads = compute.threads](Allocator& allocator) {
     const Context ctx{.allocator = &allocator, .threads = threads};
@@ -204,6 +204,7 @@ void AddServeCommand(CLI::App& root, absl::Status* status) {
   command->callback([flags, command, status] {
     flags->has_device = command->count("--device") > 0;
     flags->has_dtype = command->count("--dtype") > 0;
+    flags->has_weights = command->count("--weights") > 0;
     flags->has_threads = command->count("--threads") > 0;
     *status = RunServe(*flags);
   });

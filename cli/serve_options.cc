@@ -10,6 +10,21 @@
 #include "serving/http/api_keys.h"
 
 namespace cadre::cli {
+namespace {
+
+std::string WeightsName(config::WeightFormat weights) {
+  switch (weights) {
+    case config::WEIGHT_FORMAT_STORED:
+      return "stored";
+    case config::WEIGHT_FORMAT_INT8:
+      return "int8";
+    case config::WEIGHT_FORMAT_INT4:
+      return "int4";
+  }
+  return "stored";
+}
+
+}  // namespace
 
 absl::StatusOr<config::ServeConfig> ResolveConfig(const ServeFlags& flags) {
   config::ServeConfig config;
@@ -39,6 +54,7 @@ ComputeFlags ToComputeFlags(const ServeFlags& flags, const config::ServeConfig& 
   ComputeFlags compute = flags.compute;
   if (!flags.has_device) compute.device = config.device() == config::DEVICE_CUDA ? "cuda" : "cpu";
   if (!flags.has_threads) compute.threads = config.threads();
+  if (!flags.has_weights) compute.weights = WeightsName(config.weights());
   if (flags.has_dtype) return compute;
   switch (config.dtype()) {
     case config::COMPUTE_DTYPE_BF16:

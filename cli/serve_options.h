@@ -21,7 +21,7 @@ struct ServeFlags {
   std::vector<std::string> served_model_name, api_key;
   ComputeFlags compute;
   bool allow_unauthenticated = false;
-  bool has_device = false, has_dtype = false, has_threads = false;
+  bool has_device = false, has_dtype = false, has_weights = false, has_threads = false;
 };
 
 // The file, the overrides and the flags; kInvalidArgument where they are no configuration.

@@ -6,6 +6,7 @@
 #include <optional>
 #include <sstream>
 
+#include "model/gguf_model.h"
 #include "model/jinja_eval.h"
 #include "model/jinja_parser.h"
 
@@ -144,8 +145,26 @@ absl::StatusOr<std::unique_ptr<ChatTemplate>> ChatTemplate::Parse(std::string_vi
   return std::unique_ptr<ChatTemplate>(new ChatTemplate(std::move(parts)));
 }
 
+namespace {
+
+absl::StatusOr<std::unique_ptr<ChatTemplate>> LoadOfGguf(const std::string& path,
+                                                         const std::string& other_file) {
+  CADRE_ASSIGN_OR_RETURN(const GgufFile gguf, GgufFile::Open(path));
+  CADRE_ASSIGN_OR_RETURN(GgufChat chat, GgufChatOf(gguf));
+  if (!other_file.empty()) {
+    CADRE_ASSIGN_OR_RETURN(std::optional<std::string> file, ReadIfPresent(other_file));
+    if (!file) return NotFound("{}: no such file", other_file);
+    chat.source = *std::move(file);
+  }
+  if (chat.source.empty()) return NotFound("{}: tokenizer.chat_template is missing", path);
+  return ChatTemplate::Parse(chat.source, chat.special_tokens);
+}
+
+}  // namespace
+
 absl::StatusOr<std::unique_ptr<ChatTemplate>> ChatTemplate::Load(const std::string& model_dir,
                                                                  const std::string& other_file) {
+  if (IsGguf(model_dir)) return LoadOfGguf(model_dir, other_file);
   std::string config_path = model_dir + "/tokenizer_config.json";
   std::string file_path = other_file.empty() ? model_dir + "/chat_template.jinja" : other_file;
   CADRE_ASSIGN_OR_RETURN(Dict config, ReadObject(config_path));

@@ -8,6 +8,7 @@
 #include "model/hf_config.h"
 #include "model/hf_folder.h"
 #include "model/param_layout.h"
+#include "model/quantized_folder.h"
 
 namespace cadre {
 namespace {
@@ -120,8 +121,16 @@ absl::Status TakeLeftover(const OpenFolder& folder, const HfConfig& config, bool
 absl::StatusOr<FolderTensors> Check(const OpenFolder& folder, const ParameterStore& store,
                                     const HfConfig& config) {
   FolderTensors out;
+  CADRE_ASSIGN_OR_RETURN(const WeightFormat format, FormatOfFolder(config, folder.path));
   for (ParamId id = 0; id < store.size(); ++id) {
     for (const ParamSource& source : store.spec(id).sources) {
+      if (format != WeightFormat::kStored && store.spec(id).quantized) {
+        CADRE_RETURN_IF_ERROR(CheckQuantizedSource(folder.files, folder.path, source, format));
+        for (const std::string& name : {CodesName(source.tensor), ScalesName(source.tensor)}) {
+          out.types[name] = folder.files.Find(name).entry->type;
+        }
+        continue;
+      }
       CADRE_ASSIGN_OR_RETURN(Found found, Lookup(folder, source));
       out.types[source.tensor] = found.entry->type;
     }
@@ -148,7 +157,12 @@ absl::StatusOr<FolderTensors> LoadWeights(Context& ctx, const std::string& path,
   ParameterStore& store = *ctx.parameters;
   // All checks come before the first weight changes.
   CADRE_ASSIGN_OR_RETURN(FolderTensors out, Check(folder, store, config));
+  CADRE_ASSIGN_OR_RETURN(const WeightFormat format, FormatOfFolder(config, path));
   for (ParamId id = 0; id < store.size(); ++id) {
+    if (format != WeightFormat::kStored && store.spec(id).quantized) {
+      store.SetQuantized(id, ReadQuantizedParam(ctx, folder.files, store.spec(id), format));
+      continue;
+    }
     LeasedWeight weight(ctx, id, Lease::kWrite);
     Tensor flat = weight.tensor().Reshape({weight.tensor().numel()});
     int64_t done = 0;

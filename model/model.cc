@@ -1,42 +1,81 @@
 #include "model/model.h"
 
+#include "core/ops/quantize.h"
+#include "model/gguf_model.h"
+#include "model/model_build.h"
+#include "model/quantized_folder.h"
+
 namespace cadre {
 
-namespace {
+absl::StatusOr<WeightFormat> ParseWeightFormat(std::string_view name) {
+  if (name == "stored") return WeightFormat::kStored;
+  if (name == "int8") return WeightFormat::kInt8;
+  if (name == "int4") return WeightFormat::kInt4;
+  return InvalidArgument("weights '{}': allowed are stored, int8 and int4", name);
+}
 
-absl::StatusOr<std::unique_ptr<Model>> Describe(HfConfig config, const ModelOptions& options) {
+absl::StatusOr<std::unique_ptr<Model>> DescribeModel(HfConfig config, const ModelOptions& options) {
   CADRE_ASSIGN_OR_RETURN(DecoderSpec spec, ResolveModelConfig(config.model));
   auto store = std::make_unique<ParameterStore>();
   CADRE_ASSIGN_OR_RETURN(Decoder decoder, Decoder::Create(spec, options.decoder, *store));
+  if (options.weights != WeightFormat::kStored) {
+    CADRE_CHECK(!options.gradients, "quantized weights with gradients");
+    store->KeepQuantized([](const ParamSpec& spec) { return spec.use == ParamUse::kProjection; });
+  }
   return std::make_unique<Model>(std::move(config), std::move(decoder), std::move(store),
                                  options.dtype);
 }
 
-void Allocate(const Context& ctx, const ModelOptions& options, Model* model) {
+void AllocateModel(const Context& ctx, const ModelOptions& options, Model* model) {
   ParameterStore& store = model->parameters();
-  store.Allocate(*ctx.allocator, options.dtype,
-                 {.gradients = options.gradients, .parts = options.parts});
+  ParameterStore::AllocateOptions allocate{.gradients = options.gradients, .parts = options.parts};
+  if (options.weights != WeightFormat::kStored) {
+    Context own = {.allocator = ctx.allocator, .threads = ctx.threads};
+    allocate.quantize = [own, format = options.weights](const Tensor& weight) mutable {
+      return ops::QuantizeParam(own, weight, format);
+    };
+  }
+  store.Allocate(*ctx.allocator, options.dtype, std::move(allocate));
   for (ParamId id = 0; id < store.size(); ++id) {
     store.ExpectReports(id, model->decoder().uses(id));
   }
+}
+
+namespace {
+
+// How the folder's weights will be kept.
+absl::StatusOr<WeightFormat> WeightsToLoad(const HfConfig& config, const std::string& folder,
+                                           const ModelOptions& wanted) {
+  CADRE_ASSIGN_OR_RETURN(const WeightFormat stored, FormatOfFolder(config, folder));
+  if (stored == WeightFormat::kStored) return wanted.weights;
+  if (wanted.gradients) {
+    return InvalidArgument("{}: its weights are quantized, which are not trained", folder);
+  }
+  if (wanted.weights != WeightFormat::kStored && wanted.weights != stored) {
+    return InvalidArgument("{}: is quantized already: weights can only be 'stored'", folder);
+  }
+  return stored;
 }
 
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Model>> CreateModel(const Context& ctx, HfConfig config,
                                                    const ModelOptions& options) {
-  CADRE_ASSIGN_OR_RETURN(std::unique_ptr<Model> model, Describe(std::move(config), options));
-  Allocate(ctx, options, model.get());
+  CADRE_ASSIGN_OR_RETURN(std::unique_ptr<Model> model, DescribeModel(std::move(config), options));
+  AllocateModel(ctx, options, model.get());
   return model;
 }
 
 absl::StatusOr<std::unique_ptr<Model>> LoadModel(const Context& ctx, const std::string& folder,
-                                                 const ModelOptions& options) {
+                                                 const ModelOptions& wanted) {
+  if (IsGguf(folder)) return LoadGgufModel(ctx, folder, wanted);
   CADRE_ASSIGN_OR_RETURN(HfConfig config, LoadHfConfig(folder));
-  CADRE_ASSIGN_OR_RETURN(std::unique_ptr<Model> model, Describe(std::move(config), options));
+  ModelOptions options = wanted;
+  CADRE_ASSIGN_OR_RETURN(options.weights, WeightsToLoad(config, folder, wanted));
+  CADRE_ASSIGN_OR_RETURN(std::unique_ptr<Model> model, DescribeModel(std::move(config), options));
   // A config that claims more than the files hold must not allocate for it.
   CADRE_RETURN_IF_ERROR(CheckWeights(model->parameters(), folder, model->config()));
-  Allocate(ctx, options, model.get());
+  AllocateModel(ctx, options, model.get());
   Context load = ctx;
   load.parameters = &model->parameters();
   load.packed = nullptr;

@@ -10,6 +10,7 @@
 
 #include <memory>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "core/context.h"
@@ -20,10 +21,16 @@
 
 namespace cadre {
 
+// "stored", "int8", "int4".
+absl::StatusOr<WeightFormat> ParseWeightFormat(std::string_view name);
+
 struct ModelOptions {
   DType dtype = DType::kBF16;  // kBF16, kF32 or kF64
   bool gradients = false;
   ParameterStore::PartsOf parts;  // what of each bucket is kept here; all where absent
+  // How attention's, feed-forward and experts' projections are kept; embedding, head, norms and
+  // routers stay as they are. Not with gradients.
+  WeightFormat weights = WeightFormat::kStored;
   DecoderOptions decoder;
 };
 
@@ -59,7 +66,8 @@ class Model {
 absl::StatusOr<std::unique_ptr<Model>> CreateModel(const Context& ctx, HfConfig config,
                                                    const ModelOptions& options);
 
-// A Hugging Face folder's config and weights. Errors as LoadHfConfig's and LoadWeights'.
+// A Hugging Face folder's config and weights, or a GGUF file's (model/gguf_model.h). Errors as
+// LoadHfConfig's and LoadWeights'.
 absl::StatusOr<std::unique_ptr<Model>> LoadModel(const Context& ctx, const std::string& folder,
                                                  const ModelOptions& options);
 

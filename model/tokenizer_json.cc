@@ -2,6 +2,7 @@
 #include <fstream>
 
 #include "core/status.h"
+#include "model/gguf_model.h"
 #include "model/tokenizer.h"
 #include "model/tokenizer_load.h"
 #include "model/tokenizer_unicode.h"
@@ -139,6 +140,11 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> Build(const Sources& sources) {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::Load(const std::string& model_dir) {
+  if (IsGguf(model_dir)) {
+    CADRE_ASSIGN_OR_RETURN(const GgufFile file, GgufFile::Open(model_dir));
+    CADRE_ASSIGN_OR_RETURN(const GgufTokenizerFiles files, GgufTokenizer(file));
+    return Parse(model_dir, files.tokenizer, files.config);
+  }
   const fs::path folder(model_dir);
   Sources sources;
   sources.tokenizer_name = (folder / "tokenizer.json").string();

@@ -72,6 +72,12 @@ class Trained {
     training_ = Load(true);
   }
 
+  // From here on both have the same weights, quantized; there is no backward pass then.
+  void Quantize(WeightFormat format) {
+    serving_ = Load(false, format);
+    training_ = Load(false, format);
+  }
+
   Model& serving() { return *serving_; }
 
   // Logprobs of each token after the first by the training forward with its tape, the sequences
@@ -129,10 +135,10 @@ class Trained {
   }
 
  private:
-  std::unique_ptr<Model> Load(bool gradients) {
+  std::unique_ptr<Model> Load(bool gradients, WeightFormat format = WeightFormat::kStored) {
     Context ctx{.allocator = &allocator_};
     auto model = LoadModel(ctx, folder_ / "run/checkpoints/latest",
-                           {.dtype = DType::kBF16, .gradients = gradients});
+                           {.dtype = DType::kBF16, .gradients = gradients, .weights = format});
     CADRE_CHECK(model.ok(), "{}", Message(model.status()));
     return std::move(*model);
   }
@@ -358,6 +364,19 @@ void CompareSample(Trained& trained, ops::KvQuantization kv, int every) {
   EXPECT_GT(compared, 10 * kPrompts / every);
 }
 
+// The same contract with quantized weights, at decode's few rows and at prefill's many.
+void CompareQuantized(const std::string& type) {
+  Trained trained(type);
+  const std::vector<int> prompts = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 15};
+  const std::vector<int32_t> ids = *Request(3).prompt;
+  const std::vector<float> plain = trained.Score(ids, ops::KvQuantization::kNone);
+  for (WeightFormat format : {WeightFormat::kInt8, WeightFormat::kInt4}) {
+    trained.Quantize(format);
+    EXPECT_NE(trained.Score(ids, ops::KvQuantization::kNone), plain);
+    for (size_t c : {0, 1, 3, 6, 8}) Compare(trained, kCases[c], prompts, true);
+  }
+}
+
 // Every prompt in every case; the sampled tokens are the same, too.
 void CompareAll(Trained& trained, ops::KvQuantization kv) {
   std::vector<int> prompts(kPrompts);
@@ -378,6 +397,8 @@ TEST(OneForward, Qwen3Moe) {
   Trained trained("qwen3_moe");
   CompareSample(trained, ops::KvQuantization::kNone, 1);
 }
+TEST(OneForward, QuantizedLlama) { CompareQuantized("llama"); }
+TEST(OneForward, QuantizedQwen3Moe) { CompareQuantized("qwen3_moe"); }
 
 // What shares keys with `prompts`, which came before: each of them again, each cut short, each gone
 // on with, and three choices of a new one.

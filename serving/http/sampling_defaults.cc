@@ -3,6 +3,7 @@
 #include <fstream>
 #include <sstream>
 
+#include "model/gguf_model.h"
 #include "model/tokenizer.h"
 #include "serving/http/json_fields.h"
 #include "serving/http/sampling_defaults.h"
@@ -39,6 +40,12 @@ std::vector<int32_t> EndIds(JsonFields* fields) {
 }  // namespace
 
 absl::StatusOr<SamplingDefaults> LoadSamplingDefaults(const std::string& model_dir) {
+  if (IsGguf(model_dir)) {
+    SamplingDefaults defaults;
+    CADRE_ASSIGN_OR_RETURN(defaults.eos_token_ids, LoadGgufEndIds(model_dir));
+    std::sort(defaults.eos_token_ids.begin(), defaults.eos_token_ids.end());
+    return defaults;
+  }
   std::string path = model_dir + "/generation_config.json";
   CADRE_ASSIGN_OR_RETURN(Json object, ReadJson(path));
   JsonFields fields(object);
