@@ -26,4 +26,16 @@ inline HfConfig BenchConfig(bool mixture) {
   return hf;
 }
 
+// A llama of 850M parameters: what decodes from memory rather than from a third-level cache.
+inline HfConfig LargeConfig() {
+  HfConfig hf = BenchConfig(false);
+  config::ModelConfig& model = hf.model;
+  model.set_hidden_size(2048);
+  model.set_num_hidden_layers(14);
+  model.set_num_attention_heads(32);
+  model.set_num_key_value_heads(32);
+  model.set_intermediate_size(5632);
+  return hf;
+}
+
 }  // namespace cadre::bench
