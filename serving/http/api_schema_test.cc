@@ -99,6 +99,24 @@ TEST_F(ApiSchemaTest, SchemaErrorsNameTheField) {
   EXPECT_EQ(Chat(fine).status, 200);
 }
 
+// An object's names are searched one by one as it is read: without a bound this takes minutes.
+TEST_F(ApiSchemaTest, ObjectsOfTooManyNamesAreRefused) {
+  auto bias = [](int names) {
+    Json object;
+    for (int i = 0; i < names; ++i) object[std::to_string(i)] = 1;
+    return object;
+  };
+  Json reply = Complete({{"logit_bias", bias(100000)}}).json();
+  EXPECT_EQ(reply["error"]["code"], "invalid_json");
+  EXPECT_NE(reply["error"]["message"].get<std::string>().find("1024 names"), std::string::npos);
+  EXPECT_EQ(Complete({{"logit_bias", bias(258)}}).status, 200);
+  // Colons in texts and in other objects do not count.
+  Json parts = Json::array();
+  for (int i = 0; i < 1100; ++i) parts.push_back({{"type", "text"}, {"text", "::"}});
+  EXPECT_EQ(Post("/tokenize", {{"messages", {{{"role", "user"}, {"content", parts}}}}}).status,
+            200);
+}
+
 using Files = std::map<std::string, std::string>;
 
 // A model folder with these files.

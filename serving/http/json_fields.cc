@@ -1,37 +1,45 @@
 #include "serving/http/json_fields.h"
 
+#include <algorithm>
+#include <array>
 #include <cmath>
 
 namespace cadre {
 namespace {
 
-// The nesting of brackets outside of strings; the text need not be JSON.
-int Nesting(std::string_view text) {
-  int depth = 0, deepest = 0;
+constexpr int kMaxNesting = 64;
+// Names of an object are searched one after the other while it is read.
+constexpr int kMaxNames = 1024;
+
+// What of the text is over the bounds, before any of it is parsed; it need not be JSON.
+std::string OverBounds(std::string_view text) {
+  std::array<int, kMaxNesting + 1> names = {};  // of the open object or array at each depth
+  int depth = 0;
   bool in_string = false;
   for (size_t i = 0; i < text.size(); ++i) {
-    char c = text[i];
+    const char c = text[i];
     if (in_string) {
       if (c == '\\') ++i;
       if (c == '"') in_string = false;
     } else if (c == '"') {
       in_string = true;
     } else if (c == '[' || c == '{') {
-      deepest = std::max(deepest, ++depth);
+      if (++depth > kMaxNesting) return fmt::format("is nested more than {} deep", kMaxNesting);
+      names[static_cast<size_t>(depth)] = 0;
     } else if (c == ']' || c == '}') {
-      --depth;
+      depth = std::max(depth - 1, 0);
+    } else if (c == ':' && ++names[static_cast<size_t>(depth)] > kMaxNames) {
+      return fmt::format("has an object of more than {} names", kMaxNames);
     }
   }
-  return deepest;
+  return "";
 }
 
 }  // namespace
 
 std::optional<ApiError> ParseJsonObject(std::string_view text, Json* object) {
-  constexpr int kMaxNesting = 64;
-  if (Nesting(text) > kMaxNesting) {
-    return BadRequest(fmt::format("the body is nested more than {} deep", kMaxNesting), "",
-                      "invalid_json");
+  if (const std::string over = OverBounds(text); !over.empty()) {
+    return BadRequest("the body " + over, "", "invalid_json");
   }
   try {
     *object = Json::parse(text);

@@ -35,7 +35,7 @@ class Sampling(Case):
         self.assertEqual(repeated, [7] * 12)
         for field, value in (("frequency_penalty", 2), ("presence_penalty", 2), ("repetition_penalty", 100)):
             with self.subTest(field):  # over two tokens that are far ahead, the less likely comes up, too
-                body = {"logit_bias": {"7": 50, "8": 49}, field: value}
+                body = {"prompt": [20, 21], "logit_bias": {"7": 50, "8": 49}, field: value}
                 self.assertIn(8, self.ids(**body))
         # Repetition counts the prompt's tokens, too; the others do not.
         body = {"prompt": [7] * 4, "logit_bias": {"7": 50, "8": 49}}
@@ -69,7 +69,7 @@ class Sampling(Case):
             with self.subTest(field):
                 self.refused(post(COMPLETIONS, completion(**{field: value})), 400, field)
         many = {str(i): 1 for i in range(100_000)}
-        self.refused(post(COMPLETIONS, completion(logit_bias=many)), 400, "logit_bias")
+        self.refused(post(COMPLETIONS, completion(logit_bias=many)), 400)
         self.works()
 
 
