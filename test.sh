@@ -109,7 +109,7 @@ fuzz() {
 }
 
 say "==> installing what is missing"
-if ((all)); then tools/install_deps.sh --starters; else tools/install_deps.sh; fi
+if ((all)); then tools/install_deps.sh --starters --browser; else tools/install_deps.sh; fi
 stage "release: build, unit, golden and end-to-end tests" release
 stage "asan: parsers and the server under ASan and UBSan" asan
 stage "tsan: threads under ThreadSanitizer" tsan

@@ -4,8 +4,10 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <chrono>
 #include <memory>
 #include <string>
+#include <thread>
 #include <utility>
 
 #include "cli/arguments.h"
@@ -54,6 +56,8 @@ void Reload(const config::ServeConfig& config, HttpServer& server, spdlog::logge
   if (status.ok()) status = server.ReplaceKeys(keys->clients, keys->administrators);
   if (status.ok()) log.info("SIGHUP: {} keys", keys->clients.size() + keys->administrators.size());
   if (!status.ok()) log.error("SIGHUP: {}; the keys are as before", Message(status));
+  status = server.ReloadFiles();
+  if (!status.ok()) log.error("SIGHUP: {}; what was there stays", Message(status));
 }
 
 // The ranks of a server, or its only process.
@@ -118,17 +122,21 @@ absl::Status ServeHttp(const config::ServeConfig& config, const Compute& compute
     ReportFailure();
   };
   CADRE_ASSIGN_OR_RETURN(std::unique_ptr<Engine> engine, Engine::Create(std::move(home), options));
-  CADRE_ASSIGN_OR_RETURN(
-      std::unique_ptr<HttpServer> server,
-      HttpServer::Start(std::move(http), {tokenizer.get(), chat.get(), engine.get()}));
-  compute.log->info("serving {} at http://{}:{}, context {}, {} KV blocks of {} tokens",
-                    config.model(), config.host(), server->port(), engine->Info().max_context,
-                    engine->kv_blocks(), config.block_size());
+  CADRE_ASSIGN_OR_RETURN(std::unique_ptr<HttpServer> server,
+                         HttpServer::Start(std::move(http), {tokenizer.get(), chat.get(),
+                                                             engine.get(), options.trace}));
+  compute.log->info("serving {} at {}://{}:{}, context {}, {} KV blocks of {} tokens",
+                    config.model(), config.has_tls_key_file() ? "https" : "http", config.host(),
+                    server->port(), engine->Info().max_context, engine->kv_blocks(),
+                    config.block_size());
   LogAdmin(config, *server, *compute.log);
   Signal signal = Signal::kReload;
   while ((signal = WaitForSignal()) == Signal::kReload) Reload(config, *server, *compute.log);
+  server->Leave();
   // Requests of an engine that failed have only their errors left to be written.
   const double drain = signal == Signal::kFailure ? 1 : config.drain_timeout_s();
+  const double delay = signal == Signal::kFailure ? 0 : config.drain_delay_s();
+  std::this_thread::sleep_for(std::chrono::duration<double>(delay));
   compute.log->info("draining for at most {} s", drain);
   if (!server->Drain(drain)) compute.log->warn("requests still ran when the time was up");
   server->Stop();

@@ -1,5 +1,9 @@
 #include "cli/serve_options.h"
 
+#include <sys/resource.h>
+
+#include <algorithm>
+#include <cerrno>
 #include <filesystem>
 #include <utility>
 
@@ -116,8 +120,33 @@ absl::StatusOr<ServeKeys> ReadKeys(const config::ServeConfig& config) {
   return keys;
 }
 
+namespace {
+
+// Raises the limit of open files as far as it may be, for as many connections.
+absl::StatusOr<int> MaxConnections(const config::ServeConfig& config) {
+  constexpr int64_t kOthers = 128;  // weights, logs, listeners, libraries
+  rlimit limit = {};
+  if (getrlimit(RLIMIT_NOFILE, &limit) != 0) return Internal("getrlimit: errno {}", errno);
+  const int64_t wanted = config.max_connections();
+  const int64_t most = limit.rlim_max == RLIM_INFINITY
+                           ? wanted
+                           : std::max<int64_t>(static_cast<int64_t>(limit.rlim_max) - kOthers, 1);
+  if (config.has_max_connections() && wanted > most) {
+    return InvalidArgument(
+        "max_connections: {}, but the limit of open files is {} (ulimit -Hn); at "
+        "most {} connections fit",
+        wanted, limit.rlim_max, most);
+  }
+  limit.rlim_cur = limit.rlim_max;
+  setrlimit(RLIMIT_NOFILE, &limit);
+  return static_cast<int>(std::min(wanted, most));
+}
+
+}  // namespace
+
 absl::StatusOr<HttpServerOptions> ToHttpOptions(const config::ServeConfig& config) {
   CADRE_ASSIGN_OR_RETURN(ServeKeys keys, ReadKeys(config));
+  CADRE_ASSIGN_OR_RETURN(const int max_connections, MaxConnections(config));
   HttpServerOptions options{
       .host = config.host(),
       .port = static_cast<uint16_t>(config.port()),
@@ -125,11 +154,15 @@ absl::StatusOr<HttpServerOptions> ToHttpOptions(const config::ServeConfig& confi
       .admin_port = config.has_admin_port() ? config.admin_port() : -1,
       .admin_host = config.admin_host(),
       .admin_api_keys = std::move(keys.administrators),
+      .tls_certificate_file = config.tls_certificate_file(),
+      .tls_key_file = config.tls_key_file(),
+      .access_log_file = config.access_log(),
       .allow_unauthenticated = config.allow_unauthenticated(),
       .public_models = config.public_models(),
+      .chat_page = config.chat_page(),
       .cors_allowed_origins = {config.cors_allowed_origin().begin(),
                                config.cors_allowed_origin().end()},
-      .max_connections = config.max_connections(),
+      .max_connections = max_connections,
       .max_request_bytes = static_cast<size_t>(config.max_request_bytes()),
       .max_total_request_bytes = static_cast<size_t>(config.max_total_request_bytes()),
       .read_timeout_s = config.read_timeout_s(),

@@ -79,7 +79,12 @@ void Trace::Flight(std::string_view name, int64_t begin, int64_t end, std::strin
     const std::lock_guard lock(mutex_);
     id = ++flights_;
   }
-  const std::string tail = fmt::format(",\"cat\":\"{}\",\"id\":{}", kTraceCollective, id);
+  Span(kTraceCollective, static_cast<uint64_t>(id), name, begin, end, args_json);
+}
+
+void Trace::Span(std::string_view category, uint64_t id, std::string_view name, int64_t begin,
+                 int64_t end, const std::string& args_json) {
+  const std::string tail = fmt::format(",\"cat\":{},\"id\":{}", Quote(category), id);
   Add(Head('b', name, begin) + tail + fmt::format(",\"args\":{}}}", args_json));
   Add(Head('e', name, end) + tail + "}");
 }

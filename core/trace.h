@@ -66,6 +66,10 @@ class Trace {
   void Wait(std::string_view name, int64_t begin, int64_t end, const std::string& args_json);
   // A collective that was in flight from `begin` to `end`, beside what the threads did.
   void Flight(std::string_view name, int64_t begin, int64_t end, std::string args_json);
+  // A part, from `begin` to `end`, of one long story that runs beside what the threads do, such as a
+  // phase of a request. Those of one category and id are drawn together.
+  void Span(std::string_view category, uint64_t id, std::string_view name, int64_t begin,
+            int64_t end, const std::string& args_json);
   // A moment on this thread.
   void Instant(std::string_view name, TraceArgs args = {});
   // A value over time, drawn as a graph.

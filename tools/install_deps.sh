@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs the Debian packages that Cadre builds and runs with; does nothing where all are present.
 # --fuzz adds clang and its run-time libraries, for the preset `fuzz`; --starters Slurm and Open MPI, for
-# tests/e2e/starters_test.py.
+# tests/e2e/starters_test.py; --browser Chromium, for tests/e2e/chat_page_test.py.
 set -euo pipefail
 
 packages=(
@@ -11,13 +11,14 @@ packages=(
   prometheus-cpp-dev libxxhash-dev libzstd-dev libutf8proc-dev libssl-dev libcurl4-openssl-dev zlib1g-dev
   libucx-dev libgrpc++-dev protobuf-compiler-grpc
   libgtest-dev libgmock-dev libbenchmark-dev librapidcheck-dev
-  bible-kjv curl zstd
+  bible-kjv curl zstd openssl haproxy
 )
 for flag in "$@"; do
   case $flag in
     --fuzz) packages+=(clang libclang-rt-14-dev libomp-dev) ;;
     --starters) packages+=(slurm-wlm munge openmpi-bin) ;;
-    *) echo "error: unknown option $flag; --fuzz and --starters are there" >&2; exit 2 ;;
+    --browser) packages+=(chromium fonts-dejavu-core) ;;
+    *) echo "error: unknown option $flag; --fuzz, --starters and --browser are there" >&2; exit 2 ;;
   esac
 done
 

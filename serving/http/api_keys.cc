@@ -3,28 +3,17 @@
 #include <fmt/core.h>
 #include <openssl/crypto.h>
 #include <openssl/evp.h>
-#include <sys/stat.h>
 
 #include <algorithm>
-#include <cerrno>
 #include <utility>
 
 #include "core/file.h"
+#include "serving/http/private_file.h"
 
 namespace cadre {
 namespace {
 
 constexpr int64_t kMaxFileBytes = 1 << 20;
-
-absl::Status CheckMode(const std::string& path) {
-  struct stat info = {};
-  if (stat(path.c_str(), &info) != 0) return ErrnoError(path, "cannot read", errno);
-  if ((info.st_mode & (S_IWGRP | S_IRWXO)) == 0) return absl::OkStatus();
-  return absl::PermissionDeniedError(
-      fmt::format("{}: its mode is {:03o}, so others could read or change the keys; 640, 600 or "
-                  "less is allowed",
-                  path, info.st_mode & 0777));
-}
 
 }  // namespace
 
@@ -59,7 +48,7 @@ std::string_view GivenKey(std::string_view authorization, std::string_view x_api
 }
 
 absl::StatusOr<std::vector<std::string>> ReadKeyFile(const std::string& path) {
-  CADRE_RETURN_IF_ERROR(CheckMode(path));
+  CADRE_RETURN_IF_ERROR(CheckPrivateFile(path));
   CADRE_ASSIGN_OR_RETURN(const std::string text, ReadFile(path, kMaxFileBytes));
   std::vector<std::string> keys;
   int number = 0;

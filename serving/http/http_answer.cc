@@ -1,11 +1,11 @@
 // Completion requests on a connection: text work on the pool, admission, and the answer, whole or
 // as server-sent events, while watching whether the client is still there.
-#include <sys/socket.h>
-
+#include <atomic>
 #include <boost/asio/as_tuple.hpp>
+#include <boost/asio/co_spawn.hpp>
+#include <boost/asio/detached.hpp>
 #include <boost/asio/post.hpp>
 #include <boost/asio/use_awaitable.hpp>
-#include <cerrno>
 #include <chrono>
 #include <utility>
 
@@ -13,11 +13,12 @@
 
 namespace cadre {
 namespace asio = boost::asio;
-using boost::system::error_code;
 
 namespace {
 
 constexpr auto kTuple = asio::as_tuple(asio::use_awaitable);
+// Of what a client sends while it waits for its answer: its next requests.
+constexpr size_t kMaxEarlyBytes = 16 << 10;
 
 struct PrepareJob {
   PrepareJob(std::string text, BodyShare counted)
@@ -38,7 +39,7 @@ void HttpConnection::WakeUp() {
 
 // For other threads: wakes this connection's coroutine if the connection still exists.
 std::function<void()> HttpConnection::Waker() {
-  return [weak = weak_from_this(), executor = socket_.get_executor()] {
+  return [weak = weak_from_this(), executor = stream_.socket().get_executor()] {
     asio::post(executor, [weak] {
       if (auto self = weak.lock()) self->WakeUp();
     });
@@ -54,31 +55,47 @@ HttpConnection::Task<void> HttpConnection::WaitForNews() {
   woken_ = false;
 }
 
-void HttpConnection::WatchClient() {
-  client_gone_ = probe_due_ = false;
-  ++watch_round_;
-  Watch(Socket::wait_read);
+// Begins the time that a request may take, and forgets what the last one heard.
+void HttpConnection::StartClock() {
+  const double timeout = shared_->options.request_timeout_s;
+  const std::chrono::duration<double> limit(timeout > 0 ? timeout : 1e8);
+  news_.expires_after(std::chrono::duration_cast<std::chrono::steady_clock::duration>(limit));
+  woken_ = request_expired_ = client_gone_ = probe_due_ = false;
 }
 
-void HttpConnection::Watch(Socket::wait_type event) {
-  socket_.async_wait(event, [self = shared_from_this(), event, round = watch_round_](auto error) {
-    if (!error && round == self->watch_round_) self->ClientStirred(event);
-  });
+// Runs beside the answer. The end of the client's input does not say that it left: it may only have
+// no more to send. The next bytes written tell, for a peer that has closed its socket answers them
+// with a reset. So where nothing is to be written soon, a probe is.
+HttpConnection::Task<void> HttpConnection::WatchClient() {
+  Error error;
+  while (!error && !watch_ends_ && buffer_.size() < kMaxEarlyBytes) {
+    // Only waiting takes no memory for what may come.
+    std::tie(error) = co_await stream_.socket().async_wait(Socket::wait_read, kTuple);
+    if (error || watch_ends_) break;
+    ClientStream::Result read = co_await stream_.ReadSome(buffer_.prepare(4096));
+    buffer_.commit(read.size);
+    error = read.error;
+  }
+  const bool ended = error == asio::error::eof;
+  if (!watch_ends_ && error != asio::error::operation_aborted) {
+    // HTTP/1.0 has no probe; its clients, proxies mostly, end their input when they leave.
+    probe_due_ = ended && version_ >= 11;
+    client_gone_ = error && !probe_due_;
+    if (probe_due_ || client_gone_) WakeUp();
+    if (!client_gone_) {
+      auto [reset] = co_await stream_.socket().async_wait(Socket::wait_error, kTuple);
+      client_gone_ = !reset && !watch_ends_;
+    }
+  }
+  watching_ = false;
+  WakeUp();
 }
 
-// The end of the client's input does not say that it left: it may only have no more to send. The
-// next bytes written tell, for a peer that has closed its socket answers them with a reset. So
-// where nothing is to be written soon, a probe is.
-void HttpConnection::ClientStirred(Socket::wait_type event) {
-  char byte;
-  ssize_t size = ::recv(socket_.native_handle(), &byte, 1, MSG_PEEK | MSG_DONTWAIT);
-  const bool empty = size < 0 && (errno == EAGAIN || errno == EWOULDBLOCK);
-  // HTTP/1.0 has no probe; its clients, proxies mostly, end their input when they leave.
-  client_gone_ =
-      event == Socket::wait_error || (size < 0 && !empty) || (size == 0 && version_ < 11);
-  if (!client_gone_) Watch(empty ? Socket::wait_read : Socket::wait_error);
-  probe_due_ = !client_gone_ && size == 0;  // else it has sent its next request, which waits
-  if (client_gone_ || probe_due_) WakeUp();
+// Nothing else is under way on the socket here.
+HttpConnection::Task<void> HttpConnection::StopWatching() {
+  watch_ends_ = true;
+  stream_.Cancel();
+  while (watching_) co_await WaitForNews();
 }
 
 ApiError HttpConnection::TimedOut() const {
@@ -87,16 +104,9 @@ ApiError HttpConnection::TimedOut() const {
 }
 
 HttpConnection::Task<bool> HttpConnection::Generate(std::string body) {
-  if (shared_->draining) {
-    ApiError error{503, "the server is draining", "", "unavailable"};
-    co_return co_await RespondError(std::move(error));
-  }
-  double timeout = shared_->options.request_timeout_s;
-  auto limit = std::chrono::duration<double>(timeout > 0 ? timeout : 1e8);
-  news_.expires_after(std::chrono::duration_cast<std::chrono::steady_clock::duration>(limit));
-  woken_ = false;
-  request_expired_ = false;
+  StartClock();
   auto job = std::make_shared<PrepareJob>(std::move(body), std::move(body_share_));
+  job->prepared.call = std::make_shared<const CallInfo>(call_);
   OpenAiService* service = shared_->service;
   bool posted = shared_->pool->TryPost([job, service, endpoint = endpoint_, wake = Waker()] {
     job->error = service->Prepare(*endpoint, job->body, &job->prepared);
@@ -118,14 +128,37 @@ HttpConnection::Task<bool> HttpConnection::Generate(std::string body) {
   std::unique_ptr<Answer> answer;
   if (!error) error = service->Admit(std::move(job->prepared), Waker(), &answer);
   if (error) co_return co_await RespondError(*std::move(error));
-  WatchClient();
-  bool open = answer->stream ? co_await SendStream(answer.get()) : co_await SendWhole(answer.get());
+  co_return co_await Send(answer.get());
+}
+
+HttpConnection::Task<bool> HttpConnection::Send(Answer* answer) {
+  watch_ends_ = false;
+  watching_ = true;
+  asio::co_spawn(
+      stream_.socket().get_executor(), [self = shared_from_this()] { return self->WatchClient(); },
+      asio::detached);
+  bool open = answer->stream ? co_await SendStream(answer) : co_await SendWhole(answer);
   answer->Abandon();
-  // Ends the watch; nothing else is under way on the socket here.
-  ++watch_round_;
-  error_code ignored;
-  socket_.cancel(ignored);
+  co_await StopWatching();
+  Account(*answer);
   co_return open && !client_gone_;
+}
+
+void HttpConnection::Account(const Answer& answer) {
+  const AnswerTally& tally = *answer.tally;
+  record_.prompt_tokens = tally.prompt_tokens;
+  record_.generation_tokens = tally.generation_tokens;
+  record_.first_token_seconds = tally.first_token_seconds;
+  record_.queue_seconds = tally.queue_seconds;
+  record_.prefill_seconds = tally.prefill_seconds;
+  const bool ended = answer.writer->done() || !answer.writer->error().ok();
+  if (!ended) {
+    const auto reason = request_expired_             ? ServingMetrics::Abort::kTimeout
+                        : answer.inbox->overflowed() ? ServingMetrics::Abort::kSlowClient
+                                                     : ServingMetrics::Abort::kClientGone;
+    shared_->service->metrics().Aborted(reason);
+  }
+  record_.finish = FinishName(ended ? tally.finish.load() : FinishReason::kCancelled);
 }
 
 HttpConnection::Task<bool> HttpConnection::SendWhole(Answer* answer) {
@@ -155,13 +188,14 @@ HttpConnection::Task<bool> HttpConnection::SendWhole(Answer* answer) {
 
 HttpConnection::Task<bool> HttpConnection::SendStream(Answer* answer) {
   AnswerWriter& writer = *answer->writer;
-  if (version_ < 11 || shared_->draining) keep_alive_ = false;
-  shared_->service->metrics().HttpResponse(route_, 200);
+  if (version_ < 11 || shared_->leaving) keep_alive_ = false;
+  shared_->service->metrics().HttpResponse(record_.route, 200);
+  record_.status = 200;
   std::string head = fmt::format(
       "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nCache-Control: no-cache\r\n"
       "Connection: {}\r\n{}{}\r\n",
       keep_alive_ ? "keep-alive" : "close", version_ < 11 ? "" : "Transfer-Encoding: chunked\r\n",
-      cors_);
+      ExtraHeaders());
   bool open = co_await Write(head);
   while (open && !client_gone_) {
     std::string events;

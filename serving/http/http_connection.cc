@@ -1,209 +1,123 @@
 #include "serving/http/http_connection.h"
 
-#include <boost/asio/as_tuple.hpp>
-#include <boost/asio/use_awaitable.hpp>
-#include <boost/asio/write.hpp>
-#include <boost/beast/http/read.hpp>
-#include <chrono>
+#include <utility>
+
+#include "serving/http/chat_page.h"
 
 namespace cadre {
 namespace asio = boost::asio;
 namespace http = boost::beast::http;
-using boost::system::error_code;
 
 namespace {
 
-constexpr auto kTuple = asio::as_tuple(asio::use_awaitable);
-constexpr size_t kMaxHeaderBytes = 16 << 10;
-
-std::chrono::steady_clock::duration Seconds(double seconds) {
-  return std::chrono::duration_cast<std::chrono::steady_clock::duration>(
-      std::chrono::duration<double>(seconds));
-}
+constexpr std::string_view kJson = "application/json";
+// Of what is written and not yet taken, per connection: with thousands of slow readers the system's
+// own bound of some MiB each would be too much.
+constexpr int kSendBufferBytes = 128 << 10;
 
 std::string_view View(boost::beast::string_view text) { return {text.data(), text.size()}; }
 
+// What follows the path.
+std::string_view QueryOf(std::string_view target) {
+  const size_t mark = target.find('?');
+  return mark == std::string_view::npos ? std::string_view() : target.substr(mark + 1);
+}
+
+// What a proxy in front may read otherwise than we do would let one request hide in another.
+std::optional<ApiError> Ambiguity(const HttpConnection::Request& request) {
+  const size_t codings = request.count(http::field::transfer_encoding);
+  if (codings > 0 &&
+      (codings > 1 || !boost::beast::iequals(request[http::field::transfer_encoding], "chunked"))) {
+    return ApiError{501, "a Transfer-Encoding other than one 'chunked' is not understood", "", ""};
+  }
+  const std::string_view length = View(request[http::field::content_length]);
+  if (request.count(http::field::content_length) > 1 ||
+      length.find_first_not_of("0123456789") != std::string_view::npos) {
+    return ApiError{400, "malformed HTTP: the Content-Length is not one number", "", ""};
+  }
+  return std::nullopt;
+}
+
 }  // namespace
 
-void HttpShared::Begin() {
-  std::lock_guard lock(mutex);
-  ++in_flight;
-}
-
-void HttpShared::End() {
-  std::lock_guard lock(mutex);
-  if (--in_flight == 0) idle.notify_all();
-}
-
-bool BodyShare::GrowTo(size_t bytes) {
-  const size_t more = bytes - bytes_;
-  if (shared_->body_bytes.fetch_add(more) + more > shared_->options.max_total_request_bytes) {
-    shared_->body_bytes.fetch_sub(more);
-    return false;
-  }
-  bytes_ = bytes;
-  return true;
-}
-
-void BodyShare::Release() { shared_->body_bytes.fetch_sub(std::exchange(bytes_, 0)); }
-
 HttpConnection::HttpConnection(Socket socket, HttpListener* listener, HttpShared* shared)
-    : socket_(std::move(socket)),
+    : stream_(std::move(socket), listener->secure ? shared->tls.context() : nullptr),
       listener_(listener),
       shared_(shared),
-      deadline_(socket_.get_executor()),
-      news_(socket_.get_executor()),
+      deadline_(stream_.socket().get_executor()),
+      news_(stream_.socket().get_executor()),
       body_share_(shared) {
   listener_->connections.fetch_add(1);
+  shared_->connections.fetch_add(1);
 }
 
-HttpConnection::~HttpConnection() { listener_->connections.fetch_sub(1); }
-
-// A deadline cancels the socket's operations; the coroutine then sees expired_.
-void HttpConnection::StartDeadline(double seconds) {
-  expired_ = false;
-  uint64_t round = ++deadline_round_;
-  deadline_.expires_after(Seconds(seconds));
-  deadline_.async_wait([self = shared_from_this(), round](error_code error) {
-    if (error || round != self->deadline_round_) return;
-    self->expired_ = true;
-    error_code ignored;
-    self->socket_.cancel(ignored);
-  });
-}
-
-void HttpConnection::StopDeadline() {
-  ++deadline_round_;
-  deadline_.cancel();
+HttpConnection::~HttpConnection() {
+  listener_->connections.fetch_sub(1);
+  shared_->connections.fetch_sub(1);
 }
 
 HttpConnection::Task<void> HttpConnection::Run() {
-  error_code ignored;
-  socket_.set_option(asio::ip::tcp::no_delay(true), ignored);
-  bool open = true;
+  Error ignored;
+  stream_.socket().set_option(asio::ip::tcp::no_delay(true), ignored);
+  stream_.socket().set_option(asio::socket_base::send_buffer_size(kSendBufferBytes), ignored);
+  StartDeadline(shared_->options.read_timeout_s);
+  Error error = co_await stream_.Handshake();
+  StopDeadline();
+  bool open = !error && !expired_;
+  if (!open) shared_->service->metrics().HandshakeFailed();
   while (open) {
     Parser parser;
     open = co_await ReadHeader(&parser);
     if (open) open = co_await Handle(&parser);
     body_share_.Release();
+    Log();
   }
+  StartDeadline(2);
+  co_await stream_.EndOutput();
   StopDeadline();
-  socket_.shutdown(Socket::shutdown_both, ignored);
-  socket_.close(ignored);
+  stream_.Close();
 }
 
-// False: the connection is to be closed; the client has been told why where that makes sense.
-HttpConnection::Task<bool> HttpConnection::ReadHeader(Parser* parser) {
-  const HttpServerOptions& options = shared_->options;
-  route_ = "other";
+// What the header says about the request as such, be it whole or not.
+void HttpConnection::Begin(const Request& request) {
+  begun_ = true;
   endpoint_ = nullptr;
-  cors_.clear();
-  if (buffer_.size() == 0) {
-    StartDeadline(options.keep_alive_timeout_s);
-    auto space = buffer_.prepare(4096);
-    auto [error, size] = co_await socket_.async_read_some(space, kTuple);
-    StopDeadline();
-    if (error) co_return false;
-    buffer_.commit(size);
-  }
-  parser->header_limit(kMaxHeaderBytes);
-  parser->body_limit(options.max_request_bytes);
-  StartDeadline(options.read_timeout_s);
-  auto [error, size] = co_await http::async_read_header(socket_, buffer_, *parser, kTuple);
-  StopDeadline();
-  const Request& request = parser->get();
-  cors_ = CorsHeaders(options.cors_allowed_origins, View(request[http::field::origin]));
-  if (error || expired_) co_return co_await RefuseRead(error);
   version_ = request.version();
   keep_alive_ = request.keep_alive();
-  co_return true;
-}
-
-// False as with ReadHeader.
-HttpConnection::Task<bool> HttpConnection::ReadBody(Parser* parser) {
-  error_code error;
-  if (parser->get()[http::field::expect] == "100-continue") {
-    bool written = co_await Write("HTTP/1.1 100 Continue\r\n\r\n");
-    if (!written) co_return false;
-  }
-  StartDeadline(shared_->options.read_timeout_s);
-  parser->eager(true);
-  // Counted as it comes: who only announces a large body takes no room from the others.
-  while (!error && !parser->is_done()) {
-    auto [body_error, size] = co_await http::async_read_some(socket_, buffer_, *parser, kTuple);
-    error = body_error;
-    if (!error && !body_share_.GrowTo(parser->get().body().size())) {
-      std::string().swap(parser->get().body());
-      body_share_.Release();
-      error = make_error_code(boost::system::errc::not_enough_memory);
-    }
-  }
-  StopDeadline();
-  if (error || expired_) co_return co_await RefuseRead(error);
-  co_return true;
-}
-
-// Nothing where nobody would read it.
-std::optional<ApiError> HttpConnection::ReadError(error_code error) const {
-  const HttpServerOptions& options = shared_->options;
-  auto told = [](int status, std::string message) {
-    return ApiError{status, std::move(message), "", ""};
-  };
-  if (expired_) return told(408, "the request did not arrive in time");
-  if (error == http::error::body_limit) {
-    return told(413, fmt::format("the body is larger than {} bytes", options.max_request_bytes));
-  }
-  if (error == boost::system::errc::not_enough_memory) {
-    return told(503, fmt::format("the bodies of the requests under way are over {} bytes together",
-                                 options.max_total_request_bytes));
-  }
-  if (error == http::error::header_limit) return told(431, "the header is larger than 16 KiB");
-  if (error == http::error::end_of_stream || error == http::error::partial_message) return {};
-  if (error.category() != make_error_code(http::error::end_of_stream).category()) return {};
-  return told(400, "malformed HTTP: " + error.message());
-}
-
-HttpConnection::Task<bool> HttpConnection::RefuseRead(error_code error) {
-  keep_alive_ = false;
-  std::optional<ApiError> told = ReadError(error);
-  if (!told) co_return false;
-  (void)co_await RespondError(*std::move(told));
-  co_await Discard();
-  co_return false;
-}
-
-// Closing with unread input would reset the connection before the client reads the answer.
-HttpConnection::Task<void> HttpConnection::Discard() {
-  constexpr size_t kMaxDiscarded = size_t{64} << 20;
-  error_code ignored;
-  socket_.shutdown(Socket::shutdown_send, ignored);
-  StartDeadline(2);
-  char scratch[16384];
-  for (size_t total = 0; total < kMaxDiscarded && !expired_;) {
-    auto [error, size] = co_await socket_.async_read_some(asio::buffer(scratch), kTuple);
-    if (error) break;
-    total += size;
-  }
-  StopDeadline();
+  cors_ = CorsHeaders(shared_->options.cors_allowed_origins, View(request[http::field::origin]));
+  record_ = {};
+  if (request.method() != http::verb::unknown) record_.method = View(to_string(request.method()));
+  call_ = {};
+  const std::string_view id = View(request["X-Request-Id"]);
+  call_.request_id = IsRequestId(id) ? std::string(id) : shared_->ids.RequestId();
+  call_.trace = ParseTraceParent(View(request["traceparent"]));
+  if (call_.trace) call_.trace->span_id = shared_->ids.SpanId();
 }
 
 HttpConnection::Task<bool> HttpConnection::Write(std::string_view bytes) {
   StartDeadline(shared_->options.write_timeout_s);
-  auto [error, size] =
-      co_await asio::async_write(socket_, asio::buffer(bytes.data(), bytes.size()), kTuple);
+  Error error = co_await stream_.Write(bytes);
   StopDeadline();
   co_return !error;
 }
 
+// The lines that every answer has beside its own.
+std::string HttpConnection::ExtraHeaders() const {
+  std::string lines = fmt::format("X-Request-Id: {}\r\n", call_.request_id);
+  if (call_.trace) lines += fmt::format("traceparent: {}\r\n", call_.trace->Header());
+  return lines + cors_;
+}
+
 HttpConnection::Task<bool> HttpConnection::Respond(int status, std::string body,
                                                    std::string_view content_type) {
-  if (shared_->draining) keep_alive_ = false;
-  shared_->service->metrics().HttpResponse(route_, status);
+  if (shared_->leaving) keep_alive_ = false;
+  shared_->service->metrics().HttpResponse(record_.route, status);
+  record_.status = status;
   std::string_view reason = http::obsolete_reason(static_cast<http::status>(status));
   std::string message = fmt::format(
       "HTTP/1.1 {} {}\r\nContent-Type: {}\r\nContent-Length: {}\r\nConnection: {}\r\n{}{}\r\n",
       status, reason, content_type, body.size(), keep_alive_ ? "keep-alive" : "close",
-      status == 429 || status == 503 ? "Retry-After: 1\r\n" : "", cors_);
+      status == 429 || status == 503 ? "Retry-After: 1\r\n" : "", ExtraHeaders());
   message += body;
   bool written = co_await Write(message);
   co_return written&& keep_alive_;
@@ -226,12 +140,13 @@ HttpConnection::Task<bool> HttpConnection::AnswerPreflight(const Request& reques
 HttpConnection::Task<bool> HttpConnection::RespondError(ApiError error) {
   const bool own_shape = endpoint_ != nullptr && endpoint_->error_body != nullptr;
   std::string body = own_shape ? endpoint_->error_body(error) : error.Body();
-  co_return co_await Respond(error.status, std::move(body), "application/json");
+  co_return co_await Respond(error.status, std::move(body), kJson);
 }
 
-std::optional<ApiError> HttpConnection::Refusal(const Request& request,
-                                                const RouteMatch& route) const {
-  if (route.status == 404) return ApiError{404, "there is no such path", "", ""};
+std::optional<ApiError> HttpConnection::Refusal(const Request& request, const RouteMatch& route) {
+  if (std::optional<ApiError> ambiguity = Ambiguity(request)) return ambiguity;
+  const bool no_page = route.endpoint == Endpoint::kPage && !shared_->options.chat_page;
+  if (route.status == 404 || no_page) return ApiError{404, "there is no such path", "", ""};
   if (route.status == 405) {
     return ApiError{405, fmt::format("use {} here", route.allowed_method), "", ""};
   }
@@ -239,39 +154,36 @@ std::optional<ApiError> HttpConnection::Refusal(const Request& request,
   return ApiError{401, "a valid API key is needed", "", "invalid_api_key"};
 }
 
-bool HttpConnection::KeyAccepted(const Request& request, const RouteMatch& route) const {
-  if (route.access == Access::kPublic) return true;
-  if (route.endpoint == Endpoint::kModels && shared_->options.public_models) return true;
+bool HttpConnection::KeyAccepted(const Request& request, const RouteMatch& route) {
   const KeyRing& ring =
       listener_->bind == Bind::kAdmin ? shared_->admin_keys : shared_->client_keys;
   const std::shared_ptr<const ApiKeys> keys = ring.keys();
-  return keys->empty() || keys->Find(GivenKey(View(request[http::field::authorization]),
-                                              View(request["X-Api-Key"])));
+  const std::optional<std::string> name =
+      keys->Find(GivenKey(View(request[http::field::authorization]), View(request["X-Api-Key"])));
+  call_.key = name.value_or("");
+  const bool open = route.access == Access::kPublic || route.access == Access::kPage;
+  if (name || open || keys->empty()) return true;
+  return route.endpoint == Endpoint::kModels && shared_->options.public_models;
 }
 
 // Only a request that is let in has its body read: strangers take no room from the others.
 HttpConnection::Task<bool> HttpConnection::Handle(Parser* parser) {
   const Request& request = parser->get();
-  RouteMatch route =
-      FindRoute(View(request.method_string()), View(request.target()), listener_->bind);
-  route_ = route.label;
+  const std::string_view target = View(request.target());
+  const RouteMatch route = FindRoute(View(request.method_string()), target, listener_->bind);
+  record_.route = route.label;
   std::optional<ApiError> refusal = Refusal(request, route);
   if (route.status != 404) endpoint_ = FindApiEndpoint(route.endpoint);
-  if (!refusal && endpoint_ != nullptr) {
-    bool whole = co_await ReadBody(parser);
-    if (!whole) co_return false;
-    shared_->Begin();
-    bool open = co_await Generate(std::move(parser->get().body()));
-    shared_->End();
-    co_return open;
-  }
-  const bool unread = !parser->is_done();
+  if (!refusal && endpoint_ != nullptr) co_return co_await HandleBody(parser);
+  const bool unread = !parser->is_done() || Ambiguity(request);
   if (unread) keep_alive_ = false;
   bool open = false;
   if (route.status == 405 && request.method() == http::verb::options) {
     open = co_await AnswerPreflight(request, route);
   } else if (refusal) {
     open = co_await RespondError(*std::move(refusal));
+  } else if (route.access == Access::kAdmin) {
+    open = co_await Administer(route.endpoint, QueryOf(target));
   } else {
     open = co_await AnswerState(route.endpoint);
   }
@@ -279,12 +191,30 @@ HttpConnection::Task<bool> HttpConnection::Handle(Parser* parser) {
   co_return open;
 }
 
+HttpConnection::Task<bool> HttpConnection::HandleBody(Parser* parser) {
+  if (!shared_->TryBegin()) {
+    keep_alive_ = false;
+    ApiError error{503, "the server is draining", "", "unavailable"};
+    (void)co_await RespondError(std::move(error));
+    co_await Discard();
+    co_return false;
+  }
+  bool open = co_await ReadBody(parser);
+  if (open) open = co_await Generate(std::move(parser->get().body()));
+  shared_->End();
+  co_return open;
+}
+
 HttpConnection::Task<bool> HttpConnection::AnswerState(Endpoint endpoint) {
-  constexpr std::string_view kJson = "application/json";
   if (endpoint == Endpoint::kHealth) co_return co_await Respond(200, R"({"status":"ok"})", kJson);
   if (endpoint == Endpoint::kMetrics) {
-    std::string text = shared_->service->MetricsText(shared_->draining);
+    std::string text = shared_->service->MetricsText(shared_->State());
     co_return co_await Respond(200, std::move(text), "text/plain; version=0.0.4; charset=utf-8");
+  }
+  if (endpoint == Endpoint::kPage) {
+    cors_ += ChatPageHeaders(ChatPageHtml());
+    std::string page(ChatPageHtml());
+    co_return co_await Respond(200, std::move(page), "text/html; charset=utf-8");
   }
   if (endpoint == Endpoint::kModels) {
     std::string models = shared_->service->Models();
@@ -295,10 +225,25 @@ HttpConnection::Task<bool> HttpConnection::AnswerState(Endpoint endpoint) {
     co_return co_await Respond(200, std::move(version), kJson);
   }
   EngineHealth health = shared_->service->Health();
-  bool draining = shared_->draining;
-  if (health.ready && !draining) co_return co_await Respond(200, R"({"status":"ready"})", kJson);
-  ApiError error{503, draining ? "the server is draining" : health.reason, "", "not_ready"};
+  bool leaving = shared_->leaving;
+  if (health.ready && !leaving) co_return co_await Respond(200, R"({"status":"ready"})", kJson);
+  ApiError error{503, leaving ? "the server is draining" : health.reason, "", "not_ready"};
   co_return co_await RespondError(std::move(error));
+}
+
+// Probes that went well are not worth a line every second.
+void HttpConnection::Log() {
+  const uint64_t in = stream_.bytes_read() - std::exchange(read_before_, stream_.bytes_read());
+  const uint64_t out =
+      stream_.bytes_written() - std::exchange(written_before_, stream_.bytes_written());
+  const bool probe =
+      record_.route == "/health" || record_.route == "/ready" || record_.route == "/metrics";
+  if (!shared_->access_log || !begun_ || (probe && record_.status == 200)) return;
+  record_.bytes_in = in;
+  record_.bytes_out = out;
+  record_.seconds =
+      std::chrono::duration<double>(std::chrono::steady_clock::now() - began_).count();
+  shared_->access_log->Write(call_, record_);
 }
 
 }  // namespace cadre

@@ -2,75 +2,29 @@
 // the client goes away. Private to the HTTP layer (it needs Boost's headers).
 #pragma once
 
-#include <atomic>
 #include <boost/asio/awaitable.hpp>
-#include <boost/asio/ip/tcp.hpp>
 #include <boost/asio/steady_timer.hpp>
 #include <boost/beast/core/flat_buffer.hpp>
 #include <boost/beast/http/message.hpp>
 #include <boost/beast/http/parser.hpp>
 #include <boost/beast/http/string_body.hpp>
-#include <condition_variable>
+#include <chrono>
+#include <functional>
 #include <memory>
-#include <mutex>
 #include <optional>
 #include <string>
 #include <string_view>
-#include <utility>
 
-#include "serving/http/api_keys.h"
-#include "serving/http/front_pool.h"
-#include "serving/http/http_server.h"
-#include "serving/http/openai_service.h"
-#include "serving/http/router.h"
+#include "serving/http/client_stream.h"
+#include "serving/http/http_shared.h"
 
 namespace cadre {
-
-// What the connections of a server share.
-struct HttpShared {
-  HttpServerOptions options;
-  KeyRing client_keys, admin_keys;
-  OpenAiService* service = nullptr;
-  FrontPool* pool = nullptr;
-  std::atomic<bool> draining{false};
-  std::atomic<size_t> body_bytes{0};  // of all the requests that are read or prepared
-  std::mutex mutex;
-  std::condition_variable idle;
-  int in_flight = 0;  // completion requests being answered
-
-  void Begin();
-  void End();
-};
-
-// What the connections of one listening address share.
-struct HttpListener {
-  HttpListener(Bind bind, int max_connections) : bind(bind), max_connections(max_connections) {}
-  const Bind bind;
-  const int max_connections;
-  std::atomic<int> connections{0};
-};
-
-// What one request's body counts in the sum that the server bounds. Any thread, one at a time.
-class BodyShare {
- public:
-  explicit BodyShare(HttpShared* shared) : shared_(shared) {}
-  BodyShare(BodyShare&& other) noexcept
-      : shared_(other.shared_), bytes_(std::exchange(other.bytes_, 0)) {}
-  ~BodyShare() { Release(); }
-
-  // False, and as before, where the sum would pass its bound.
-  bool GrowTo(size_t bytes);
-  void Release();
-
- private:
-  HttpShared* shared_;
-  size_t bytes_ = 0;
-};
 
 // Runs on the executor of its socket, a strand.
 class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
  public:
-  using Socket = boost::asio::ip::tcp::socket;
+  using Socket = ClientStream::Socket;
+  using Error = ClientStream::Error;
   using Request = boost::beast::http::request<boost::beast::http::string_body>;
   using Parser = boost::beast::http::request_parser<boost::beast::http::string_body>;
   template <typename T>
@@ -83,56 +37,76 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
   Task<void> Run();
 
  private:
-  // http_connection.cc: reading, deadlines, plain answers.
+  // http_read.cc: requests come in, within deadlines and bounds. False: the connection is to be
+  // closed; the client has been told why where that makes sense.
   Task<bool> ReadHeader(Parser* parser);
   Task<bool> ReadBody(Parser* parser);
-  std::optional<ApiError> ReadError(boost::system::error_code error) const;
-  std::optional<ApiError> Refusal(const Request& request, const RouteMatch& route) const;
-  bool KeyAccepted(const Request& request, const RouteMatch& route) const;
+  Task<Error> ParseHeader(Parser* parser);
+  Task<Error> ParseBody(Parser* parser);
+  Task<Error> Fill(size_t bytes);
+  std::optional<ApiError> ReadError(Error error) const;
+  Task<bool> RefuseRead(Error error);
+  Task<void> Discard();
+  void StartDeadline(double seconds);
+  void StopDeadline();
+
+  // http_connection.cc: who may ask what, plain answers, the access log.
+  void Begin(const Request& request);
+  std::optional<ApiError> Refusal(const Request& request, const RouteMatch& route);
+  bool KeyAccepted(const Request& request, const RouteMatch& route);
   Task<bool> Handle(Parser* parser);
+  Task<bool> HandleBody(Parser* parser);
   Task<bool> AnswerState(Endpoint endpoint);
   Task<bool> AnswerPreflight(const Request& request, const RouteMatch& route);
   Task<bool> Respond(int status, std::string body, std::string_view content_type);
   Task<bool> RespondError(ApiError error);
-  Task<bool> RefuseRead(boost::system::error_code error);
-  Task<void> Discard();
   Task<bool> Write(std::string_view bytes);
-  void StartDeadline(double seconds);
-  void StopDeadline();
+  std::string ExtraHeaders() const;
+  void Log();
+
+  // http_admin.cc: what operators do to the engine.
+  Task<bool> Administer(Endpoint endpoint, std::string_view query);
 
   // http_answer.cc: completions.
   Task<bool> Generate(std::string body);
+  Task<bool> Send(Answer* answer);
   Task<bool> SendWhole(Answer* answer);
   Task<bool> SendStream(Answer* answer);
   Task<bool> WriteEvents(std::string_view events, bool last);
+  void Account(const Answer& answer);
+  void StartClock();
   Task<void> WaitForNews();
-  void WatchClient();
-  void Watch(Socket::wait_type event);
-  void ClientStirred(Socket::wait_type event);
+  Task<void> WatchClient();
+  Task<void> StopWatching();
   void WakeUp();
   std::function<void()> Waker();
   ApiError TimedOut() const;
 
-  Socket socket_;
+  ClientStream stream_;
   HttpListener* listener_;
   HttpShared* shared_;
   boost::beast::flat_buffer buffer_;
   boost::asio::steady_timer deadline_;
   boost::asio::steady_timer news_;
   uint64_t deadline_round_ = 0;  // tells a late timer from the current one
-  uint64_t watch_round_ = 0;
   bool expired_ = false;
   bool woken_ = false;
+  bool watching_ = false;  // WatchClient runs
+  bool watch_ends_ = false;
   bool client_gone_ = false;
   bool probe_due_ = false;  // the client's input has ended
   bool request_expired_ = false;
   // Of the request being answered.
   BodyShare body_share_;
+  bool begun_ = false;  // its first bytes have come
   bool keep_alive_ = false;
   unsigned version_ = 11;
-  std::string_view route_ = "other";
   const ApiEndpoint* endpoint_ = nullptr;  // null where it takes no body
   std::string cors_;                       // header lines for pages of other origins
+  CallInfo call_;
+  AccessRecord record_;
+  std::chrono::steady_clock::time_point began_;
+  uint64_t read_before_ = 0, written_before_ = 0;
 };
 
 }  // namespace cadre

@@ -42,6 +42,7 @@ struct HttpServer::Impl {
 
   absl::Status Listen(const std::string& host, uint16_t port, Bind bind, int max_connections);
   absl::Status ListenAll();
+  absl::Status LoadFiles();
   asio::awaitable<void> Accept(Acceptor* acceptor);
   void Stop();
 };
@@ -76,6 +77,9 @@ absl::Status CheckHttpOptions(const HttpServerOptions& options) {
     return InvalidArgument("max_total_request_bytes: {}, less than max_request_bytes, {}",
                            options.max_total_request_bytes, options.max_request_bytes);
   }
+  if (options.tls_certificate_file.empty() != options.tls_key_file.empty()) {
+    return InvalidArgument("tls_certificate_file and tls_key_file: both are needed, or none");
+  }
   CADRE_RETURN_IF_ERROR(CheckKeys(options.api_keys, "api_key"));
   CADRE_RETURN_IF_ERROR(CheckKeys(options.admin_api_keys, "admin_api_key"));
   CADRE_RETURN_IF_ERROR(CheckBind(options, "host", options.host, !options.api_keys.empty()));
@@ -93,8 +97,23 @@ absl::Status HttpServer::Impl::Listen(const std::string& host, uint16_t port, Bi
   if (!error) socket.bind(endpoint, error);
   if (!error) socket.listen(asio::socket_base::max_listen_connections, error);
   if (error) return Unavailable("cannot listen on {}:{}: {}", host, port, error.message());
-  listeners.push_back(std::make_unique<HttpListener>(bind, max_connections));
+  const bool tls = !shared.options.tls_certificate_file.empty();
+  const bool secure = tls && (bind != Bind::kAdmin || !endpoint.address().is_loopback());
+  listeners.push_back(std::make_unique<HttpListener>(bind, secure, max_connections));
   acceptors.push_back({std::move(socket), listeners.back().get()});
+  return absl::OkStatus();
+}
+
+absl::Status HttpServer::Impl::LoadFiles() {
+  const HttpServerOptions& options = shared.options;
+  if (!options.tls_certificate_file.empty()) {
+    CADRE_ASSIGN_OR_RETURN(std::shared_ptr<TlsContext> tls,
+                           LoadTls(options.tls_certificate_file, options.tls_key_file));
+    shared.tls.Replace(std::move(tls));
+  }
+  if (options.access_log_file.empty()) return absl::OkStatus();
+  if (shared.access_log) return shared.access_log->Reopen();
+  CADRE_ASSIGN_OR_RETURN(shared.access_log, AccessLog::Open(options.access_log_file));
   return absl::OkStatus();
 }
 
@@ -136,7 +155,7 @@ asio::awaitable<void> HttpServer::Impl::Accept(Acceptor* acceptor) {
 }
 
 void HttpServer::Impl::Stop() {
-  shared.draining = true;
+  shared.leaving = shared.draining = true;
   if (!context) return;
   context->stop();
   for (std::thread& thread : threads) thread.join();
@@ -159,6 +178,7 @@ absl::StatusOr<std::unique_ptr<HttpServer>> HttpServer::Start(HttpServerOptions 
   impl->context.emplace();
   impl->shared.client_keys.Replace(ApiKeys(kept.api_keys));
   impl->shared.admin_keys.Replace(ApiKeys(kept.admin_api_keys));
+  CADRE_RETURN_IF_ERROR(impl->LoadFiles());
   CADRE_RETURN_IF_ERROR(impl->ListenAll());
   impl->service.emplace(deps, kept.service);
   impl->pool.emplace(kept.front_threads, kept.max_front_queue);
@@ -193,12 +213,17 @@ absl::Status HttpServer::ReplaceKeys(const std::vector<std::string>& api_keys,
   return absl::OkStatus();
 }
 
+absl::Status HttpServer::ReloadFiles() { return impl_->LoadFiles(); }
+
+void HttpServer::Leave() { impl_->shared.leaving = true; }
+
 bool HttpServer::Drain(double timeout_s) {
+  Leave();
   HttpShared& shared = impl_->shared;
-  shared.draining = true;
   std::unique_lock lock(shared.mutex);
-  return shared.idle.wait_for(lock, std::chrono::duration<double>(timeout_s),
-                              [&] { return shared.in_flight == 0; });
+  shared.draining = true;
+  return shared.changed.wait_for(lock, std::chrono::duration<double>(timeout_s),
+                                 [&] { return shared.in_flight == 0; });
 }
 
 void HttpServer::Stop() { impl_->Stop(); }

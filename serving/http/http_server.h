@@ -2,12 +2,13 @@
 //
 //   CADRE_ASSIGN_OR_RETURN(auto server, HttpServer::Start(options, {&tokenizer, &chat, &engine}));
 //   ... on SIGTERM:
-//   server->Drain(30);  // /ready says 503, running answers finish, new ones are 503
+//   server->Leave();    // /ready says 503
+//   server->Drain(30);  // running answers finish, new ones are 503
 //   server->Stop();
 //
-// Start, Drain and Stop are called from one thread that is none of the server's own. Connections
-// run as coroutines on the I/O threads, text work on the front pool; the engine is entered through
-// EngineClient alone.
+// Start, Leave, Drain and Stop are called from one thread that is none of the server's own.
+// Connections run as coroutines on the I/O threads, text work on the front pool; the engine is
+// entered through EngineClient alone.
 #pragma once
 
 #include <cstddef>
@@ -30,8 +31,13 @@ struct HttpServerOptions {
   int admin_port = -1;
   std::string admin_host = "127.0.0.1";
   std::vector<std::string> admin_api_keys;
+  // PEM files, both or none: the clients' bind then speaks TLS, and so does the administration's
+  // where it is not on the loopback.
+  std::string tls_certificate_file, tls_key_file;
+  std::string access_log_file;                    // "-": standard error; empty: none
   bool allow_unauthenticated = false;             // no keys on an address that other machines reach
   bool public_models = false;                     // /v1/models needs no key
+  bool chat_page = true;                          // at /
   std::vector<std::string> cors_allowed_origins;  // empty: any, without credentials
   int max_connections = 1024;
   size_t max_request_bytes = size_t{16} << 20;
@@ -40,7 +46,7 @@ struct HttpServerOptions {
   // Seconds. A client has read_timeout_s for the header and again for the body, may be silent for
   // keep_alive_timeout_s between requests, and must take what is sent within write_timeout_s. A
   // request may run for request_timeout_s in all (0: no bound).
-  double read_timeout_s = 10;
+  double read_timeout_s = 10;  // and a second for each 64 KiB of a body
   double keep_alive_timeout_s = 75;
   double write_timeout_s = 30;
   double request_timeout_s = 600;
@@ -51,7 +57,7 @@ struct HttpServerOptions {
 };
 
 // kInvalidArgument: no name, no address, an address that other machines reach without keys for it,
-// no key, or a bound on all bodies below that on one.
+// no key, half of TLS's files, or a bound on all bodies below that on one.
 absl::Status CheckHttpOptions(const HttpServerOptions& options);
 
 class HttpServer {
@@ -72,8 +78,17 @@ class HttpServer {
   absl::Status ReplaceKeys(const std::vector<std::string>& api_keys,
                            const std::vector<std::string>& admin_api_keys);
 
-  // Refuses new work and waits until the running answers are written, at most `timeout_s`; false
-  // when some still run then. May be called again with more time.
+  // Files that the options name: reads certificate and key again for new connections, and goes on
+  // in a new access log where the old one was moved away. After an error the old ones stay. Any
+  // thread.
+  absl::Status ReloadFiles();
+
+  // /ready says 503 from now on, so that whoever balances load sends no more; what comes all the
+  // same is still answered.
+  void Leave();
+
+  // Leaves, refuses new work and waits until the running answers are written, at most `timeout_s`;
+  // false when some still run then. May be called again with more time.
   bool Drain(double timeout_s);
 
   // Cancels what runs, closes every connection and joins the threads.

@@ -6,8 +6,14 @@
 #include <prometheus/registry.h>
 #include <prometheus/text_serializer.h>
 
+#include <sys/resource.h>
+
 #include <algorithm>
+#include <filesystem>
 #include <mutex>
+#include <system_error>
+
+#include "core/process_memory.h"
 
 namespace cadre {
 namespace {
@@ -24,6 +30,20 @@ const Buckets kTokens = {1,   2,    5,    10,   20,    50,    100,   200,
                          500, 1000, 2000, 5000, 10000, 20000, 50000, 100000};
 const Buckets kStepTokens(kStepTokenBounds.begin(), kStepTokenBounds.end());
 const Buckets kChoices = {1, 2, 5, 10, 20, 50, 100};
+
+constexpr const char* kAborts[] = {"client_gone", "timeout", "slow_client"};
+
+int64_t CountOpenFiles() {
+  std::error_code error;
+  const std::filesystem::directory_iterator files("/proc/self/fd", error);
+  return error ? 0 : std::distance(begin(files), end(files));
+}
+
+int64_t MaxOpenFiles() {
+  rlimit limit = {};
+  getrlimit(RLIMIT_NOFILE, &limit);
+  return static_cast<int64_t>(limit.rlim_cur);
+}
 
 }  // namespace
 
@@ -55,6 +75,13 @@ struct ServingMetrics::Families {
           .Name("cadre_request_failure_total")
           .Help("Sequences that were cancelled or failed, by kind")
           .Register(registry);
+  prometheus::Family<prometheus::Counter>& aborted =
+      prometheus::BuildCounter()
+          .Name("cadre_request_aborted_total")
+          .Help("Answers that the front broke off, by reason")
+          .Register(registry);
+  prometheus::Counter& handshake_failures =
+      AddCounter("cadre_tls_handshake_failures_total", "Clients that no TLS came about with");
   prometheus::Counter& prompt_tokens =
       AddCounter("cadre_prompt_tokens_total", "Prompt tokens of admitted requests");
   prometheus::Counter& generation_tokens =
@@ -78,6 +105,17 @@ struct ServingMetrics::Families {
       AddGauge("cadre_weight_version", "Version of the loaded weights");
   prometheus::Gauge& draining =
       AddGauge("cadre_draining", "1 while the server finishes and takes nothing new");
+  prometheus::Gauge& ready = AddGauge("cadre_ready", "1 while /ready says 200");
+  prometheus::Gauge& connections = AddGauge("cadre_http_connections", "Open connections");
+  prometheus::Gauge& in_flight =
+      AddGauge("cadre_http_requests_in_flight", "Completion requests being read or answered");
+  prometheus::Gauge& tls_expiry =
+      AddGauge("cadre_tls_certificate_expiry_timestamp_seconds",
+               "When the certificate ends, in seconds since 1970; 0: no TLS");
+  prometheus::Gauge& resident =
+      AddGauge("process_resident_memory_bytes", "Resident memory of the process");
+  prometheus::Gauge& open_files = AddGauge("process_open_fds", "Open files of the process");
+  prometheus::Gauge& max_files = AddGauge("process_max_fds", "The limit of open files");
   prometheus::Histogram& first_token =
       AddHistogram("cadre_time_to_first_token_seconds", "From the request to its first token",
                    kFirstTokenSeconds);
@@ -111,13 +149,25 @@ struct ServingMetrics::Families {
       AddHistogram("cadre_request_params_max_tokens", "The requests' max_tokens", kTokens);
 };
 
-ServingMetrics::ServingMetrics() : families_(std::make_unique<Families>()) {}
+// A label's values are there from the start: a counter that begins to exist at 1 has no rate.
+ServingMetrics::ServingMetrics() : families_(std::make_unique<Families>()) {
+  for (const char* reason : {"stop", "length"})
+    families_->success.Add({{"finished_reason", reason}});
+  for (const char* kind : {"cancelled", "error"}) families_->failure.Add({{"kind", kind}});
+  for (const char* reason : kAborts) families_->aborted.Add({{"reason", reason}});
+}
 ServingMetrics::~ServingMetrics() = default;
 
 void ServingMetrics::HttpResponse(std::string_view route, int status) {
   families_->responses.Add({{"route", std::string(route)}, {"status", std::to_string(status)}})
       .Increment();
 }
+
+void ServingMetrics::Aborted(Abort reason) {
+  families_->aborted.Add({{"reason", kAborts[static_cast<int>(reason)]}}).Increment();
+}
+
+void ServingMetrics::HandshakeFailed() { families_->handshake_failures.Increment(); }
 
 void ServingMetrics::Admitted(const Request& request) {
   families_->prompt_tokens.Increment(request.prompt_tokens);
@@ -152,7 +202,7 @@ void ServingMetrics::Done(const Finished& finished) {
 }
 
 std::string ServingMetrics::Scrape(const EngineStats& stats, const EngineHealth& health,
-                                   const ModelInfo& info, bool draining) {
+                                   const ModelInfo& info, const Server& server) {
   Families& f = *families_;
   std::lock_guard lock(f.scrape);
   auto raise = [](prometheus::Counter& counter, int64_t to) {
@@ -175,7 +225,14 @@ std::string ServingMetrics::Scrape(const EngineStats& stats, const EngineHealth&
   f.kv_usage.Set(stats.kv_cache_usage);
   f.step_age.Set(health.seconds_since_step);
   f.weight_version.Set(static_cast<double>(info.weight_version));
-  f.draining.Set(draining ? 1 : 0);
+  f.draining.Set(server.draining ? 1 : 0);
+  f.ready.Set(health.ready && !server.draining ? 1 : 0);
+  f.connections.Set(server.connections);
+  f.in_flight.Set(server.in_flight);
+  f.tls_expiry.Set(static_cast<double>(server.tls_expires));
+  f.resident.Set(static_cast<double>(ReadResidentMemory().now));
+  f.open_files.Set(static_cast<double>(CountOpenFiles()));
+  f.max_files.Set(static_cast<double>(MaxOpenFiles()));
   return prometheus::TextSerializer().Serialize(f.registry.Collect());
 }
 

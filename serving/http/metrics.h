@@ -16,6 +16,11 @@ class ServingMetrics {
   ~ServingMetrics();
 
   void HttpResponse(std::string_view route, int status);
+  // An admitted request whose answer was broken off by the front, and why.
+  enum class Abort { kClientGone, kTimeout, kSlowClient };
+  void Aborted(Abort reason);
+  // A client that no TLS connection came about with.
+  void HandshakeFailed();
   struct Request {
     int prompt_tokens = 0;  // of all prompts
     int n = 1;
@@ -34,9 +39,16 @@ class ServingMetrics {
   };
   void Done(const Finished& finished);
 
+  // What the server says of itself at the scrape.
+  struct Server {
+    bool draining = false;
+    int connections = 0;
+    int in_flight = 0;        // completion requests being read or answered
+    int64_t tls_expires = 0;  // seconds since 1970; 0: no TLS
+  };
   // The text of /metrics.
   std::string Scrape(const EngineStats& stats, const EngineHealth& health, const ModelInfo& info,
-                     bool draining);
+                     const Server& server);
 
  private:
   struct Families;

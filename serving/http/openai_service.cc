@@ -9,6 +9,7 @@
 #include <random>
 
 #include "serving/http/answer_json.h"
+#include "serving/http/request_observer.h"
 
 namespace cadre {
 namespace {
@@ -39,33 +40,6 @@ std::string RandomPrefix() {
   std::random_device device;
   return fmt::format("{:08x}{:08x}", device(), device());
 }
-
-// Timing and counts of one sequence, for the metrics; lives in its route, on the hub's thread.
-struct Observer {
-  ServingMetrics* metrics;
-  int64_t arrived_ns;
-  int64_t last_ns = 0;
-  int tokens = 0;
-
-  void operator()(const TokenEvent& event) {
-    int64_t now = SteadyNanoseconds();
-    if (event.token >= 0) {
-      if (++tokens == 1) {
-        metrics->FirstToken(static_cast<double>(now - arrived_ns) * 1e-9);
-      } else {
-        metrics->NextToken(static_cast<double>(now - last_ns) * 1e-9);
-      }
-      last_ns = now;
-    }
-    if (event.finish == FinishReason::kNone) return;
-    static constexpr std::string_view kReasons[] = {"", "stop", "length", "cancelled", "error"};
-    metrics->Done({.reason = kReasons[static_cast<int>(event.finish)],
-                   .generation_tokens = tokens,
-                   .e2e_seconds = static_cast<double>(now - arrived_ns) * 1e-9,
-                   .queue_seconds = event.queue_seconds,
-                   .prefill_seconds = event.prefill_seconds});
-  }
-};
 
 }  // namespace
 
@@ -269,7 +243,7 @@ void OpenAiService::Identify(PreparedRequest* prepared) {
 }
 
 EventHub::Route OpenAiService::MakeRoute(const PreparedRequest& prepared, size_t choice,
-                                         std::shared_ptr<AnswerInbox> inbox) {
+                                         const Answer& answer) {
   const ApiRequest& request = prepared.request;
   ChoiceDecoder::Options options{.skip_special_tokens = request.skip_special_tokens,
                                  .continues_text = true,
@@ -280,8 +254,12 @@ EventHub::Route OpenAiService::MakeRoute(const PreparedRequest& prepared, size_t
   return {.id = prepared.sequences[choice].id,
           .choice = choice,
           .decoder = std::make_unique<ChoiceDecoder>(*deps_.tokenizer, std::move(options)),
-          .inbox = std::move(inbox),
-          .observe = Observer{&metrics_, prepared.arrived_ns}};
+          .inbox = answer.inbox,
+          .observe = RequestObserver{.metrics = &metrics_,
+                                     .trace = deps_.trace,
+                                     .call = prepared.call,
+                                     .tally = answer.tally,
+                                     .arrived_ns = prepared.arrived_ns}};
 }
 
 std::optional<ApiError> OpenAiService::Admit(PreparedRequest prepared, std::function<void()> wake,
@@ -292,16 +270,17 @@ std::optional<ApiError> OpenAiService::Admit(PreparedRequest prepared, std::func
   const size_t bound =
       result->stream ? options_.max_unsent_bytes : std::numeric_limits<size_t>::max();
   result->inbox = std::make_shared<AnswerInbox>(bound, std::move(wake));
-  std::vector<EventHub::Route> routes;
-  std::vector<uint64_t> ids;
-  for (size_t i = 0; i < prepared.sequences.size(); ++i) {
-    ids.push_back(prepared.sequences[i].id);
-    routes.push_back(MakeRoute(prepared, i, result->inbox));
-  }
   ServingMetrics::Request counted{.n = prepared.request.n,
                                   .max_tokens = prepared.request.sampling.max_tokens};
   for (const auto& prompt : prepared.facts.prompts) {
     counted.prompt_tokens += static_cast<int>(prompt.ids->size());
+  }
+  result->tally->prompt_tokens = counted.prompt_tokens;
+  std::vector<EventHub::Route> routes;
+  std::vector<uint64_t> ids;
+  for (size_t i = 0; i < prepared.sequences.size(); ++i) {
+    ids.push_back(prepared.sequences[i].id);
+    routes.push_back(MakeRoute(prepared, i, *result));
   }
   hub_->Add(std::move(routes));
   absl::Status admitted = deps_.engine->Submit(std::move(prepared.sequences), hub_);
@@ -322,9 +301,9 @@ std::string OpenAiService::Models() const {
 
 std::string OpenAiService::Version() const { return Dump({{"version", options_.version}}); }
 
-std::string OpenAiService::MetricsText(bool draining) {
+std::string OpenAiService::MetricsText(const ServingMetrics::Server& server) {
   return metrics_.Scrape(deps_.engine->Stats(), deps_.engine->Health(), deps_.engine->Info(),
-                         draining);
+                         server);
 }
 
 }  // namespace cadre

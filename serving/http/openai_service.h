@@ -17,8 +17,10 @@
 #include "serving/http/answer_writer.h"
 #include "serving/http/api_endpoint.h"
 #include "serving/http/api_schema.h"
+#include "serving/http/call_info.h"
 #include "serving/http/event_hub.h"
 #include "serving/http/metrics.h"
+#include "serving/http/request_observer.h"
 #include "serving/request.h"
 
 namespace cadre {
@@ -28,6 +30,7 @@ struct ServingDeps {
   const Tokenizer* tokenizer = nullptr;
   const ChatTemplate* chat_template = nullptr;  // null: chat requests are 400
   EngineClient* engine = nullptr;
+  Trace* trace = nullptr;  // null: off; gets a span for each phase of a request
 };
 
 struct ServiceOptions {
@@ -52,6 +55,7 @@ class Answer {
   bool stream = false;
   std::unique_ptr<AnswerWriter> writer;
   std::shared_ptr<AnswerInbox> inbox;
+  const std::shared_ptr<AnswerTally> tally = std::make_shared<AnswerTally>();
 
   // Cancels all sequences: the client is gone, or the answer is complete.
   void Abandon();
@@ -65,6 +69,7 @@ class Answer {
 
 // A request that is parsed, rendered and tokenized, not yet admitted.
 struct PreparedRequest {
+  std::shared_ptr<const CallInfo> call;  // set by whoever calls Prepare
   const ApiEndpoint* endpoint = nullptr;
   ApiRequest request;
   AnswerFacts facts;
@@ -92,9 +97,10 @@ class OpenAiService {
 
   std::string Models() const;
   std::string Version() const;
-  std::string MetricsText(bool draining);
+  std::string MetricsText(const ServingMetrics::Server& server);
   EngineHealth Health() const { return deps_.engine->Health(); }
   ServingMetrics& metrics() { return metrics_; }
+  EngineClient& engine() { return *deps_.engine; }
 
  private:
   std::optional<ApiError> Tokenize(PreparedRequest* prepared);
@@ -103,8 +109,7 @@ class OpenAiService {
   void AddSequences(PreparedRequest* prepared);
   void Identify(PreparedRequest* prepared);
   void LogUnknown(const std::vector<std::string>& fields);
-  EventHub::Route MakeRoute(const PreparedRequest& prepared, size_t choice,
-                            std::shared_ptr<AnswerInbox> inbox);
+  EventHub::Route MakeRoute(const PreparedRequest& prepared, size_t choice, const Answer& answer);
 
   const ServingDeps deps_;
   const ServiceOptions options_;

@@ -12,6 +12,7 @@ bool Serves(Bind bind, Access access) {
   switch (access) {
     case Access::kPublic:
       return true;
+    case Access::kPage:
     case Access::kClient:
       return bind != Bind::kAdmin;
     case Access::kMonitor:
@@ -44,6 +45,10 @@ RouteMatch FindRoute(std::string_view method, std::string_view target, Bind bind
       {"POST", "/v1/responses", Endpoint::kResponses, Access::kClient},
       {"POST", "/tokenize", Endpoint::kTokenize, Access::kClient},
       {"POST", "/detokenize", Endpoint::kDetokenize, Access::kClient},
+      {"GET", "/", Endpoint::kPage, Access::kPage},
+      {"POST", "/sleep", Endpoint::kSleep, Access::kAdmin},
+      {"POST", "/wake", Endpoint::kWake, Access::kAdmin},
+      {"GET", "/is_sleeping", Endpoint::kIsSleeping, Access::kAdmin},
   };
   std::string_view path = target.substr(0, target.find('?'));
   for (const Route& route : kRoutes) {

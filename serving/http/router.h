@@ -22,11 +22,16 @@ enum class Endpoint {
   kResponses,
   kTokenize,
   kDetokenize,
+  kSleep,
+  kWake,
+  kIsSleeping,
+  kPage,
 };
 
 // Who may ask, and on which bind (Bind).
 enum class Access {
   kPublic,   // anyone, on both
+  kPage,     // anyone, on the clients' bind
   kClient,   // with a client's key, on the clients' bind
   kMonitor,  // with the bind's key; on the administration's bind, or the clients' where that is all
   kAdmin,    // with an administrator's key, on the administration's bind alone

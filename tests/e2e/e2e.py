@@ -155,22 +155,24 @@ def running(*arguments):
 
 
 @contextlib.contextmanager
-def serving(model, *flags, log="http://127.0.0.1:"):
+def serving(model, *flags, log="http://127.0.0.1:", context=None):
     """A server on a free port, ready; `url` and `port` are set on the process. `log`: what stands before
-    the port in its log."""
+    the port in its log; `context`: of TLS."""
     with running("serve", "--model", model, "--port", 0, *flags) as server:
         def listening():
             found = re.search(rf"{re.escape(log)}(\d+)", server.output())
             server.port = int(found.group(1)) if found else 0
-            return found and status(server.port, "/ready") == 200
+            return found and status(server.port, "/ready", context) == 200
         wait_until(listening, server, "the server is ready")
+        server.context = context
         server.url = f"http://127.0.0.1:{server.port}"
         yield server
 
 
-def status(port, path):
-    """HTTP status of a GET; 0 where nobody listens."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+def status(port, path, context=None):
+    """HTTP status of a GET; 0 where nobody listens. `context`: of TLS."""
+    kind = http.client.HTTPSConnection if context else http.client.HTTPConnection
+    connection = kind("127.0.0.1", port, timeout=30, **({"context": context} if context else {}))
     try:
         connection.request("GET", path)
         with connection.getresponse() as response:
