@@ -74,6 +74,23 @@ ComputeFlags ToComputeFlags(const ServeFlags& flags, const config::ServeConfig& 
   return compute;
 }
 
+static QueueOptions ToQueueOptions(const config::ServeConfig& config) {
+  QueueOptions queue{.prompt_weight = config.fair_prompt_weight(),
+                     .generated_weight = config.fair_generated_weight()};
+  switch (config.scheduling_policy()) {
+    case config::SCHEDULING_POLICY_FCFS:
+      queue.policy = SchedulingPolicy::kFcfs;
+      break;
+    case config::SCHEDULING_POLICY_PRIORITY:
+      queue.policy = SchedulingPolicy::kPriority;
+      break;
+    case config::SCHEDULING_POLICY_FAIR:
+      queue.policy = SchedulingPolicy::kFair;
+      break;
+  }
+  return queue;
+}
+
 absl::StatusOr<ops::KvQuantization> ToKvQuantization(const config::ServeConfig& config,
                                                      DType compute) {
   const auto parse = [&](std::string_view name) {
@@ -99,12 +116,16 @@ absl::StatusOr<EngineOptions> ToEngineOptions(const config::ServeConfig& config,
   return EngineOptions{.threads = compute.threads,
                        .max_num_seqs = config.max_num_seqs(),
                        .max_num_batched_tokens = config.max_num_batched_tokens(),
+                       .enable_chunked_prefill = config.enable_chunked_prefill(),
+                       .growth_reserve_tokens = config.growth_reserve_tokens(),
+                       .queue = ToQueueOptions(config),
                        .max_model_len = config.max_model_len(),
                        .block_size = config.block_size(),
                        .kv_quantization = quantization,
                        .kv_cache_memory_bytes = config.kv_cache_memory_bytes(),
                        .enable_prefix_caching = config.enable_prefix_caching(),
                        .max_queue_size = config.max_queue_size(),
+                       .max_requests_per_key = config.max_requests_per_key(),
                        .trace = trace};
 }
 

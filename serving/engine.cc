@@ -29,7 +29,10 @@ Engine::Engine(std::unique_ptr<ModelHome> home, const EngineOptions& options)
     : options_(options),
       home_(std::move(home)),
       vocab_(home_->model()->spec().vocab),
-      hidden_(home_->model()->spec().hidden) {
+      hidden_(home_->model()->spec().hidden),
+      bounds_({.sequences = static_cast<size_t>(options.max_queue_size) +
+                            static_cast<size_t>(options.max_num_seqs),
+               .per_tenant = static_cast<size_t>(options.max_requests_per_key)}) {
   ctx_ = {.allocator = &allocator_,
           .threads = options.threads,
           .parameters = &home_->model()->parameters(),
@@ -64,7 +67,10 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(std::unique_ptr<ModelHome
   engine->scheduler_ = std::make_unique<Scheduler>(
       SchedulerOptions{.max_num_seqs = options.max_num_seqs,
                        .max_num_batched_tokens = options.max_num_batched_tokens,
-                       .max_context = context},
+                       .max_context = context,
+                       .chunked_prefill = options.enable_chunked_prefill,
+                       .growth_reserve = options.growth_reserve_tokens,
+                       .queue = options.queue},
       *engine->cache_);
   engine->options_.max_model_len = context;
   engine->last_step_ = Now();
@@ -104,30 +110,19 @@ absl::Status Engine::Submit(std::vector<GenerationRequest> requests,
   if (!failure_.ok()) return Unavailable("the engine has failed: {}", Message(failure_));
   if (stopping_) return Unavailable("the engine is stopping");
   if (std::string asleep = sleep_.Refusal(); !asleep.empty()) return Unavailable("{}", asleep);
-  const size_t places =
-      static_cast<size_t>(options_.max_queue_size) + static_cast<size_t>(options_.max_num_seqs);
-  if (ids_.size() + requests.size() > places) {
-    return ResourceExhausted("queue full: {} sequences run or wait, {} came, allowed are {}",
-                             ids_.size(), requests.size(), places);
-  }
-  std::unordered_set<uint64_t> fresh;
-  for (const GenerationRequest& request : requests) {
-    if (ids_.contains(request.id) || !fresh.insert(request.id).second) {
-      return InvalidArgument("request id {} is in use", request.id);
-    }
-  }
+  const double now = Now();
+  CADRE_RETURN_IF_ERROR(bounds_.Enter(requests, now));
   for (GenerationRequest& request : requests) {
     auto sequence = std::make_unique<Sequence>();
     sequence->tokens = *request.prompt;
     sequence->request = std::move(request);
     sequence->sink = sink;
-    sequence->submitted = Now();
+    sequence->submitted = now;
     if (sequence->request.grammar != nullptr) {
       sequence->constraint = std::make_shared<TokenConstraint>(
           sequence->request.grammar, sequence->request.sampling.stop_token_ids, vocab_);
       masks_.Start(sequence->constraint);
     }
-    ids_.insert(sequence->request.id);
     incoming_.push_back(std::move(sequence));
   }
   wake_.notify_one();
@@ -136,7 +131,7 @@ absl::Status Engine::Submit(std::vector<GenerationRequest> requests,
 
 void Engine::Cancel(uint64_t id) {
   std::lock_guard lock(mutex_);
-  if (!ids_.contains(id)) return;
+  if (!bounds_.contains(id)) return;
   cancels_.push_back(id);
   wake_.notify_one();
 }
@@ -333,7 +328,7 @@ void Engine::Emit(Sequence& sequence, TokenEvent event) {
 std::unique_ptr<Sequence> Engine::Forget(uint64_t id) {
   std::unique_ptr<Sequence> sequence = scheduler_->Remove(id);
   std::lock_guard lock(mutex_);
-  ids_.erase(id);
+  bounds_.Leave(id, Now());
   return sequence;
 }
 
@@ -353,6 +348,7 @@ void Engine::PublishGauges() {
   stats_.num_requests_waiting = scheduler_->waiting();
   stats_.kv_cache_usage = cache_->usage();
   stats_.num_preemptions = scheduler_->preemptions();
+  stats_.recomputed_tokens = scheduler_->recomputed_tokens();
   stats_.prefix_cache_queries = scheduler_->prefix_queries();
   stats_.prefix_cache_hits = scheduler_->prefix_hits();
 }

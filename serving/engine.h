@@ -16,7 +16,6 @@
 #include <mutex>
 #include <span>
 #include <thread>
-#include <unordered_set>
 #include <vector>
 
 #include "core/context.h"
@@ -26,6 +25,7 @@
 #include "serving/event_outbox.h"
 #include "serving/kv_plan.h"
 #include "serving/model_home.h"
+#include "serving/queue_bounds.h"
 #include "serving/request.h"
 #include "serving/scheduler.h"
 #include "serving/serving_ranks.h"
@@ -39,6 +39,9 @@ struct EngineOptions {
   int threads = 1;
   int max_num_seqs = 64;
   int64_t max_num_batched_tokens = 2048;
+  bool enable_chunked_prefill = true;
+  int64_t growth_reserve_tokens = 128;  // see SchedulerOptions
+  QueueOptions queue;
   int64_t max_model_len = 0;  // 0: the model's
   int block_size = 16;
   // What keys and values are kept as; none: the model's type.
@@ -47,7 +50,8 @@ struct EngineOptions {
       0;  // 0: what max_num_seqs contexts need, at most a quarter of the RAM
   bool enable_prefix_caching = true;  // changes no bit
   int max_queue_size = 256;
-  int attention_workers = 0;  // 0: as many as keep the threads busy; changes no bit
+  int max_requests_per_key = 0;  // that run or wait; 0: no bound
+  int attention_workers = 0;     // 0: as many as keep the threads busy; changes no bit
   Trace* trace = nullptr;
   // The other ranks, which follow this one (serving/follower.h); null: there are none. Outlives the
   // engine.
@@ -136,7 +140,7 @@ class Engine : public EngineClient {
   std::condition_variable wake_;
   std::vector<std::unique_ptr<Sequence>> incoming_;
   std::vector<uint64_t> cancels_;
-  std::unordered_set<uint64_t> ids_;
+  QueueBounds bounds_;
   SleepQueue sleep_;
   bool stopping_ = false;
   absl::Status failure_;

@@ -69,7 +69,7 @@ TEST_F(EngineTest, PreemptionChangesNoToken) {
   std::vector<std::vector<TokenEvent>> expected;
   for (const GenerationRequest& request : requests) expected.push_back(Run(request));
   EXPECT_EQ(engine_->Stats().num_preemptions, 0);
-  Start({.kv_cache_memory_bytes = BytesOfBlocks(6)});
+  Start({.growth_reserve_tokens = 0, .kv_cache_memory_bytes = BytesOfBlocks(6)});
   EXPECT_EQ(engine_->kv_blocks(), 6);
   auto sink = std::make_shared<Sink>();
   ASSERT_TRUE(engine_->Submit(requests, sink).ok());

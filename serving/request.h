@@ -66,6 +66,8 @@ struct GenerationRequest {
   // number of requests.
   std::shared_ptr<const CompiledGrammar> grammar;
   Pooling pooling = Pooling::kNone;
+  // Whose request it is, for fair shares and bounds by key: a name of the API key, never the key.
+  std::string tenant;
 };
 
 struct TokenLogprob {
@@ -136,6 +138,7 @@ struct EngineStats {
   int64_t prefix_cache_queries = 0;  // prompt tokens that were looked up
   int64_t prefix_cache_hits = 0;     // of them, found
   int64_t num_preemptions = 0;
+  int64_t recomputed_tokens = 0;  // computed again after preemptions
   int64_t num_steps = 0;
   int64_t step_tokens = 0;  // computed in all steps together
   std::array<int64_t, kStepTokenBounds.size() + 1> step_counts = {};  // steps by their tokens

@@ -1,10 +1,34 @@
 #include "serving/scheduler.h"
 
 #include <algorithm>
+#include <limits>
 
 #include "serving/prefix_reuse.h"
+#include "serving/prompt_shares.h"
 
 namespace cadre {
+namespace {
+
+// Prompts that are read at once where none of them ends in the step: more would only share its
+// tokens so thinly that all of them end late, whatever the order they came in.
+constexpr int kPromptsAtOnce = 4;
+constexpr int64_t kAny = std::numeric_limits<int64_t>::max();
+
+int64_t Unread(const Sequence& s) { return s.known_tokens() - s.kv.stored(); }
+bool Decodes(const Sequence& s) { return Unread(s) == 1; }
+
+// The last token that a sequence may have is never computed.
+int64_t MostTokens(const Sequence& s) {
+  return s.prompt_tokens() + std::max(s.request.sampling.max_tokens - 1, 0);
+}
+
+}  // namespace
+
+Scheduler::Scheduler(const SchedulerOptions& options, KvCache& cache)
+    : options_(options),
+      places_(std::min<int64_t>(options.max_num_seqs, options.max_num_batched_tokens)),
+      cache_(cache),
+      policy_(MakeQueuePolicy(options.queue)) {}
 
 absl::Status Scheduler::Admissible(int64_t prompt_tokens, const SamplingParams& sampling) const {
   if (prompt_tokens < 1) return InvalidArgument("prompt: 0 tokens, at least 1 is needed");
@@ -23,76 +47,155 @@ absl::Status Scheduler::Admissible(int64_t prompt_tokens, const SamplingParams& 
   return absl::OkStatus();
 }
 
-void Scheduler::PreemptYoungest() {
-  cache_.Free(running_.back()->kv);
-  waiting_.push_front(std::move(running_.back()));
+void Scheduler::Add(std::unique_ptr<Sequence> sequence) {
+  sequence->arrival = ++arrivals_;
+  policy_->Queued(*sequence);
+  waiting_.push_back(std::move(sequence));
+}
+
+void Scheduler::PreemptLast() {
+  std::unique_ptr<Sequence> last = std::move(running_.back());
   running_.pop_back();
+  cache_.Free(last->kv);
+  ++last->preemptions;
   ++preemptions_;
+  waiting_.push_front(std::move(last));
 }
 
 bool Scheduler::Reserve(size_t index, int64_t tokens) {
-  while (!cache_.Extend(running_[index]->kv, running_[index]->kv.stored() + tokens)) {
+  while (!cache_.Extend(running_[index]->kv, tokens)) {
     CADRE_CHECK(running_.size() > 1 || index > 0, "one sequence does not fit the KV cache");
     const bool itself = index + 1 == running_.size();
-    PreemptYoungest();
+    PreemptLast();
     if (itself) return false;
   }
   return true;
 }
 
-void Scheduler::Admit(double now) {
-  if (waiting_.empty() || running() >= options_.max_num_seqs) return;
-  Sequence& next = *waiting_.front();
-  if (!ReusePrefix(cache_, next, running_)) return;
-  // All it knows and its next token must fit at once, or it would push out what already runs. The
-  // last token that it may have is never computed.
-  const int64_t most = next.prompt_tokens() + std::max(next.request.sampling.max_tokens - 1, 0);
-  const int64_t known = std::min(next.known_tokens() + 1, most);
-  if (cache_.BlocksNeeded(next.kv, known) > cache_.free_blocks()) return cache_.Free(next.kv);
-  if (next.scheduled == 0) {
-    next.scheduled = now;
-    next.first_event.cached_tokens = static_cast<int>(next.kv.stored());
-    prefix_queries_ += next.prompt_tokens();
-    prefix_hits_ += next.kv.stored();
+bool Scheduler::Take(size_t index, int64_t tokens, Plans* plan) {
+  Sequence& sequence = *running_[index];
+  const int64_t begin = sequence.kv.stored();
+  if (!Reserve(index, begin + tokens)) return false;
+  plan->push_back({&sequence, begin, tokens});
+  return true;
+}
+
+int64_t Scheduler::BlocksToGrow(const Sequence& s, int64_t growth) const {
+  const int64_t goal =
+      std::min(s.known_tokens() + growth, std::max(MostTokens(s), s.known_tokens()));
+  return cache_.BlocksNeeded(s.kv, goal);
+}
+
+bool Scheduler::Fits(const Sequence& next) const {
+  int64_t unread = Unread(next);
+  for (const auto& s : running_) unread += Unread(*s);
+  // While prompts are read the others grow by a token a step.
+  const int64_t spare = std::max<int64_t>(options_.max_num_batched_tokens - running(), 1);
+  const int64_t reserve = options_.growth_reserve << std::min(next.preemptions, 20);
+  const int64_t growth = reserve == 0 ? 0 : reserve + unread / spare;
+  // Its next token at least, or it would push out what runs already.
+  int64_t blocks = BlocksToGrow(next, std::max<int64_t>(growth, 1));
+  for (const auto& s : running_) blocks += BlocksToGrow(*s, growth);
+  return blocks <= cache_.free_blocks();
+}
+
+// Where it comes for the first time: what it had computed itself before it gave way is no hit.
+void Scheduler::CountAdmitted(double now, Sequence* sequence) {
+  sequence->scheduled = now;
+  sequence->first_event.cached_tokens = static_cast<int>(sequence->kv.stored());
+  prefix_queries_ += sequence->prompt_tokens();
+  prefix_hits_ += sequence->kv.stored();
+  policy_->Left(*sequence);
+  policy_->Charge(*sequence, Unread(*sequence), 0);
+}
+
+Sequence* Scheduler::Admit(double now, int64_t most_unread) {
+  if (waiting_.empty() || running() >= places_) return nullptr;
+  const auto next = std::ranges::min_element(
+      waiting_, [this](const auto& a, const auto& b) { return policy_->Before(*a, *b); });
+  Sequence* admitted = next->get();
+  if (!ReusePrefix(cache_, *admitted, running_)) return nullptr;
+  if (Unread(*admitted) > most_unread || (!running_.empty() && !Fits(*admitted))) {
+    cache_.Free(admitted->kv);
+    return nullptr;
   }
-  running_.push_back(std::move(waiting_.front()));
-  waiting_.pop_front();
+  if (admitted->preemptions == 0) CountAdmitted(now, admitted);
+  const auto place = std::ranges::upper_bound(
+      running_, *next, [this](const auto& a, const auto& b) { return policy_->Outlasts(*a, *b); });
+  running_.insert(place, std::move(*next));
+  waiting_.erase(next);
+  return admitted;
+}
+
+void Scheduler::AdmitMixed(double now, int64_t room) {
+  int64_t unread = 0, reading = 0;
+  for (const auto& s : running_) {
+    if (Decodes(*s)) continue;
+    unread += Unread(*s);
+    ++reading;
+  }
+  while (reading < room && (reading < kPromptsAtOnce || unread < room)) {
+    const Sequence* admitted = Admit(now, kAny);
+    if (admitted == nullptr) return;
+    unread += Unread(*admitted);
+    ++reading;
+  }
+}
+
+void Scheduler::PlanDecodes(Plans* plan) {
+  for (size_t i = 0; i < running_.size(); ++i) {
+    if (Decodes(*running_[i])) Take(i, 1, plan);
+  }
+}
+
+// Those that were admitted with one token to read are here, too: PlanDecodes came before them.
+void Scheduler::PlanPrompts(int64_t room, Plans* plan) {
+  std::vector<size_t> readers;
+  std::vector<int64_t> left;
+  auto decode = plan->cbegin();  // planned in the order of running_
+  for (size_t i = 0; i < running_.size(); ++i) {
+    if (decode != plan->cend() && decode->sequence == running_[i].get()) {
+      ++decode;
+      continue;
+    }
+    readers.push_back(i);
+    left.push_back(Unread(*running_[i]));
+  }
+  const std::vector<int64_t> shares = SharePrompts(left, room);
+  for (size_t r = 0; r < readers.size() && readers[r] < running_.size(); ++r) {
+    Take(readers[r], shares[r], plan);
+  }
+}
+
+void Scheduler::PlanWholePrompts(double now, Plans* plan) {
+  int64_t room = options_.max_num_batched_tokens;
+  while (const Sequence* admitted = Admit(now, plan->empty() ? kAny : room)) {
+    const int64_t tokens = Unread(*admitted);
+    const auto place = std::ranges::find(running_, admitted, &std::unique_ptr<Sequence>::get);
+    if (!Take(static_cast<size_t>(place - running_.begin()), tokens, plan)) return;
+    room -= tokens;
+  }
 }
 
 std::vector<ScheduledChunk> Scheduler::Plan(double now) {
-  std::vector<ScheduledChunk> plan;
+  Plans plan;
   const int64_t preempted_before = preemptions_;
-  int64_t budget = options_.max_num_batched_tokens;
-  auto take = [&](size_t index) {
-    Sequence& sequence = *running_[index];
-    const int64_t left = sequence.known_tokens() - sequence.kv.stored();
-    const int64_t tokens = std::min(left, budget);
-    if (tokens == 0 || !Reserve(index, tokens)) return;
-    plan.push_back({&sequence, sequence.kv.stored(), tokens});
-    budget -= tokens;
-  };
-  auto decodes = [&](size_t i) {
-    return running_[i]->known_tokens() - running_[i]->kv.stored() == 1;
-  };
-  std::vector<bool> planned(running_.size(), false);
-  for (size_t i = 0; i < running_.size() && budget > 0; ++i) {
-    if (!decodes(i)) continue;
-    planned[i] = true;
-    take(i);
-  }
-  for (size_t i = 0; i < running_.size() && budget > 0; ++i) {
-    if (i < planned.size() && planned[i]) continue;
-    take(i);
+  if (!options_.chunked_prefill) PlanWholePrompts(now, &plan);
+  if (plan.empty()) PlanDecodes(&plan);
+  if (options_.chunked_prefill) {
+    const int64_t room = options_.max_num_batched_tokens - static_cast<int64_t>(plan.size());
+    if (preemptions_ == preempted_before) AdmitMixed(now, room);
+    PlanPrompts(room, &plan);
   }
   // A preempted sequence may have been planned before it gave way; it comes back in a later step.
   std::erase_if(plan,
                 [](const ScheduledChunk& chunk) { return chunk.sequence->kv.blocks().empty(); });
-  if (preemptions_ != preempted_before) return plan;
-  while (budget > 0) {
-    const int before = running();
-    Admit(now);
-    if (running() == before) break;
-    take(running_.size() - 1);
+  for (const ScheduledChunk& chunk : plan) {
+    Sequence& s = *chunk.sequence;
+    recomputed_tokens_ +=
+        std::max<int64_t>(std::min(chunk.end(), s.computed_most) - chunk.begin, 0);
+    s.computed_most = std::max(s.computed_most, chunk.end());
+    if (chunk.samples()) policy_->Charge(s, 0, 1);
   }
   return plan;
 }
@@ -106,6 +209,7 @@ std::unique_ptr<Sequence> Scheduler::Remove(uint64_t id) {
   } else if (auto it = std::ranges::find_if(waiting_, matches); it != waiting_.end()) {
     removed = std::move(*it);
     waiting_.erase(it);
+    if (removed->preemptions == 0) policy_->Left(*removed);
   }
   if (removed != nullptr) cache_.Free(removed->kv);
   return removed;

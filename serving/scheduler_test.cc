@@ -2,156 +2,210 @@
 
 #include <gtest/gtest.h>
 
-#include "core/host_allocator.h"
+#include <cmath>
+#include <map>
+
+#include "serving/scheduler_fixture.h"
 
 namespace cadre {
 namespace {
 
-class SchedulerTest : public ::testing::Test {
- protected:
-  static constexpr int64_t kBlockSize = 16;
+using Ran = SchedulerRig::Ran;
 
-  void Make(int64_t blocks, SchedulerOptions options, bool prefix_caching = true) {
-    ops::KvLayout layout{.dtype = DType::kF32,
-                         .kv_heads = 1,
-                         .key_dim = 8,
-                         .value_dim = 8,
-                         .block_size = kBlockSize};
-    scheduler_.reset();
-    cache_ = std::make_unique<KvCache>(allocator_, std::vector{layout}, blocks,
-                                       KvCacheOptions{.prefix_caching = prefix_caching});
-    scheduler_ = std::make_unique<Scheduler>(options, *cache_);
-  }
+std::map<uint64_t, int64_t> ById(const Ran& ran) { return {ran.begin(), ran.end()}; }
 
-  void Add(uint64_t id, int64_t prompt, int max_tokens = 16) {
-    auto sequence = std::make_unique<Sequence>();
-    sequence->request.id = id;
-    sequence->request.sampling.max_tokens = max_tokens;
-    sequence->request.prompt =
-        std::make_shared<std::vector<int32_t>>(prompt, static_cast<int32_t>(id));
-    sequence->tokens = *sequence->request.prompt;
-    scheduler_->Add(std::move(sequence));
-  }
-
-  // Runs a step as the engine does; returns (id, tokens) of its chunks.
-  std::vector<std::pair<uint64_t, int64_t>> Step() {
-    std::vector<std::pair<uint64_t, int64_t>> ran;
-    for (const ScheduledChunk& chunk : scheduler_->Plan(1.0)) {
-      const bool samples = chunk.samples();
-      ran.emplace_back(chunk.sequence->request.id, chunk.tokens);
-      const auto end = static_cast<size_t>(chunk.end());
-      EXPECT_GE(chunk.sequence->kv.blocks().size() * kBlockSize, end);
-      cache_->Commit(chunk.sequence->kv, std::span(chunk.sequence->tokens).first(end));
-      if (samples) chunk.sequence->tokens.push_back(1);
-    }
-    return ran;
-  }
-
-  using Ran = std::vector<std::pair<uint64_t, int64_t>>;
-  HostAllocator allocator_;
-  std::unique_ptr<KvCache> cache_;
-  std::unique_ptr<Scheduler> scheduler_;
-};
-
-TEST_F(SchedulerTest, PromptsAreReadInChunksWhileOthersDecode) {
-  Make(64, {.max_num_seqs = 4, .max_num_batched_tokens = 10, .max_context = 100});
-  Add(1, 4);
-  Add(2, 20);
-  EXPECT_EQ(Step(), (Ran{{1, 4}, {2, 6}}));
-  EXPECT_EQ(Step(), (Ran{{1, 1}, {2, 9}}));
-  EXPECT_EQ(Step(), (Ran{{1, 1}, {2, 5}}));
-  EXPECT_EQ(Step(), (Ran{{1, 1}, {2, 1}}));
+TEST(Scheduler, PromptsAreReadInChunksWhileOthersDecode) {
+  SchedulerRig rig(64, {.max_num_seqs = 4, .max_num_batched_tokens = 10, .max_context = 100});
+  rig.Add({.id = 1, .prompt = 4});
+  rig.Add({.id = 2, .prompt = 20});
+  EXPECT_EQ(rig.Step(), (Ran{{1, 4}, {2, 6}}));
+  EXPECT_EQ(rig.Step(), (Ran{{1, 1}, {2, 9}}));
+  EXPECT_EQ(rig.Step(), (Ran{{1, 1}, {2, 5}}));
+  EXPECT_EQ(rig.Step(), (Ran{{1, 1}, {2, 1}}));
 }
 
-TEST_F(SchedulerTest, AdmissionIsFirstComeWithinItsPlaces) {
-  Make(64, {.max_num_seqs = 1, .max_num_batched_tokens = 100, .max_context = 100});
-  Add(1, 4);
-  Add(2, 4);
-  EXPECT_EQ(Step(), (Ran{{1, 4}}));
-  EXPECT_EQ(scheduler_->waiting(), 1);
-  scheduler_->Remove(1);
-  EXPECT_EQ(Step(), (Ran{{2, 4}}));
+TEST(Scheduler, ALongPromptCostsNobodyATurn) {
+  SchedulerRig rig(4000, {.max_num_seqs = 9, .max_num_batched_tokens = 12, .max_context = 30000});
+  for (uint64_t id = 1; id <= 6; ++id) rig.Add({.id = id, .prompt = 3, .max_tokens = 5000});
+  for (int step = 0; step < 5; ++step) rig.Step();
+  rig.Add({.id = 7, .prompt = 20000});
+  rig.Add({.id = 8, .prompt = 400});
+  for (int step = 0; step < 200; ++step) {
+    const auto ran = ById(rig.Step());
+    for (uint64_t id = 1; id <= 6; ++id) ASSERT_EQ(ran.at(id), 1) << "step " << step;
+    // Nor does it stall the short prompt behind it, which has half of what is left and then
+    // decodes.
+    ASSERT_GE(ran.at(8), 1) << "step " << step;
+    ASSERT_GE(ran.at(7), 3) << "step " << step;
+  }
+  rig.Add({.id = 9, .prompt = 2});
+  EXPECT_GE(ById(rig.Step()).at(9), 1);
 }
 
-TEST_F(SchedulerTest, TheYoungestGivesWayAndComesBack) {
+TEST(Scheduler, NoMoreRunThanTheBudgetHasTokens) {
+  SchedulerRig rig(64, {.max_num_seqs = 50, .max_num_batched_tokens = 3, .max_context = 100});
+  for (uint64_t id = 1; id <= 5; ++id) rig.Add({.id = id, .prompt = 1, .max_tokens = 50});
+  for (int step = 0; step < 4; ++step) EXPECT_EQ(rig.Step().size(), 3u);
+}
+
+TEST(Scheduler, WholePromptsComeFirstAndAloneWithoutChunks) {
+  SchedulerRig rig(64, {.max_num_seqs = 8,
+                        .max_num_batched_tokens = 10,
+                        .max_context = 100,
+                        .chunked_prefill = false});
+  rig.Add({.id = 1, .prompt = 4});
+  rig.Add({.id = 2, .prompt = 6});
+  rig.Add({.id = 3, .prompt = 30});
+  EXPECT_EQ(rig.Step(), (Ran{{1, 4}, {2, 6}}));
+  EXPECT_EQ(rig.Step(), (Ran{{3, 30}}));  // over the budget, so alone
+  EXPECT_EQ(rig.Step(), (Ran{{1, 1}, {2, 1}, {3, 1}}));
+  rig.Add({.id = 4, .prompt = 5});
+  EXPECT_EQ(rig.Step(), (Ran{{4, 5}}));
+  EXPECT_EQ(rig.Step().size(), 4u);
+}
+
+TEST(Scheduler, AdmissionIsFirstComeWithinItsPlaces) {
+  SchedulerRig rig(64, {.max_num_seqs = 1, .max_num_batched_tokens = 100, .max_context = 100});
+  rig.Add({.id = 1, .prompt = 4});
+  rig.Add({.id = 2, .prompt = 4});
+  EXPECT_EQ(rig.Step(), (Ran{{1, 4}}));
+  EXPECT_EQ(rig.scheduler().waiting(), 1);
+  rig.scheduler().Remove(1);
+  EXPECT_EQ(rig.Step(), (Ran{{2, 4}}));
+}
+
+TEST(Scheduler, TheYoungestGivesWayAndComesBack) {
   for (bool caching : {false, true}) {
-    Make(3, {.max_num_seqs = 4, .max_num_batched_tokens = 100, .max_context = 48}, caching);
-    Add(1, 16);
-    Add(2, 15);
-    EXPECT_EQ(Step(), (Ran{{1, 16}, {2, 15}}));
-    EXPECT_EQ(Step(),
-              (Ran{{1, 1}, {2, 1}}));  // all three blocks are in use, and 2's only one is full
-    EXPECT_EQ(Step(), (Ran{{1, 1}}));
-    EXPECT_EQ(scheduler_->preemptions(), 1);
-    EXPECT_EQ(scheduler_->waiting(), 1);
-    scheduler_->Remove(1);
+    SchedulerRig rig(
+        3,
+        {.max_num_seqs = 4, .max_num_batched_tokens = 100, .max_context = 48, .growth_reserve = 0},
+        caching);
+    rig.Add({.id = 1, .prompt = 16});
+    rig.Add({.id = 2, .prompt = 15});
+    EXPECT_EQ(rig.Step(), (Ran{{1, 16}, {2, 15}}));
+    // All three blocks are in use, and 2's only one is full.
+    EXPECT_EQ(rig.Step(), (Ran{{1, 1}, {2, 1}}));
+    EXPECT_EQ(rig.Step(), (Ran{{1, 1}}));
+    EXPECT_EQ(rig.scheduler().preemptions(), 1);
+    EXPECT_EQ(rig.scheduler().waiting(), 1);
+    EXPECT_EQ(rig.scheduler().recomputed_tokens(), 0);
+    rig.scheduler().Remove(1);
     // It finds its own full block again, or computes what it had generated once more.
-    EXPECT_EQ(Step(), (Ran{{2, caching ? 1 : 17}}));
-    EXPECT_EQ(scheduler_->prefix_hits(), 0) << "what it had computed itself is no hit";
+    EXPECT_EQ(rig.Step(), (Ran{{2, caching ? 1 : 17}}));
+    EXPECT_EQ(rig.scheduler().prefix_hits(), 0) << "what it had computed itself is no hit";
+    EXPECT_EQ(rig.scheduler().recomputed_tokens(), caching ? 0 : 16);
   }
 }
 
-TEST_F(SchedulerTest, ChoicesWaitForTheirPromptAndShareIt) {
-  Make(8, {.max_num_seqs = 4, .max_num_batched_tokens = 16, .max_context = 100});
-  auto prompt = std::make_shared<std::vector<int32_t>>(20, 5);
+TEST(Scheduler, ChoicesWaitForTheirPromptAndShareIt) {
+  SchedulerRig rig(16, {.max_num_seqs = 4, .max_num_batched_tokens = 16, .max_context = 100});
+  const auto prompt = std::make_shared<std::vector<int32_t>>(20, 5);
   for (uint64_t id : {1, 2, 3}) {
-    auto sequence = std::make_unique<Sequence>();
-    sequence->request = {.id = id, .prompt = prompt};
-    sequence->tokens = *prompt;
-    if (id == 3) sequence->request.cache_salt = "other";
-    scheduler_->Add(std::move(sequence));
+    rig.AddRequest({.id = id, .prompt = prompt, .cache_salt = id == 3 ? "other" : ""});
   }
-  EXPECT_EQ(Step(), (Ran{{1, 16}}));
-  EXPECT_EQ(Step(), (Ran{{1, 4}}));
-  EXPECT_EQ(Step(), (Ran{{1, 1}, {2, 1}, {3, 14}})) << "another tenant's prompt is its own";
-  EXPECT_EQ(cache_->blocks() - cache_->free_blocks(), 3 + 1);
-  EXPECT_EQ(scheduler_->prefix_queries(), 60);
-  EXPECT_EQ(scheduler_->prefix_hits(), 19);
+  EXPECT_EQ(rig.Step(), (Ran{{1, 16}}));
+  EXPECT_EQ(rig.Step(), (Ran{{1, 4}}));
+  EXPECT_EQ(rig.Step(), (Ran{{1, 1}, {2, 1}, {3, 14}})) << "another tenant's prompt is its own";
+  EXPECT_EQ(rig.cache().blocks() - rig.cache().free_blocks(), 3 + 1);
+  EXPECT_EQ(rig.scheduler().prefix_queries(), 60);
+  EXPECT_EQ(rig.scheduler().prefix_hits(), 19);
 }
 
-TEST_F(SchedulerTest, PromptsThatAreScoredAreComputed) {
-  Make(8, {.max_num_seqs = 4, .max_num_batched_tokens = 100, .max_context = 100});
-  Add(1, 40);
-  Step();
+TEST(Scheduler, PromptsThatAreScoredAreComputed) {
+  SchedulerRig rig(8, {.max_num_seqs = 4, .max_num_batched_tokens = 100, .max_context = 100});
+  rig.Add({.id = 1, .prompt = 40});
+  rig.Step();
   for (int prompt_logprobs : {-1, 0}) {
-    auto sequence = std::make_unique<Sequence>();
-    sequence->request = {.id = 2, .prompt = std::make_shared<std::vector<int32_t>>(40, 1)};
-    sequence->request.sampling.prompt_logprobs = prompt_logprobs;
-    sequence->tokens = *sequence->request.prompt;
-    scheduler_->Add(std::move(sequence));
-    EXPECT_EQ(Step(), (Ran{{1, 1}, {2, prompt_logprobs < 0 ? 8 : 40}}));
-    scheduler_->Remove(2);
+    GenerationRequest request{.id = 2, .prompt = std::make_shared<std::vector<int32_t>>(40, 1)};
+    request.sampling.prompt_logprobs = prompt_logprobs;
+    rig.AddRequest(std::move(request));
+    EXPECT_EQ(rig.Step(), (Ran{{1, 1}, {2, prompt_logprobs < 0 ? 8 : 40}}));
+    rig.scheduler().Remove(2);
   }
 }
 
-TEST_F(SchedulerTest, RemovingFreesBlocks) {
-  Make(4, {.max_num_seqs = 4, .max_num_batched_tokens = 100, .max_context = 48});
-  Add(1, 30);
-  Step();
-  EXPECT_EQ(cache_->free_blocks(), 2);
-  EXPECT_NE(scheduler_->Remove(1), nullptr);
-  EXPECT_EQ(cache_->free_blocks(), 4);
-  EXPECT_EQ(scheduler_->Remove(1), nullptr);
+TEST(Scheduler, TheLowestPriorityGivesWayThoughItCameFirst) {
+  SchedulerRig rig(3, {.max_num_seqs = 4,
+                       .max_num_batched_tokens = 100,
+                       .max_context = 48,
+                       .growth_reserve = 0,
+                       .queue = {.policy = SchedulingPolicy::kPriority}});
+  rig.Add({.id = 1, .prompt = 16, .priority = 5});
+  rig.Add({.id = 2, .prompt = 15, .priority = -1});
+  EXPECT_EQ(rig.Step(), (Ran{{2, 15}, {1, 16}}));
+  rig.Step();
+  EXPECT_EQ(rig.Step(), (Ran{{2, 1}}));
+  EXPECT_EQ(rig.scheduler().preemptions(), 1);
 }
 
-TEST_F(SchedulerTest, APromptThatFillsEveryBlockIsAdmitted) {
+TEST(Scheduler, WhatRunsHasRoomToGrowBeforeAnotherComes) {
+  SchedulerRig rig(
+      10,
+      {.max_num_seqs = 4, .max_num_batched_tokens = 100, .max_context = 160, .growth_reserve = 64});
+  rig.Add({.id = 1, .prompt = 16, .max_tokens = 100});
+  rig.Add({.id = 2, .prompt = 16, .max_tokens = 100});
+  // Each needs 80 tokens with its reserve, which is five blocks: both fit, a third would not.
+  rig.Add({.id = 3, .prompt = 1, .max_tokens = 10});
+  EXPECT_EQ(rig.Step().size(), 2u);
+  EXPECT_EQ(rig.scheduler().waiting(), 1);
+}
+
+// Long answers over a cache that holds two of them: without a reserve they push each other out
+// again and again, with one a bounded number of times; either way all end.
+TEST(Scheduler, PreemptionsAreBoundedUnderAdversarialLoad) {
+  constexpr int kSequences = 24, kTokens = 600, kReserve = 64;
+  auto most_preempted = [](int64_t reserve) {
+    SchedulerRig rig(82,
+                     {.max_num_seqs = 16,
+                      .max_num_batched_tokens = 64,
+                      .max_context = 640,
+                      .growth_reserve = reserve},
+                     /*prefix_caching=*/false);
+    for (uint64_t id = 1; id <= kSequences; ++id) {
+      rig.Add({.id = id, .prompt = 20, .max_tokens = kTokens});
+    }
+    int64_t steps = 0;
+    // The oldest always goes on, so the whole takes no longer than one after the other.
+    while (rig.ended().size() < kSequences && ++steps < kSequences * (kTokens + 20)) {
+      rig.StepAndEnd();
+    }
+    EXPECT_EQ(rig.ended().size(), static_cast<size_t>(kSequences));
+    EXPECT_EQ(rig.cache().free_blocks(), 82);
+    return rig.most_preempted();
+  };
+  const double bound = std::log2(static_cast<double>(kTokens) / kReserve) + 1;
+  EXPECT_GT(most_preempted(0), bound);
+  EXPECT_GT(most_preempted(kReserve), 0);
+  EXPECT_LE(most_preempted(kReserve), bound);
+}
+
+TEST(Scheduler, RemovingFreesBlocks) {
+  SchedulerRig rig(4, {.max_num_seqs = 4, .max_num_batched_tokens = 100, .max_context = 48});
+  rig.Add({.id = 1, .prompt = 30});
+  rig.Step();
+  EXPECT_EQ(rig.cache().free_blocks(), 2);
+  EXPECT_NE(rig.scheduler().Remove(1), nullptr);
+  EXPECT_EQ(rig.cache().free_blocks(), 4);
+  EXPECT_EQ(rig.scheduler().Remove(1), nullptr);
+}
+
+TEST(Scheduler, APromptThatFillsEveryBlockIsAdmitted) {
   for (int max_tokens : {0, 1}) {
-    Make(2, {.max_num_seqs = 4, .max_num_batched_tokens = 100, .max_context = 48});
-    ASSERT_TRUE(scheduler_->Admissible(32 - max_tokens, {.max_tokens = max_tokens}).ok());
-    Add(1, 32 - max_tokens, max_tokens);
-    EXPECT_EQ(Step(), (Ran{{1, 32 - max_tokens}}));
+    SchedulerRig rig(2, {.max_num_seqs = 4, .max_num_batched_tokens = 100, .max_context = 48});
+    ASSERT_TRUE(rig.scheduler().Admissible(32 - max_tokens, {.max_tokens = max_tokens}).ok());
+    rig.Add({.id = 1, .prompt = 32 - max_tokens, .max_tokens = max_tokens});
+    EXPECT_EQ(rig.Step(), (Ran{{1, 32 - max_tokens}}));
   }
 }
 
-TEST_F(SchedulerTest, RefusesWhatCannotFit) {
-  Make(2, {.max_num_seqs = 4, .max_num_batched_tokens = 100, .max_context = 48});
-  EXPECT_TRUE(scheduler_->Admissible(16, {.max_tokens = 16}).ok());
-  EXPECT_EQ(scheduler_->Admissible(16, {.max_tokens = 17}).code(),
-            absl::StatusCode::kInvalidArgument);
-  EXPECT_EQ(scheduler_->Admissible(40, {.max_tokens = 9}).code(),
-            absl::StatusCode::kInvalidArgument);
-  EXPECT_EQ(scheduler_->Admissible(0, {.max_tokens = 9}).code(),
-            absl::StatusCode::kInvalidArgument);
+TEST(Scheduler, RefusesWhatCannotFit) {
+  SchedulerRig rig(2, {.max_num_seqs = 4, .max_num_batched_tokens = 100, .max_context = 48});
+  const Scheduler& scheduler = rig.scheduler();
+  EXPECT_TRUE(scheduler.Admissible(16, {.max_tokens = 16}).ok());
+  for (auto [prompt, max_tokens] : {std::pair{16, 17}, {40, 9}, {0, 9}}) {
+    EXPECT_EQ(scheduler.Admissible(prompt, {.max_tokens = max_tokens}).code(),
+              absl::StatusCode::kInvalidArgument);
+  }
 }
 
 }  // namespace

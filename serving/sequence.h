@@ -23,7 +23,10 @@ struct Sequence {
   std::vector<double> pooled;   // [D] their hidden states' sum
   TokenEvent first_event;       // gathers what is told of the prompt until an event goes out
   bool started = false;         // an event went out
-  std::shared_ptr<TokenConstraint> constraint;           // where the request has a grammar
+  std::shared_ptr<TokenConstraint> constraint;  // where the request has a grammar
+  uint64_t arrival = 0;                         // counts up as sequences come to the scheduler
+  int preemptions = 0;
+  int64_t computed_most = 0;  // tokens that were stored at one time or another
   double submitted = 0, scheduled = 0, first_token = 0;  // seconds on the engine's clock
 
   int64_t prompt_tokens() const { return static_cast<int64_t>(request.prompt->size()); }

@@ -165,7 +165,8 @@ TEST_F(ConstrainedEngineTest, TheSameTextAloneTogetherAndAfterPreemption) {
   for (const LayerSpec& layer : model_->spec().layers) {
     layouts.push_back(KvLayoutOf(layer.attention, model_->dtype(), 16));
   }
-  Start({.kv_cache_memory_bytes = static_cast<int64_t>(KvBlockPool::BytesPerBlock(layouts)) * 20});
+  Start({.growth_reserve_tokens = 0,
+         .kv_cache_memory_bytes = static_cast<int64_t>(KvBlockPool::BytesPerBlock(layouts)) * 20});
   auto sink = std::make_shared<Sink>();
   std::vector<GenerationRequest> requests;
   for (uint64_t id = 1; id <= 6; ++id) requests.push_back(Request(id, grammar, sampling));

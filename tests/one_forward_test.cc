@@ -235,6 +235,7 @@ std::map<uint64_t, Answer> Serve(Model& model, const Case& c, std::span<const Re
   EngineOptions options{.threads = c.threads,
                         .max_num_seqs = c.max_num_seqs,
                         .max_num_batched_tokens = c.max_num_batched_tokens,
+                        .growth_reserve_tokens = 0,  // so that sequences do give way
                         .max_model_len = kContext,
                         .block_size = c.block_size,
                         .kv_quantization = c.kv,
