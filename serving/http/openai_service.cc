@@ -208,7 +208,8 @@ void OpenAiService::AddSequences(PreparedRequest* prepared) {
                                  .prompt = prompt.ids,
                                  .sampling = request.sampling,
                                  .cache_salt = request.cache_salt,
-                                 .pooling = request.embeds ? options_.pooling : Pooling::kNone};
+                                 .pooling = request.embeds ? options_.pooling : Pooling::kNone,
+                                 .tenant = prepared->call ? prepared->call->key : std::string()};
       sequence.sampling.choice = static_cast<uint32_t>(choice);
       prepared->sequences.push_back(std::move(sequence));
     }
