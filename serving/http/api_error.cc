@@ -2,6 +2,8 @@
 
 #include <nlohmann/json.hpp>
 
+#include "serving/retry_after.h"
+
 namespace cadre {
 namespace {
 
@@ -43,7 +45,7 @@ ApiError FromStatus(const absl::Status& status) {
     case absl::StatusCode::kUnimplemented:
       return {400, Message(status), "", ""};
     case absl::StatusCode::kResourceExhausted:
-      return {429, Message(status), "", "queue_full"};
+      return {429, Message(status), "", "queue_full", RetryAfterOf(status).value_or(1)};
     case absl::StatusCode::kUnavailable:
       return {503, Message(status), "", "unavailable"};
     default:

@@ -11,8 +11,9 @@ namespace cadre {
 struct ApiError {
   int status = 400;
   std::string message;
-  std::string param;  // the field at fault; empty: null in the body
-  std::string code;   // a word for programs; empty: null
+  std::string param;    // the field at fault; empty: null in the body
+  std::string code;     // a word for programs; empty: null
+  int retry_after = 1;  // seconds, of 429 and 503
 
   // The body's type follows from the status ("invalid_request_error", "rate_limit_error", ...).
   std::string Body() const;

@@ -117,7 +117,8 @@ HttpConnection::Task<bool> HttpConnection::Respond(int status, std::string body,
   std::string message = fmt::format(
       "HTTP/1.1 {} {}\r\nContent-Type: {}\r\nContent-Length: {}\r\nConnection: {}\r\n{}{}\r\n",
       status, reason, content_type, body.size(), keep_alive_ ? "keep-alive" : "close",
-      status == 429 || status == 503 ? "Retry-After: 1\r\n" : "", ExtraHeaders());
+      status == 429 || status == 503 ? fmt::format("Retry-After: {}\r\n", retry_after_) : "",
+      ExtraHeaders());
   message += body;
   bool written = co_await Write(message);
   co_return written&& keep_alive_;
@@ -140,6 +141,7 @@ HttpConnection::Task<bool> HttpConnection::AnswerPreflight(const Request& reques
 HttpConnection::Task<bool> HttpConnection::RespondError(ApiError error) {
   const bool own_shape = endpoint_ != nullptr && endpoint_->error_body != nullptr;
   std::string body = own_shape ? endpoint_->error_body(error) : error.Body();
+  retry_after_ = error.retry_after;
   co_return co_await Respond(error.status, std::move(body), kJson);
 }
 

@@ -104,6 +104,7 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
   const ApiEndpoint* endpoint_ = nullptr;  // null where it takes no body
   std::string cors_;                       // header lines for pages of other origins
   CallInfo call_;
+  int retry_after_ = 1;  // of the error that is answered
   AccessRecord record_;
   std::chrono::steady_clock::time_point began_;
   uint64_t read_before_ = 0, written_before_ = 0;
