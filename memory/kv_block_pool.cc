@@ -60,4 +60,20 @@ void KvBlockPool::Copy(int32_t from, int32_t to) {
   }
 }
 
+void KvBlockPool::Read(int32_t block, std::byte* bytes) const {
+  for (int layer = 0; layer < layers(); ++layer) {
+    const size_t size = ops::KvBlockBytes(layouts_[layer]);
+    std::memcpy(bytes, data(layer) + block * size, size);
+    bytes += size;
+  }
+}
+
+void KvBlockPool::Write(int32_t block, const std::byte* bytes) {
+  for (int layer = 0; layer < layers(); ++layer) {
+    const size_t size = ops::KvBlockBytes(layouts_[layer]);
+    std::memcpy(data(layer) + block * size, bytes, size);
+    bytes += size;
+  }
+}
+
 }  // namespace cadre

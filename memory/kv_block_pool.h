@@ -43,6 +43,9 @@ class KvBlockPool {
   const ops::KvLayout& layout(int layer) const { return layouts_[layer]; }
   std::byte* data(int layer) const { return data_[layer].raw(); }
   void Copy(int32_t from, int32_t to);  // the bytes, in every layer
+  // The bytes of a block, the layers end to end, out of the pool or into it.
+  void Read(int32_t block, std::byte* bytes) const;
+  void Write(int32_t block, const std::byte* bytes);
 
  private:
   Allocator& allocator_;

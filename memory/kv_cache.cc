@@ -20,7 +20,8 @@ KvCache::KvCache(Allocator& allocator, std::vector<ops::KvLayout> layouts, int64
     : pool_(allocator, layouts, blocks),
       index_(blocks, std::move(options.hash)),
       prefix_caching_(options.prefix_caching),
-      kv_type_(Describe(layouts)) {}
+      kv_type_(Describe(layouts)),
+      tiers_(std::move(options.tiers)) {}
 
 std::string KvCache::RootOf(const PrefixRoot& root) const {
   // With their lengths, so that no two roots are written alike.
@@ -29,8 +30,63 @@ std::string KvCache::RootOf(const PrefixRoot& root) const {
 }
 
 int32_t KvCache::Allocate() {
-  if (pool_.free_blocks() == 0) pool_.Release(index_.EvictOldest());
+  if (pool_.free_blocks() == 0) {
+    auto [block, entry] = index_.EvictOldest();
+    if (tiers_ != nullptr) {
+      std::shared_ptr<DiskBuffer> bytes = tiers_->NewBuffer();
+      pool_.Read(block, bytes->data());
+      tiers_->Put(std::move(entry), std::move(bytes));
+    }
+    pool_.Release(block);
+  }
   return *pool_.Allocate();
+}
+
+std::optional<PrefixIndex::Hit> KvCache::Hold(const std::string& root, const PrefixLink& link,
+                                              std::span<const int32_t> tokens) {
+  if (const auto hit = index_.Find(root, link, tokens)) {
+    Share(hit->block);
+    return hit;
+  }
+  PrefixLink past{index_.HashOf(link, tokens)};
+  if (tiers_ == nullptr || free_blocks() == 0 || index_.ContainsHash(past.hash) ||
+      tiers_->Find(root, link, tokens, &past) != KvTiers::Place::kMemory)
+    return std::nullopt;
+  auto [entry, bytes] = tiers_->Take(past);
+  const int32_t block = Allocate();
+  // Copies that wait may read the block that is written now.
+  for (const KvCopy& copy : TakeCopies()) Copy(copy);
+  pool_.Write(block, bytes->data());
+  index_.Restore(std::move(entry), block);
+  pool_.Share(block);
+  return PrefixIndex::Hit{block, past};
+}
+
+bool KvCache::Fetch(const PrefixRoot& root, std::span<const int32_t> tokens, bool start) {
+  if (tiers_ == nullptr || tiers_->disk() == nullptr) return true;
+  tiers_->Poll();
+  const std::string below = RootOf(root);
+  PrefixLink link = PrefixIndex::RootLink(below);
+  const auto size = static_cast<size_t>(block_size());
+  bool arriving = false;
+  for (size_t begin = 0; begin + size <= tokens.size(); begin += size) {
+    const auto next = tokens.subspan(begin, size);
+    if (const auto hit = index_.Find(below, link, next)) {
+      link = hit->link;
+      continue;
+    }
+    PrefixLink past{index_.HashOf(link, next)};
+    const KvTiers::Place place = tiers_->Find(below, link, next, &past);
+    if (place == KvTiers::Place::kNowhere) break;
+    if (place == KvTiers::Place::kDisk && (!start || !tiers_->StartRead(past))) break;
+    arriving |= place == KvTiers::Place::kDisk || place == KvTiers::Place::kArriving;
+    link = past;
+  }
+  return !arriving;
+}
+
+void KvCache::WaitForFetch() {
+  if (tiers_ != nullptr) tiers_->WaitForDisk();
 }
 
 void KvCache::Share(int32_t block) {
@@ -75,10 +131,9 @@ int64_t KvCache::Attach(KvSequence& sequence, const PrefixRoot& root,
   const auto size = static_cast<size_t>(block_size());
   for (size_t begin = 0; begin + size <= tokens.size(); begin += size) {
     if (static_cast<int64_t>(begin) >= limit) break;
-    const auto hit = index_.Find(sequence.root_, link, tokens.subspan(begin, size));
+    const auto hit = Hold(sequence.root_, link, tokens.subspan(begin, size));
     if (!hit) break;
     link = hit->link;
-    Share(hit->block);
     sequence.blocks_.push_back(hit->block);
     sequence.stored_ = std::min(static_cast<int64_t>(begin + size), limit);
     // A block that is not held whole will be written, so it is no part of the chain.
@@ -141,6 +196,15 @@ bool KvCache::IndexNext(KvSequence& sequence, std::span<const int32_t> tokens) {
     return true;
   }
   if (index_.Contains(block)) return false;
+  // What was computed anew is what a tier has; it goes on under its own name.
+  PrefixLink spilled{index_.HashOf(link, tokens)};
+  if (tiers_ != nullptr && !index_.ContainsHash(spilled.hash) &&
+      tiers_->Find(sequence.root_, link, tokens, &spilled) != KvTiers::Place::kNowhere) {
+    index_.Restore(tiers_->Take(spilled).entry, block);
+    pool_.Share(block);
+    sequence.links_.push_back(spilled);
+    return true;
+  }
   const auto [past, dropped] = index_.Insert(sequence.root_, link, tokens, block);
   if (dropped) pool_.Release(*dropped);
   if (!past) return false;
@@ -173,7 +237,8 @@ void KvCache::Free(KvSequence& sequence) {
 }
 
 void KvCache::DropBytes() {
-  while (index_.idle() > 0) pool_.Release(index_.EvictOldest());
+  while (index_.idle() > 0) pool_.Release(index_.EvictOldest().block);
+  if (tiers_ != nullptr) tiers_->Clear();
   copies_.clear();
   pool_.DropBytes();
 }

@@ -23,12 +23,15 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "memory/kv_block_pool.h"
+#include "memory/kv_tiers.h"
 #include "memory/prefix_index.h"
 
 namespace cadre {
@@ -68,6 +71,7 @@ struct KvCopy {
 struct KvCacheOptions {
   bool prefix_caching = true;  // else no block is shared
   PrefixHashFunction hash = HashPrefixBlock;
+  std::unique_ptr<KvTiers> tiers;  // null: what leaves the pool is forgotten
 };
 
 class KvCache {
@@ -89,6 +93,13 @@ class KvCache {
   int64_t BlocksFor(int64_t tokens) const { return (tokens + block_size() - 1) / block_size(); }
   // Free blocks that must be there for Extend to give room for the sequence's first `tokens`.
   int64_t BlocksNeeded(const KvSequence& sequence, int64_t tokens) const;
+
+  // Brings what the disk tier has of a cached prefix of `tokens` nearer: false while it is being
+  // read; Attach finds it afterwards. `start`: the first time for this prompt, when reads are
+  // begun; later calls only ask. Never waits itself.
+  bool Fetch(const PrefixRoot& root, std::span<const int32_t> tokens, bool start);
+  // Until one of the reads that Fetch began, or a write, is done.
+  void WaitForFetch();
 
   // Lets the sequence, which is empty, hold the longest cached prefix of `tokens`, and returns its
   // tokens: at most `limit`, in whole blocks but for that bound. Its blocks, once filled, are
@@ -126,6 +137,10 @@ class KvCache {
 
  private:
   int32_t Allocate();
+  // The next block of a chain, from the index or, into a free block, from memory's tier, with one
+  // more reference.
+  std::optional<PrefixIndex::Hit> Hold(const std::string& root, const PrefixLink& link,
+                                       std::span<const int32_t> tokens);
   void Share(int32_t block);
   void Release(int32_t block);
   std::string RootOf(const PrefixRoot& root) const;
@@ -141,6 +156,7 @@ class KvCache {
   PrefixIndex index_;  // holds one reference to each of its entries' blocks
   bool prefix_caching_;
   std::string kv_type_;
+  std::unique_ptr<KvTiers> tiers_;
   int64_t weight_version_ = 0;
   std::vector<KvCopy> copies_;
 };

@@ -121,15 +121,15 @@ class PlainCache {
 // What runs: the cache, what its slots hold, and, where `plain`, the model.
 class Life {
  public:
-  Life(PrefixHashFunction hash, bool plain)
-      : cache_(allocator_,
+  Life(PrefixHashFunction hash, bool plain, std::unique_ptr<KvTiers> tiers = nullptr)
+      : tiers_(tiers.get()),
+        cache_(allocator_,
                {{.dtype = DType::kF32,
                  .kv_heads = 1,
                  .key_dim = 8,
                  .value_dim = 8,
                  .block_size = static_cast<int>(kBlockSize)}},
-               kBlocks, {.hash = std::move(hash)}),
-        slots_(kBlocks * kBlockSize),
+               kBlocks, {.hash = std::move(hash), .tiers = std::move(tiers)}),
         compares_(plain) {}
 
   void Run(int steps) {
@@ -169,6 +169,12 @@ class Life {
     for (int32_t& token : sequence->prefix.second) token = Below(4) == 0 ? 1 : 0;
     const auto size = static_cast<int64_t>(sequence->prefix.second.size());
     const int64_t limit = Below(5) == 0 ? Below(static_cast<int>(size)) : size - 1;
+    const PrefixRoot root{.salt = sequence->prefix.first};
+    bool started = false;
+    while (!cache_.Fetch(root, sequence->prefix.second, !std::exchange(started, true))) {
+      if (Below(2) == 0) Compute();
+      cache_.WaitForFetch();
+    }
     found_ += cache_.Attach(sequence->kv, {.salt = sequence->prefix.first}, sequence->prefix.second,
                             limit);
     if (compares_) plain_.Attach(sequence->plain, sequence->prefix, limit);
@@ -185,6 +191,11 @@ class Life {
     sequences_.push_back(std::move(sequence));
   }
 
+  void Compute() {
+    if (!sequences_.empty())
+      Compute(static_cast<size_t>(Below(static_cast<int>(sequences_.size()))));
+  }
+
   // One step of it, with a guess or two that are not taken.
   void Compute(size_t which) {
     Sequence& s = *sequences_[which];
@@ -194,11 +205,8 @@ class Life {
     const bool extended = cache_.Extend(s.kv, room);
     if (compares_) RC_ASSERT(plain_.Extend(s.plain, room) == extended);
     if (!extended) return End(which);
-    for (KvCopy copy : cache_.TakeCopies()) {
-      for (int64_t i = 0; i < kBlockSize; ++i)
-        slots_[copy.to * kBlockSize + i] = slots_[copy.from * kBlockSize + i];
-    }
-    for (int64_t i = s.kv.stored(); i < room; ++i) slots_[cache_.Slot(s.kv, i)] = Kept(s, i, end);
+    for (KvCopy copy : cache_.TakeCopies()) cache_.Copy(copy);
+    for (int64_t i = s.kv.stored(); i < room; ++i) At(s, i) = Print(s, i, end);
     const std::vector<int32_t> stored(s.prefix.second.begin(), s.prefix.second.begin() + end);
     cache_.Commit(s.kv, stored);
     if (compares_) plain_.Commit(s.plain, {s.prefix.first, stored});
@@ -210,29 +218,36 @@ class Life {
     sequences_.erase(sequences_.begin() + static_cast<int64_t>(which));
   }
 
-  // What the keys of token i depend on; past `end` a guess.
-  Prefix Kept(const Sequence& s, int64_t i, int64_t end) const {
-    if (i >= end) return {"guess", {}};
-    return {s.prefix.first, {s.prefix.second.begin(), s.prefix.second.begin() + i + 1}};
+  uint64_t& At(const Sequence& s, int64_t i) {
+    const KvBlockPool& pool = cache_.pool();
+    std::byte* block = pool.data(0) + s.kv.blocks()[i / kBlockSize] * (pool.bytes() / kBlocks);
+    return reinterpret_cast<uint64_t*>(block)[i % kBlockSize];
+  }
+
+  // Of what the keys of token i depend on; past `end` a guess.
+  uint64_t Print(const Sequence& s, int64_t i, int64_t end) const {
+    if (i >= end) return 0;
+    const PrefixLink root = PrefixIndex::RootLink(s.prefix.first);
+    return HashPrefixBlock(root.hash, std::span(s.prefix.second).first(i + 1)).low;
   }
 
   void Check() {
     std::set<int32_t> held;
     for (const auto& s : sequences_) {
       held.insert(s->kv.blocks().begin(), s->kv.blocks().end());
-      for (int64_t i = 0; i < s->kv.stored(); ++i)
-        RC_ASSERT(slots_[cache_.Slot(s->kv, i)] == Kept(*s, i, i + 1));
+      for (int64_t i = 0; i < s->kv.stored(); ++i) RC_ASSERT(At(*s, i) == Print(*s, i, i + 1));
       if (!compares_) continue;
       RC_ASSERT(s->kv.stored() == s->plain.stored);
       RC_ASSERT(s->kv.blocks().size() == s->plain.blocks.size());
     }
     RC_ASSERT(cache_.free_blocks() == kBlocks - std::ssize(held));
+    if (tiers_ != nullptr) RC_ASSERT(tiers_->on_disk() <= 9);
     if (compares_) RC_ASSERT(cache_.free_blocks() == plain_.Free());
   }
 
   HostAllocator allocator_;
+  KvTiers* tiers_;
   KvCache cache_;
-  std::vector<Prefix> slots_;
   bool compares_;
   PlainCache plain_;
   std::vector<std::unique_ptr<Sequence>> sequences_;
@@ -249,6 +264,26 @@ TEST(KvCacheRandom, ACollisionServesNoOthersKeys) {
     return PrefixHash{.low = HashPrefixBlock(before, tokens).low % 4};
   };
   EXPECT_TRUE(rc::check([&] { Life(weak, false).Run(*rc::gen::inRange(1, 90)); }));
+}
+
+// What left the pool comes back from memory and from disk as it was; a weak hash makes entries
+// collide there, too.
+TEST(KvCacheRandom, TiersBringBackWhatTheyGot) {
+  constexpr int64_t kSlot = static_cast<int64_t>(DiskBuffer::kAlignment);
+  const auto weak = [](const PrefixHash& before, std::span<const int32_t> tokens) {
+    return PrefixHash{.low = HashPrefixBlock(before, tokens).low % 64};
+  };
+  for (const auto& [host, disk] : {std::pair(4, 0), std::pair(0, 8), std::pair(3, 9)}) {
+    for (bool collide : {false, true}) {
+      EXPECT_TRUE(rc::check([&, host = host, disk = disk] {
+        auto tiers = KvTiers::Create(
+            192, {.host_bytes = host * kSlot, .disk_bytes = disk * kSlot, .disk_path = "/tmp"});
+        RC_ASSERT(tiers.ok());
+        Life(collide ? PrefixHashFunction(weak) : HashPrefixBlock, false, *std::move(tiers))
+            .Run(*rc::gen::inRange(1, 90));
+      }));
+    }
+  }
 }
 
 }  // namespace

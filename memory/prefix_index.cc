@@ -25,10 +25,9 @@ PrefixLink PrefixIndex::RootLink(const std::string& root) {
   return {.hash = ToHash(XXH3_128bits(root.data(), root.size()))};
 }
 
-bool PrefixIndex::Is(const Entry& entry, const std::string& root, const PrefixLink& link,
-                     std::span<const int32_t> tokens) const {
-  return entry.before == link.serial && (link.serial != 0 || entry.root == root) &&
-         std::ranges::equal(entry.tokens, tokens);
+bool PrefixEntry::Is(const std::string& below, const PrefixLink& link,
+                     std::span<const int32_t> ids) const {
+  return before == link.serial && (before != 0 || root == below) && std::ranges::equal(tokens, ids);
 }
 
 std::optional<PrefixIndex::Hit> PrefixIndex::Find(const std::string& root, const PrefixLink& link,
@@ -36,8 +35,8 @@ std::optional<PrefixIndex::Hit> PrefixIndex::Find(const std::string& root, const
   const PrefixHash hash = hash_(link.hash, tokens);
   const auto it = blocks_.find(hash);
   if (it == blocks_.end()) return std::nullopt;
-  const Entry& entry = entries_[it->second];
-  if (!Is(entry, root, link, tokens)) return std::nullopt;
+  const PrefixEntry& entry = entries_[it->second].entry;
+  if (!entry.Is(root, link, tokens)) return std::nullopt;
   return Hit{it->second, {hash, entry.serial}};
 }
 
@@ -52,42 +51,51 @@ PrefixIndex::Insertion PrefixIndex::Insert(const std::string& root, const Prefix
     Erase(other);
     result.dropped = other;
   }
-  entries_[block] = {.serial = ++last_serial_,
-                     .before = link.serial,
-                     .hash = hash,
-                     .root = link.serial == 0 ? root : std::string(),
-                     .tokens = {tokens.begin(), tokens.end()}};
+  entries_[block].entry = {.serial = ++last_serial_,
+                           .before = link.serial,
+                           .hash = hash,
+                           .root = link.serial == 0 ? root : std::string(),
+                           .tokens = {tokens.begin(), tokens.end()}};
   blocks_[hash] = block;
   result.link = {hash, last_serial_};
   return result;
 }
 
+void PrefixIndex::Restore(PrefixEntry entry, int32_t block) {
+  CADRE_CHECK(!Contains(block) && !blocks_.contains(entry.hash), "block {} or its hash is an entry",
+              block);
+  blocks_[entry.hash] = block;
+  entries_[block].entry = std::move(entry);
+}
+
 void PrefixIndex::Erase(int32_t block) {
   CADRE_CHECK(Contains(block), "block {} is no entry", block);
-  Entry& entry = entries_[block];
-  blocks_.erase(entry.hash);
-  if (entry.idle) idle_.erase(*entry.idle);
-  entry = {};
+  Place& place = entries_[block];
+  blocks_.erase(place.entry.hash);
+  if (place.idle) idle_.erase(*place.idle);
+  place = {};
 }
 
 void PrefixIndex::SetIdle(int32_t block) {
-  Entry& entry = entries_[block];
+  Place& entry = entries_[block];
   CADRE_CHECK(Contains(block) && !entry.idle, "block {} is no busy entry", block);
   entry.idle = idle_.insert(idle_.end(), block);
 }
 
 void PrefixIndex::SetBusy(int32_t block) {
-  Entry& entry = entries_[block];
+  Place& entry = entries_[block];
   CADRE_CHECK(Contains(block) && entry.idle, "block {} is no idle entry", block);
   idle_.erase(*entry.idle);
   entry.idle.reset();
 }
 
-int32_t PrefixIndex::EvictOldest() {
+PrefixIndex::Evicted PrefixIndex::EvictOldest() {
   CADRE_CHECK(!idle_.empty(), "every entry is in use");
-  const int32_t block = idle_.front();
-  Erase(block);
-  return block;
+  Evicted evicted{idle_.front(), std::move(entries_[idle_.front()].entry)};
+  blocks_.erase(evicted.entry.hash);
+  idle_.pop_front();
+  entries_[evicted.block] = {};
+  return evicted;
 }
 
 }  // namespace cadre

@@ -33,6 +33,18 @@ struct PrefixLink {
   uint64_t serial = 0;  // of its last entry, never used again; 0: the root
 };
 
+// One block of a prefix.
+struct PrefixEntry {
+  uint64_t serial = 0;  // 0: no entry
+  uint64_t before = 0;  // serial of the entry before; 0: the root
+  PrefixHash hash;
+  std::string root;  // of first entries; the others have it by their chain
+  std::vector<int32_t> tokens;
+
+  // Whether it is that of `ids` after `link` below `below`.
+  bool Is(const std::string& below, const PrefixLink& link, std::span<const int32_t> ids) const;
+};
+
 using PrefixHashFunction = std::function<PrefixHash(const PrefixHash&, std::span<const int32_t>)>;
 
 // XXH3 of both.
@@ -63,7 +75,14 @@ class PrefixIndex {
   Insertion Insert(const std::string& root, const PrefixLink& link, std::span<const int32_t> tokens,
                    int32_t block);
 
-  bool Contains(int32_t block) const { return entries_[block].serial != 0; }
+  // An entry that has left the index comes back as what it was, in this block.
+  void Restore(PrefixEntry entry, int32_t block);
+  PrefixHash HashOf(const PrefixLink& link, std::span<const int32_t> tokens) const {
+    return hash_(link.hash, tokens);
+  }
+
+  bool ContainsHash(const PrefixHash& hash) const { return blocks_.contains(hash); }
+  bool Contains(int32_t block) const { return entries_[block].entry.serial != 0; }
   void Erase(int32_t block);
 
   // Nobody holds the entry any more, or somebody does again.
@@ -71,26 +90,23 @@ class PrefixIndex {
   void SetBusy(int32_t block);
   int64_t idle() const { return static_cast<int64_t>(idle_.size()); }
   // Drops the entry that has been idle longest; there is one.
-  int32_t EvictOldest();
+  struct Evicted {
+    int32_t block = -1;
+    PrefixEntry entry;
+  };
+  Evicted EvictOldest();
 
  private:
-  struct Entry {
-    uint64_t serial = 0;  // 0: no entry
-    uint64_t before = 0;  // serial of the entry before; 0: the root
-    PrefixHash hash;
-    std::string root;  // of first entries; the others have it by their chain
-    std::vector<int32_t> tokens;
+  struct Place {
+    PrefixEntry entry;
     std::optional<std::list<int32_t>::iterator> idle;
   };
   struct Low {
     size_t operator()(const PrefixHash& hash) const { return hash.low; }
   };
 
-  bool Is(const Entry& entry, const std::string& root, const PrefixLink& link,
-          std::span<const int32_t> tokens) const;
-
   PrefixHashFunction hash_;
-  std::vector<Entry> entries_;  // by block
+  std::vector<Place> entries_;  // by block
   std::unordered_map<PrefixHash, int32_t, Low> blocks_;
   std::list<int32_t> idle_;  // oldest first
   uint64_t last_serial_ = 0;
