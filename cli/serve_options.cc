@@ -1,5 +1,6 @@
 #include "cli/serve_options.h"
 
+#include <spdlog/spdlog.h>
 #include <sys/resource.h>
 
 #include <algorithm>
@@ -113,20 +114,25 @@ absl::StatusOr<EngineOptions> ToEngineOptions(const config::ServeConfig& config,
                                               const Compute& compute, Trace* trace) {
   CADRE_ASSIGN_OR_RETURN(const ops::KvQuantization quantization,
                          ToKvQuantization(config, compute.dtype));
-  return EngineOptions{.threads = compute.threads,
-                       .max_num_seqs = config.max_num_seqs(),
-                       .max_num_batched_tokens = config.max_num_batched_tokens(),
-                       .enable_chunked_prefill = config.enable_chunked_prefill(),
-                       .growth_reserve_tokens = config.growth_reserve_tokens(),
-                       .queue = ToQueueOptions(config),
-                       .max_model_len = config.max_model_len(),
-                       .block_size = config.block_size(),
-                       .kv_quantization = quantization,
-                       .kv_cache_memory_bytes = config.kv_cache_memory_bytes(),
-                       .enable_prefix_caching = config.enable_prefix_caching(),
-                       .max_queue_size = config.max_queue_size(),
-                       .max_requests_per_key = config.max_requests_per_key(),
-                       .trace = trace};
+  return EngineOptions{
+      .threads = compute.threads,
+      .max_num_seqs = config.max_num_seqs(),
+      .max_num_batched_tokens = config.max_num_batched_tokens(),
+      .enable_chunked_prefill = config.enable_chunked_prefill(),
+      .growth_reserve_tokens = config.growth_reserve_tokens(),
+      .queue = ToQueueOptions(config),
+      .max_model_len = config.max_model_len(),
+      .block_size = config.block_size(),
+      .kv_quantization = quantization,
+      .kv_cache_memory_bytes = config.kv_cache_memory_bytes(),
+      .enable_prefix_caching = config.enable_prefix_caching(),
+      .kv_tiers = {.host_bytes = config.kv_host_cache_bytes(),
+                   .disk_bytes = config.kv_disk_cache_bytes(),
+                   .disk_path = config.kv_disk_cache_path(),
+                   .warn = [log = compute.log](const std::string& line) { log->warn("{}", line); }},
+      .max_queue_size = config.max_queue_size(),
+      .max_requests_per_key = config.max_requests_per_key(),
+      .trace = trace};
 }
 
 absl::StatusOr<ServeKeys> ReadKeys(const config::ServeConfig& config) {

@@ -48,6 +48,7 @@ void KvTiers::LeaveMemory(Spilled& spilled) {
 }
 
 void KvTiers::Put(PrefixEntry entry, std::shared_ptr<DiskBuffer> bytes) {
+  Poll();
   if (const Spilled* old = FindEntry(entry.hash)) Erase(old->entry.serial);
   const uint64_t serial = entry.serial;
   by_hash_[entry.hash.low] = serial;

@@ -47,6 +47,8 @@ absl::StatusOr<KvPlan> PlanCacheOf(const Model& model, const EngineOptions& opti
     return InvalidArgument("max_model_len: {}, the model has {} positions", options.max_model_len,
                            model_context);
   }
+  if (options.ranks != nullptr && options.kv_tiers.host_bytes + options.kv_tiers.disk_bytes > 0)
+    return InvalidArgument("kv_host_cache_bytes, kv_disk_cache_bytes: not built for several ranks");
   return PlanKvCache(model, {.context = ContextOf(model, options),
                              .max_num_seqs = options.max_num_seqs,
                              .block_size = options.block_size,
@@ -60,10 +62,12 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(std::unique_ptr<ModelHome
   Model& model = *home->model();
   CADRE_ASSIGN_OR_RETURN(KvPlan kv, PlanCacheOf(model, options));
   const int64_t context = ContextOf(model, options);
+  CADRE_ASSIGN_OR_RETURN(std::unique_ptr<KvTiers> tiers,
+                         MakeKvTiers(kv.layouts, options.kv_tiers, options.enable_prefix_caching));
   std::unique_ptr<Engine> engine(new Engine(std::move(home), options));
-  engine->cache_ =
-      std::make_unique<KvCache>(engine->allocator_, std::move(kv.layouts), kv.blocks,
-                                KvCacheOptions{.prefix_caching = options.enable_prefix_caching});
+  engine->cache_ = std::make_unique<KvCache>(
+      engine->allocator_, std::move(kv.layouts), kv.blocks,
+      KvCacheOptions{.prefix_caching = options.enable_prefix_caching, .tiers = std::move(tiers)});
   engine->scheduler_ = std::make_unique<Scheduler>(
       SchedulerOptions{.max_num_seqs = options.max_num_seqs,
                        .max_num_batched_tokens = options.max_num_batched_tokens,
@@ -200,6 +204,8 @@ void Engine::Loop() {
     PublishGauges();  // a long step must not hide what it runs
     const absl::Status stepped = chunks.empty() ? absl::OkStatus() : Step(chunks);
     if (!stepped.ok()) return Fail(stepped);
+    // Whoever waits may wait for blocks that are being read.
+    if (chunks.empty()) cache_->WaitForFetch();
     CountStep(chunks);
     PublishGauges();
     outbox_.Flush();

@@ -49,6 +49,7 @@ struct EngineOptions {
   int64_t kv_cache_memory_bytes =
       0;  // 0: what max_num_seqs contexts need, at most a quarter of the RAM
   bool enable_prefix_caching = true;  // changes no bit
+  KvTierOptions kv_tiers;             // where cached prefixes go that leave the KV cache
   int max_queue_size = 256;
   int max_requests_per_key = 0;  // that run or wait; 0: no bound
   int attention_workers = 0;     // 0: as many as keep the threads busy; changes no bit

@@ -117,6 +117,23 @@ TEST_F(EngineTest, CachedPrefixesAreReportedAndChangeNoToken) {
   EXPECT_EQ(Run(next)[0].cached_tokens, 0);
 }
 
+TEST_F(EngineTest, WhatLeftTheCacheComesBackFromItsTiers) {
+  const GenerationRequest first = Request(1, 64, 1, {.max_tokens = 4, .logprobs = 0});
+  const std::vector<TokenEvent> expected = Run(first);
+  for (const auto& [host, disk] : {std::pair(0, 0), std::pair(1 << 20, 0), std::pair(0, 1 << 20),
+                                   std::pair(1 << 14, 1 << 20)}) {
+    Start({.kv_cache_memory_bytes = BytesOfBlocks(6),
+           .kv_tiers = {.host_bytes = host, .disk_bytes = disk, .disk_path = "/tmp"}});
+    Run(first);
+    for (int32_t other : {2, 3}) Run(Request(2, 80, other, {.max_tokens = 4}));
+    const std::vector<TokenEvent> again = Run(first);
+    EXPECT_EQ(again[0].cached_tokens, host + disk == 0 ? 0 : 63) << host << " " << disk;
+    EXPECT_EQ(Tokens(again), Tokens(expected));
+    EXPECT_EQ(again[3].logprob, expected[3].logprob);
+    EXPECT_EQ(engine_->Stats().kv_cache_usage, 0);
+  }
+}
+
 TEST_F(EngineTest, StopEndsWhatRunsAndWaits) {
   Start({.max_num_seqs = 1});
   auto sink = std::make_shared<Sink>();
@@ -267,8 +284,10 @@ TEST_F(EngineTest, CountsStepsByTheirTokens) {
 TEST_F(EngineTest, OptionsThatDoNotFitTheModelAreRefused) {
   for (EngineOptions options :
        {EngineOptions{.max_model_len = kContext + 1}, EngineOptions{.block_size = 8},
-        EngineOptions{.kv_cache_memory_bytes = 10}, EngineOptions{.block_size = 0},
-        EngineOptions{.kv_cache_memory_bytes = INT64_MAX},
+        EngineOptions{.kv_cache_memory_bytes = 10}, EngineOptions{.kv_tiers = {.host_bytes = 1}},
+        EngineOptions{.kv_tiers = {.disk_bytes = 1 << 20}},
+        EngineOptions{.enable_prefix_caching = false, .kv_tiers = {.host_bytes = 1 << 20}},
+        EngineOptions{.block_size = 0}, EngineOptions{.kv_cache_memory_bytes = INT64_MAX},
         EngineOptions{.kv_cache_memory_bytes = PhysicalMemory() + (int64_t{1} << 30)}}) {
     EXPECT_EQ(Engine::Create(*model_, options).status().code(), absl::StatusCode::kInvalidArgument);
   }

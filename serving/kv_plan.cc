@@ -79,4 +79,18 @@ absl::StatusOr<KvPlan> PlanKvCache(const Model& model, const KvPlanOptions& opti
   return plan;
 }
 
+absl::StatusOr<std::unique_ptr<KvTiers>> MakeKvTiers(std::span<const ops::KvLayout> layouts,
+                                                     const KvTierOptions& options,
+                                                     bool prefix_caching) {
+  if (options.host_bytes == 0 && options.disk_bytes == 0) return std::unique_ptr<KvTiers>();
+  if (!prefix_caching) {
+    return InvalidArgument(
+        "kv_host_cache_bytes, kv_disk_cache_bytes: they keep cached prefixes, and "
+        "enable_prefix_caching is false");
+  }
+  if (options.disk_bytes > 0 && options.disk_path.empty())
+    return InvalidArgument("kv_disk_cache_path: none, kv_disk_cache_bytes needs a folder");
+  return KvTiers::Create(KvBlockPool::BytesPerBlock(layouts), options);
+}
+
 }  // namespace cadre

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "core/ops/kv_view.h"
+#include "memory/kv_tiers.h"
 #include "model/model.h"
 
 namespace cadre {
@@ -29,5 +30,11 @@ absl::Status CheckKvMemory(int64_t kv_cache_memory_bytes, size_t bytes);
 // kInvalidArgument where the options do not fit the model, kResourceExhausted where a cache of the
 // default size does not fit the memory that is free.
 absl::StatusOr<KvPlan> PlanKvCache(const Model& model, const KvPlanOptions& options);
+
+// Where blocks of these layouts go that leave the cache; null where the options name no tier.
+// kInvalidArgument as KvTiers::Create, and where prefixes are not cached.
+absl::StatusOr<std::unique_ptr<KvTiers>> MakeKvTiers(std::span<const ops::KvLayout> layouts,
+                                                     const KvTierOptions& options,
+                                                     bool prefix_caching);
 
 }  // namespace cadre

@@ -1,6 +1,7 @@
 #include "serving/prefix_reuse.h"
 
 #include <algorithm>
+#include <utility>
 
 namespace cadre {
 namespace {
@@ -36,7 +37,10 @@ bool ReusePrefix(KvCache& cache, Sequence& sequence,
     if (sibling->kv.stored() < limit) return false;
     cache.Fork(sequence.kv, sibling->kv, limit);
   } else {
-    cache.Attach(sequence.kv, {.salt = sequence.request.cache_salt}, sequence.tokens, limit);
+    const PrefixRoot root{.salt = sequence.request.cache_salt};
+    const bool start = !std::exchange(sequence.fetched, true);
+    if (limit > 0 && !cache.Fetch(root, sequence.tokens, start)) return false;
+    cache.Attach(sequence.kv, root, sequence.tokens, limit);
   }
   return true;
 }

@@ -15,7 +15,8 @@ namespace cadre {
 int64_t ReusableTokens(const Sequence& sequence);
 
 // Lets the sequence, which holds no blocks, hold what is stored of it. False, and nothing changed,
-// where it had better wait: one of `running` is about to store the same prompt.
+// where it had better wait: one of `running` is about to store the same prompt, or some of it is
+// being read from disk.
 bool ReusePrefix(KvCache& cache, Sequence& sequence,
                  std::span<const std::unique_ptr<Sequence>> running);
 

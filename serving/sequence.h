@@ -17,6 +17,7 @@ struct Sequence {
   GenerationRequest request;
   std::shared_ptr<EventSink> sink;
   std::vector<int32_t> tokens;  // the prompt, then what was sampled
+  bool fetched = false;         // its prefix was asked for from the disk tier
   KvSequence kv;                // of its first kv.stored() tokens
   int64_t prompt_reported = 0;  // prompt tokens whose logprobs were computed
   int64_t pooled_tokens = 0;    // prompt tokens that are in `pooled`

@@ -196,6 +196,7 @@ struct Case {
   int workers = 0;
   int threads = 1;
   int64_t kv_tokens = 0;  // 0: enough for all
+  bool tiers = false;     // what leaves the KV cache goes to memory and to disk
   ops::KvQuantization kv = ops::KvQuantization::kNone;
 };
 
@@ -240,6 +241,10 @@ std::map<uint64_t, Answer> Serve(Model& model, const Case& c, std::span<const Re
                         .block_size = c.block_size,
                         .kv_quantization = c.kv,
                         .attention_workers = c.workers};
+  if (c.tiers) {
+    options.kv_tiers = {
+        .host_bytes = 1 << 20, .disk_bytes = 16 << 20, .disk_path = testing::TempDir()};
+  }
   if (c.kv_tokens > 0) {
     std::vector<ops::KvLayout> layouts;
     for (const LayerSpec& layer : model.spec().layers) {
@@ -435,7 +440,7 @@ const Case kPrefixCases[] = {
     {.max_num_batched_tokens = 61, .block_size = 32, .workers = 2},
     {.max_num_batched_tokens = 300, .block_size = 48, .workers = 5, .threads = 2},
     {.max_num_batched_tokens = 40, .workers = 3, .threads = 2, .kv_tokens = 288},
-    {.max_num_batched_tokens = 512, .block_size = 32, .kv_tokens = 320},
+    {.max_num_batched_tokens = 512, .block_size = 32, .kv_tokens = 320, .tiers = true},
 };
 
 // Two waves: keys that the first left behind serve the second.
