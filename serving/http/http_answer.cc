@@ -126,10 +126,7 @@ HttpConnection::Task<bool> HttpConnection::Generate(std::string body) {
     co_return co_await Respond(200, std::move(text), "application/json");
   }
   std::unique_ptr<Answer> answer;
-  if (!error) {
-    for (GenerationRequest& sequence : job->prepared.sequences) sequence.tenant = call_.key;
-    error = service->Admit(std::move(job->prepared), Waker(), &answer);
-  }
+  if (!error) error = service->Admit(std::move(job->prepared), Waker(), &answer);
   if (error) co_return co_await RespondError(*std::move(error));
   co_return co_await Send(answer.get());
 }
