@@ -13,6 +13,7 @@
 #include "cli/model_folder.h"
 #include "core/config.h"
 #include "serving/http/api_keys.h"
+#include "serving/http/tool_format.h"
 
 namespace cadre::cli {
 namespace {
@@ -27,6 +28,19 @@ std::string WeightsName(config::WeightFormat weights) {
       return "int4";
   }
   return "stored";
+}
+
+absl::Status CheckParsers(const ServiceOptions& service) {
+  const std::string& tools = service.tool_call_parser;
+  if (tools != "auto" && tools != "none" && FindToolFormat(tools) == nullptr) {
+    return InvalidArgument("tool_call_parser: '{}', allowed are auto, none, {}", tools,
+                           ToolFormatNames());
+  }
+  const std::string& reasoning = service.reasoning_parser;
+  if (reasoning != "auto" && reasoning != "none" && reasoning != "think") {
+    return InvalidArgument("reasoning_parser: '{}', allowed are auto, none, think", reasoning);
+  }
+  return absl::OkStatus();
 }
 
 }  // namespace
@@ -207,6 +221,9 @@ absl::StatusOr<HttpServerOptions> ToHttpOptions(const config::ServeConfig& confi
     const std::filesystem::path folder = std::filesystem::weakly_canonical(config.model()) / "";
     options.service.served_model_names = {folder.parent_path().filename().string()};
   }
+  options.service.tool_call_parser = config.tool_call_parser();
+  options.service.reasoning_parser = config.reasoning_parser();
+  CADRE_RETURN_IF_ERROR(CheckParsers(options.service));
   CADRE_ASSIGN_OR_RETURN(options.service.defaults, AsData(LoadSamplingDefaults(config.model())));
   CADRE_RETURN_IF_ERROR(CheckHttpOptions(options));
   return options;

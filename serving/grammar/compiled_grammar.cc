@@ -54,15 +54,17 @@ absl::StatusOr<std::shared_ptr<const CompiledGrammar>> CompiledGrammar::Create(
   return compiled;
 }
 
-std::shared_ptr<const CompiledGrammar::StateTokens> CompiledGrammar::Compute(
-    int32_t state, bool* exhausted) const {
+std::shared_ptr<const CompiledGrammar::StateTokens> CompiledGrammar::Compute(int32_t state,
+                                                                             int64_t* work) const {
   auto tokens = std::make_shared<StateTokens>();
   GrammarWalk walk(automaton_);
   walk.Begin(state);
-  *exhausted = !WalkTrie(*trie_, 0, trie_->size(), walk, [&](int32_t i) {
+  const bool done = WalkTrie(*trie_, 0, trie_->size(), walk, [&](int32_t i) {
     for (int32_t id : trie_->TokensAt(i)) tokens->ids.push_back(id);
     if (walk.at_end() && trie_->node(i).skip > i + 1) tokens->escapes.push_back(i);
   });
+  *work += walk.work();
+  if (!done) return nullptr;
   if (tokens->ids.size() > trie_->mask_words()) {
     tokens->words.resize(trie_->mask_words());
     for (int32_t id : tokens->ids) SetBit(tokens->words, id);
@@ -74,14 +76,13 @@ std::shared_ptr<const CompiledGrammar::StateTokens> CompiledGrammar::Compute(
 }
 
 absl::StatusOr<std::shared_ptr<const CompiledGrammar::StateTokens>> CompiledGrammar::TokensOf(
-    int32_t state) const {
+    int32_t state, int64_t* work) const {
   {
     std::lock_guard lock(mutex_);
     if (auto it = kept_.find(state); it != kept_.end()) return it->second;
   }
-  bool exhausted = false;
-  std::shared_ptr<const StateTokens> tokens = Compute(state, &exhausted);
-  if (exhausted) return TooManyParses();
+  std::shared_ptr<const StateTokens> tokens = Compute(state, work);
+  if (tokens == nullptr) return TooManyParses();
   const size_t bytes = tokens->words.size() * 8 + tokens->ids.size() * 4 +
                        tokens->escapes.size() * 4 + sizeof(StateTokens) + 64;
   std::lock_guard lock(mutex_);
@@ -103,8 +104,10 @@ absl::Status TokenMatcher::FillMask(std::span<uint64_t> mask) const {
   std::ranges::fill(mask, 0);
   // Escapes by frame: what lies behind a frame's end is found once.
   std::vector<std::pair<int32_t, std::shared_ptr<const CompiledGrammar::StateTokens>>> behind;
+  int64_t work = 0;
   for (const GrammarWalk::Parse& parse : walk_.parses()) {
-    CADRE_ASSIGN_OR_RETURN(auto tokens, grammar_->TokensOf(parse.state));
+    CADRE_ASSIGN_OR_RETURN(auto tokens, grammar_->TokensOf(parse.state, &work));
+    if (work > MatcherLimits().max_work) return TooManyParses();
     for (size_t i = 0; i < tokens->words.size(); ++i) mask[i] |= tokens->words[i];
     for (int32_t id : tokens->ids) SetBit(mask, id);
     if (!tokens->escapes.empty() && parse.frame != GrammarWalk::kOutside) {
@@ -112,7 +115,6 @@ absl::Status TokenMatcher::FillMask(std::span<uint64_t> mask) const {
     }
   }
   std::ranges::stable_sort(behind, {}, [](const auto& entry) { return entry.first; });
-  int64_t work = 0;
   for (size_t i = 0; i < behind.size();) {
     std::vector<int32_t> escapes;
     const int32_t frame = behind[i].first;

@@ -44,15 +44,16 @@ class CompiledGrammar {
 
   const Automaton& automaton() const { return automaton_; }
   const TokenTrie& trie() const { return *trie_; }
-  // kResourceExhausted where MatcherLimits are passed.
-  absl::StatusOr<std::shared_ptr<const StateTokens>> TokensOf(int32_t state) const;
+  // Adds to `work` the steps that it took. kResourceExhausted where MatcherLimits are passed.
+  absl::StatusOr<std::shared_ptr<const StateTokens>> TokensOf(int32_t state, int64_t* work) const;
   // Of the automaton; what is kept of states is at most kKeptBytes more.
   size_t MemoryBytes() const { return automaton_.MemoryBytes(); }
 
   static constexpr size_t kKeptBytes = size_t{8} << 20;
 
  private:
-  std::shared_ptr<const StateTokens> Compute(int32_t state, bool* exhausted) const;
+  // Null where a bound was passed.
+  std::shared_ptr<const StateTokens> Compute(int32_t state, int64_t* work) const;
 
   const Automaton automaton_;
   const std::shared_ptr<const TokenTrie> trie_;

@@ -21,7 +21,7 @@ namespace cadre {
 struct MatcherLimits {
   size_t max_parses = 512;              // at one place of the text
   size_t max_frames = size_t{1} << 16;  // open calls
-  int64_t max_work = int64_t{1} << 25;  // of one mask, in steps
+  int64_t max_work = int64_t{1} << 23;  // of one mask, in steps
 };
 
 class GrammarWalk {

@@ -15,6 +15,7 @@
 #include "model/tokenizer.h"
 #include "serving/http/api_error.h"
 #include "serving/http/choice_decoder.h"
+#include "serving/http/message_parser.h"
 
 namespace cadre {
 
@@ -41,6 +42,7 @@ struct AnswerFacts {
   int n = 1;
   bool echo = false;
   bool echo_skips_special = true;  // whether the echo's text is without special tokens
+  MessageFormat message;  // of a chat answer
 
   size_t num_choices() const { return prompts.size() * static_cast<size_t>(n); }
 };

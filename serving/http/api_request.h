@@ -10,6 +10,8 @@
 #include <vector>
 
 #include "model/chat_template.h"
+#include "serving/http/response_format.h"
+#include "serving/http/tool_request.h"
 #include "serving/request.h"
 
 namespace cadre {
@@ -42,6 +44,8 @@ struct ApiRequest {
   bool return_token_ids = false;
   bool skip_special_tokens = true;
   std::vector<std::string> stop;
+  TextForm form;      // what the text must be of
+  ToolRequest tools;  // chat
   bool stream = false;
   bool include_usage = false;
   bool continuous_usage = false;  // in every event of the stream

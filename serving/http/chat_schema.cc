@@ -29,6 +29,14 @@ std::optional<ApiError> ParseChatRequest(std::string_view body, const SchemaCont
   ReadStream(&fields, request);
   ReadSampling(&fields, context, request);
   ReadChoices(&fields, context, request);
+  request->form = ReadTextForm(&fields);
+  request->tools = ReadTools(&fields, &request->chat_input.tools);
+  if (request->tools.choice == ToolRequest::Choice::kForced &&
+      request->form.kind != TextForm::Kind::kFree) {
+    fields.Fail(fmt::format("'tool_choice' asks for a call, '{}' for a text of its own form",
+                            request->form.param),
+                "tool_choice");
+  }
   ReadMessages(&fields, request);
   ReadTemplateFields(&fields, request);
   ReadChatLogprobs(&fields, context, request);

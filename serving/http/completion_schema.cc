@@ -16,6 +16,7 @@ std::optional<ApiError> ParseCompletionRequest(std::string_view body, const Sche
   ReadStream(&fields, request);
   ReadSampling(&fields, context, request);
   ReadChoices(&fields, context, request);
+  request->form = ReadTextForm(&fields);
   ReadPrompts(&fields, context, request);
   request->echo = fields.Bool("echo").value_or(false);
   auto logprobs = fields.Integer("logprobs", 0, context.limits.max_logprobs);

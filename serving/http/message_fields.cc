@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "serving/http/tool_request.h"
+
 namespace cadre {
 
 std::optional<std::string> ContentText(const Json& content) {
@@ -40,13 +42,19 @@ void ReadMessages(JsonFields* fields, ApiRequest* request) {
       return fields->Fail(where + ".role must be system, developer, user, assistant or tool",
                           where + ".role");
     }
-    for (const char* call : {"tool_calls", "function_call"}) {
-      auto found = message.find(call);
-      if (found == message.end() || found->empty()) continue;  // null is empty too
-      std::string name = where + "." + call;
+    auto legacy = message.find("function_call");
+    if (legacy != message.end() && !legacy->empty()) {  // null is empty too
+      std::string name = where + ".function_call";
       return fields->Fail(name + " is not supported by this server", name, "unsupported_parameter");
     }
+    ReadToolCalls(fields, where, &message);
+    if (fields->error()) return;
     auto content = message.find("content");
+    const bool calls = message.contains("tool_calls");
+    if (calls && (content == message.end() || content->is_null())) {
+      message["content"] = "";
+      continue;
+    }
     if (content == message.end() || content->is_null()) {
       return fields->Fail(where + ".content is missing", where + ".content");
     }

@@ -54,7 +54,14 @@ OpenAiService::OpenAiService(const ServingDeps& deps, ServiceOptions options)
       options_(std::move(options)),
       started_(std::time(nullptr)),
       id_prefix_(RandomPrefix()),
+      tool_format_(options_.tool_call_parser == "auto"
+                       ? DetectToolFormat(deps.tokenizer->chat_template())
+                       : FindToolFormat(options_.tool_call_parser)),
+      reasoning_(options_.reasoning_parser == "think" ||
+                 (options_.reasoning_parser == "auto" &&
+                  deps.tokenizer->chat_template().find(kThinkClose) != std::string::npos)),
       next_seed_(options_.seed),
+      constraints_(*deps.tokenizer),
       hub_(std::make_shared<EventHub>(deps.engine)) {}
 
 OpenAiService::~OpenAiService() { Stop(); }
@@ -87,6 +94,7 @@ std::optional<ApiError> OpenAiService::Prepare(const ApiEndpoint& endpoint, std:
     return std::nullopt;
   }
   if ((error = FillSampling(prepared))) return error;
+  if ((error = Constrain(prepared))) return error;
   Identify(prepared);
   return std::nullopt;
 }
@@ -116,6 +124,7 @@ std::optional<ApiError> OpenAiService::Tokenize(PreparedRequest* prepared) {
     if (!chat.ok()) {
       return BadRequest(Message(chat.status()), request.input_field, "chat_template_error");
     }
+    if (reasoning_) prepared->thinking = ThinkingAfter(chat->text);
     std::vector<TextSpan> spans = chat->Spans();
     add(deps_.tokenizer->EncodeSpans(spans, request.add_special_tokens.value_or(false)),
         request.echo ? request.echo_text : std::string());
@@ -216,6 +225,26 @@ void OpenAiService::AddSequences(PreparedRequest* prepared) {
   }
 }
 
+std::optional<ApiError> OpenAiService::Constrain(PreparedRequest* prepared) {
+  const ApiRequest& request = prepared->request;
+  const bool tools = request.tools.choice != ToolRequest::Choice::kNone;
+  if (tools && tool_format_ == nullptr) {
+    return BadRequest(
+        fmt::format("'tools' is not supported with this model: its chat template speaks none of {}",
+                    ToolFormatNames()),
+        "tools", "unsupported_parameter");
+  }
+  MessageFormat& message = prepared->facts.message;
+  message = {.reasoning = request.chat && reasoning_ && prepared->thinking != Thinking::kDone,
+             .begins_in_reasoning = prepared->thinking == Thinking::kOpen,
+             .tools = tools ? tool_format_ : nullptr,
+             .parallel_calls = request.tools.parallel};
+  std::shared_ptr<const CompiledGrammar> grammar;
+  if (auto error = constraints_.Find(request, message, &grammar)) return error;
+  for (GenerationRequest& sequence : prepared->sequences) sequence.grammar = grammar;
+  return std::nullopt;
+}
+
 void OpenAiService::Identify(PreparedRequest* prepared) {
   const ApiRequest& request = prepared->request;
   AnswerFacts& facts = prepared->facts;
@@ -246,12 +275,14 @@ void OpenAiService::Identify(PreparedRequest* prepared) {
 EventHub::Route OpenAiService::MakeRoute(const PreparedRequest& prepared, size_t choice,
                                          const Answer& answer) {
   const ApiRequest& request = prepared.request;
-  ChoiceDecoder::Options options{.skip_special_tokens = request.skip_special_tokens,
-                                 .continues_text = true,
-                                 .logprobs = prepared.facts.logprobs,
-                                 .ending_logprobs = prepared.facts.echo_logprobs >= 0,
-                                 .stop = request.stop,
-                                 .min_tokens = request.sampling.min_tokens};
+  ChoiceDecoder::Options options{
+      .skip_special_tokens =
+          request.skip_special_tokens && !constraints_.NeedsMarkers(prepared.facts.message),
+      .continues_text = true,
+      .logprobs = prepared.facts.logprobs,
+      .ending_logprobs = prepared.facts.echo_logprobs >= 0,
+      .stop = request.stop,
+      .min_tokens = request.sampling.min_tokens};
   return {.id = prepared.sequences[choice].id,
           .choice = choice,
           .decoder = std::make_unique<ChoiceDecoder>(*deps_.tokenizer, std::move(options)),

@@ -21,6 +21,7 @@
 #include "serving/http/event_hub.h"
 #include "serving/http/metrics.h"
 #include "serving/http/request_observer.h"
+#include "serving/http/text_constraints.h"
 #include "serving/request.h"
 
 namespace cadre {
@@ -39,6 +40,11 @@ struct ServiceOptions {
   SchemaLimits limits;
   Pooling pooling = Pooling::kLast;  // of /v1/embeddings
   std::string version;               // what /version says
+  // hermes, llama3_json, mistral; auto: what the model's chat template speaks; none.
+  std::string tool_call_parser = "auto";
+  // think: <think>...</think> becomes reasoning_content; auto: where the model's chat template
+  // knows the tag; none.
+  std::string reasoning_parser = "auto";
   // Of the requests without a seed: they draw seed, seed + 1, ... in the order they come.
   uint64_t seed = 0;
   size_t max_unsent_bytes = size_t{1} << 20;  // text waiting for a slow client, per answer
@@ -76,6 +82,7 @@ struct PreparedRequest {
   std::vector<GenerationRequest> sequences;
   std::optional<std::string> body;  // the whole answer, where no sequence is needed for it
   int64_t arrived_ns = 0;           // steady clock
+  Thinking thinking = Thinking::kNone;
 };
 
 class OpenAiService {
@@ -104,6 +111,7 @@ class OpenAiService {
 
  private:
   std::optional<ApiError> Tokenize(PreparedRequest* prepared);
+  std::optional<ApiError> Constrain(PreparedRequest* prepared);
   std::optional<ApiError> FillSampling(PreparedRequest* prepared);
   std::optional<ApiError> FillStops(ApiRequest* request) const;
   void AddSequences(PreparedRequest* prepared);
@@ -115,12 +123,15 @@ class OpenAiService {
   const ServiceOptions options_;
   const int64_t started_;
   const std::string id_prefix_;
+  const ToolFormat* const tool_format_;  // null: none
+  const bool reasoning_;
   std::atomic<uint64_t> next_sequence_{1};
   std::atomic<uint64_t> next_answer_{0};
   std::atomic<uint64_t> next_seed_;
   std::mutex unknown_mutex_;
   std::set<std::string> unknown_logged_;
   ServingMetrics metrics_;
+  TextConstraints constraints_;
   std::shared_ptr<EventHub> hub_;
 };
 

@@ -8,12 +8,15 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <set>
+#include <string>
 #include <string_view>
 #include <thread>
 #include <utility>
 #include <vector>
 
+#include "serving/grammar/compiled_grammar.h"
 #include "serving/request.h"
 
 namespace cadre {
@@ -21,7 +24,8 @@ namespace cadre {
 constexpr int32_t kEnd = 256;
 constexpr char kReply[] = "H\xc3\xa9llo w\xc3\xb6rld, stop here \xf0\x9f\x98\x80!";
 
-// Answers every request with kReply and the end token, one token per step and sequence.
+// Answers every request with kReply (or SetReply) and the end token, one token per step and
+// sequence. Of a request with a grammar it leaves out what the grammar does not allow.
 class TestEngine : public EngineClient {
  public:
   TestEngine() : thread_([this] { Run(); }) {}
@@ -45,7 +49,9 @@ class TestEngine : public EngineClient {
       prompts_.push_back(*request.prompt);
       seeds_.push_back(request.sampling.seed);
       requests_.push_back(request);
-      running_[id] = {std::move(request), sink};
+      Sequence sequence{std::move(request), sink};
+      if (sequence.request.grammar) sequence.matcher.emplace(sequence.request.grammar);
+      running_.insert_or_assign(id, std::move(sequence));
     }
     changed_.notify_all();
     return absl::OkStatus();
@@ -88,6 +94,10 @@ class TestEngine : public EngineClient {
     return {.num_requests_running = 3, .step_tokens = 300, .step_counts = {2, 3, 1}};
   }
 
+  void SetReply(std::string reply) {
+    std::lock_guard lock(mutex_);
+    reply_ = std::move(reply);
+  }
   // While paused no step runs.
   void Pause(bool paused) {
     std::lock_guard lock(mutex_);
@@ -129,7 +139,19 @@ class TestEngine : public EngineClient {
     GenerationRequest request;
     std::shared_ptr<EventSink> sink;
     int step = 0;
+    std::optional<TokenMatcher> matcher;
+    size_t at = 0;  // in the reply
   };
+
+  int32_t NextToken(Sequence* sequence) const {
+    for (; sequence->at < reply_.size(); ++sequence->at) {
+      const auto token = static_cast<unsigned char>(reply_[sequence->at]);
+      if (sequence->matcher && !sequence->matcher->Accept(token).ok()) continue;
+      ++sequence->at;
+      return token;
+    }
+    return kEnd;
+  }
 
   // Every token has logprob -2 and rank 3; its likeliest rivals are a, b, ...
   static void ReportPrompt(const GenerationRequest& request, TokenEvent* event) {
@@ -154,7 +176,6 @@ class TestEngine : public EngineClient {
       event.error = Internal("the engine broke");
       return event;
     }
-    std::string_view reply = kReply;
     auto at = static_cast<size_t>(sequence->step++);
     if (at == 0) event.cached_tokens = 2;
     if (at == 0 && sampling.prompt_logprobs >= 0) ReportPrompt(sequence->request, &event);
@@ -166,7 +187,7 @@ class TestEngine : public EngineClient {
       event.finish = FinishReason::kLength;
       return event;
     }
-    event.token = at < reply.size() ? static_cast<unsigned char>(reply[at]) : kEnd;
+    event.token = NextToken(sequence);
     event.logprob = -0.5f - static_cast<float>(at);
     for (int i = 0; i < sampling.logprobs; ++i)
       event.top.push_back({'a' + i, -1.0f - static_cast<float>(i)});
@@ -211,6 +232,7 @@ class TestEngine : public EngineClient {
   std::condition_variable changed_;
   std::map<uint64_t, Sequence> running_;
   std::set<uint64_t> cancelled_;
+  std::string reply_ = kReply;
   std::vector<std::vector<int32_t>> prompts_;
   std::vector<uint64_t> seeds_;
   std::vector<GenerationRequest> requests_;

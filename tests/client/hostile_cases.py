@@ -19,11 +19,9 @@ UNBUILT = {
     "allowed_token_ids": [5],
     "truncate_prompt_tokens": 3,
     "include_stop_str_in_output": True,
-    "guided_regex": "a+",
 }
 UNBUILT_CHAT = {
-    "response_format": {"type": "json_object"},
-    "tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}],
+    "functions": [{"name": "f", "parameters": {"type": "object"}}],
 }
 
 BAD_VALUES = {

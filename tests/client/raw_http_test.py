@@ -13,9 +13,10 @@ import unittest
 import api_cases
 import cadre_http
 import hostile_cases
+import structured_cases
 import surface_cases
 
-MODULES = (api_cases, surface_cases, hostile_cases)
+MODULES = (api_cases, surface_cases, hostile_cases, structured_cases)
 
 
 def load_tests(loader, _, __):

@@ -1,0 +1,42 @@
+// Splits a message's text into what the model thinks, between <think> and </think>, and what it
+// says. White space next to the tags belongs to them. What is handed out, put together, does not
+// depend on how the text was cut. One thread at a time.
+#pragma once
+
+#include <string>
+#include <string_view>
+
+namespace cadre {
+
+inline constexpr std::string_view kThinkOpen = "<think>", kThinkClose = "</think>";
+
+class ReasoningSplitter {
+ public:
+  struct Output {
+    std::string reasoning, content;
+  };
+
+  // `inside`: the prompt ends with the opening tag.
+  explicit ReasoningSplitter(bool inside) : state_(inside ? State::kOpened : State::kStart) {}
+
+  void Push(std::string_view text, Output* out);
+  void Finish(Output* out);
+
+ private:
+  enum class State { kStart, kOpened, kThinking, kClosed, kSaying };
+
+  // One part of what is pending; false where more text must come.
+  bool Advance(bool last, Output* out);
+  bool Think(bool last, Output* out);
+  // Drops white space at the beginning; false where nothing is left.
+  bool SkipSpace();
+
+  State state_;
+  std::string pending_;
+};
+
+// Where a prompt leaves the model: free to think, inside of its thoughts, or past them.
+enum class Thinking { kNone, kOpen, kDone };
+Thinking ThinkingAfter(std::string_view prompt);
+
+}  // namespace cadre
