@@ -106,6 +106,39 @@ static QueueOptions ToQueueOptions(const config::ServeConfig& config) {
   return queue;
 }
 
+absl::StatusOr<SpeculationOptions> ToSpeculation(const config::SpeculativeConfig& config,
+                                                 const Context& ctx, DType dtype,
+                                                 std::unique_ptr<Model>* draft) {
+  SpeculationOptions options{
+      .num_speculative_tokens = config.num_speculative_tokens(),
+      .max_num_seqs = config.max_num_seqs(),
+      .ngram = {.longest = config.prompt_lookup_max(), .shortest = config.prompt_lookup_min()}};
+  if (config.has_model() != (config.method() == config::SPECULATION_METHOD_DRAFT_MODEL)) {
+    return InvalidArgument("speculative.model: goes with method: draft_model, which needs it");
+  }
+  if (config.has_num_layers() != (config.method() == config::SPECULATION_METHOD_SELF)) {
+    return InvalidArgument("speculative.num_layers: goes with method: self, which needs it");
+  }
+  switch (config.method()) {
+    case config::SPECULATION_METHOD_NONE:
+      break;
+    case config::SPECULATION_METHOD_NGRAM:
+      options.method = SpeculationMethod::kNgram;
+      break;
+    case config::SPECULATION_METHOD_SELF:
+      options.method = SpeculationMethod::kSelf;
+      options.layers = config.num_layers();
+      break;
+    case config::SPECULATION_METHOD_DRAFT_MODEL:
+      options.method = SpeculationMethod::kDraftModel;
+      CADRE_ASSIGN_OR_RETURN(*draft,
+                             AsData(LoadModel(ctx, ModelFolder(config.model()), {.dtype = dtype})));
+      options.draft = draft->get();
+      break;
+  }
+  return options;
+}
+
 absl::StatusOr<ops::KvQuantization> ToKvQuantization(const config::ServeConfig& config,
                                                      DType compute) {
   const auto parse = [&](std::string_view name) {

@@ -3,10 +3,8 @@
 #include <algorithm>
 #include <chrono>
 
-#include "core/parallel_for.h"
 #include "core/trace.h"
 #include "serving/pooling.h"
-#include "serving/sampler.h"
 #include "serving/token_report.h"
 
 namespace cadre {
@@ -77,6 +75,18 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(std::unique_ptr<ModelHome
                        .queue = options.queue},
       *engine->cache_);
   engine->options_.max_model_len = context;
+  if (options.speculation.method != SpeculationMethod::kNone) {
+    CADRE_ASSIGN_OR_RETURN(
+        engine->speculation_,
+        Speculation::Create(options.speculation,
+                            {.ctx = engine->ctx_,
+                             .home = *engine->home_,
+                             .cache = *engine->cache_,
+                             .max_context = context,
+                             .max_num_batched_tokens = options.max_num_batched_tokens,
+                             .max_num_seqs = options.max_num_seqs,
+                             .ranks = options.ranks != nullptr}));
+  }
   engine->last_step_ = Now();
   engine->weight_version_ = static_cast<int64_t>(model.parameters().version());
   engine->thread_ = std::thread(&Engine::Loop, engine.get());
@@ -202,6 +212,7 @@ void Engine::Loop() {
     cache_->SetWeightVersion(weight_version());
     std::vector<ScheduledChunk> chunks = scheduler_->Plan(Now());
     PublishGauges();  // a long step must not hide what it runs
+    if (speculation_ != nullptr) speculation_->Draft(chunks);
     const absl::Status stepped = chunks.empty() ? absl::OkStatus() : Step(chunks);
     if (!stepped.ok()) return Fail(stepped);
     // Whoever waits may wait for blocks that are being read.
@@ -261,69 +272,13 @@ absl::Status Engine::Step(std::span<const ScheduledChunk> chunks) {
       ReportPrompt(forward, chunks[i], plan.offsets[i]);
     if (sequence.request.pooling != Pooling::kNone)
       PoolHidden(ctx_, chunks[i], forward.hidden(), plan.offsets[i]);
-    cache_->Commit(sequence.kv,
-                   std::span(sequence.tokens).first(static_cast<size_t>(chunks[i].end())));
+    Commit(sequence, std::min(chunks[i].end(), sequence.known_tokens()));
   }
   return Sample(forward, chunks, plan);
 }
 
-absl::Status Engine::Sample(StepForward& forward, std::span<const ScheduledChunk> chunks,
-                            const StepPlan& plan) {
-  std::vector<Sequence*> sampled;
-  for (const ScheduledChunk& chunk : chunks) {
-    if (chunk.samples()) sampled.push_back(chunk.sequence);
-  }
-  if (sampled.empty()) return Failure();
-  const LogitRows logits = forward.Logits(plan.sample_rows);
-  CADRE_RETURN_IF_ERROR(Failure());
-  const std::vector<const TokenConstraint::Next*> masks = WaitForMasks(sampled);
-  std::vector<int32_t> tokens(sampled.size(), -1);
-  ParallelFor(ctx_, static_cast<int64_t>(sampled.size()), 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      if (masks[i] != nullptr && !masks[i]->may_go_on()) continue;
-      const SamplingParams& params = sampled[i]->request.sampling;
-      const bool early = sampled[i]->generated() < params.min_tokens;
-      tokens[i] = SampleToken(
-          params, {.logits = logits.row(i),
-                   .lse = logits.lse[i],
-                   .position = sampled[i]->known_tokens(),
-                   .prompt = *sampled[i]->request.prompt,
-                   .generated = sampled[i]->generated_tokens(),
-                   .banned = early ? std::span<const int32_t>(params.stop_token_ids)
-                                   : std::span<const int32_t>(),
-                   .allowed = masks[i] != nullptr ? std::span<const uint64_t>(masks[i]->allowed)
-                                                  : std::span<const uint64_t>()});
-    }
-  });
-  for (size_t i = 0; i < sampled.size(); ++i) {
-    Sequence& sequence = *sampled[i];
-    if (masks[i] != nullptr && !masks[i]->may_go_on()) {
-      const bool ended = masks[i]->status.ok();
-      Finish(sequence.request.id, ended ? FinishReason::kStop : FinishReason::kError,
-             masks[i]->status);
-      continue;
-    }
-    if (sequence.first_token == 0) sequence.first_token = Now();
-    TokenEvent event = AppendToken(
-        sequence,
-        {.token = tokens[i], .logits = logits.row(static_cast<int64_t>(i)), .lse = logits.lse[i]},
-        options_.max_model_len);
-    const bool last = event.finish != FinishReason::kNone;
-    if (!last && masks[i] != nullptr) masks_.Advance(sequence.constraint, tokens[i]);
-    const uint64_t id = sequence.request.id;
-    Emit(sequence, std::move(event));
-    if (last) Forget(id);
-  }
-  return absl::OkStatus();
-}
-
-std::vector<const TokenConstraint::Next*> Engine::WaitForMasks(std::span<Sequence* const> sampled) {
-  std::vector<const TokenConstraint::Next*> masks;
-  for (const Sequence* sequence : sampled) {
-    masks.push_back(sequence->constraint == nullptr ? nullptr
-                                                    : &masks_.Wait(*sequence->constraint));
-  }
-  return masks;
+void Engine::Commit(Sequence& sequence, int64_t tokens) {
+  cache_->Commit(sequence.kv, std::span(sequence.tokens).first(static_cast<size_t>(tokens)));
 }
 
 void Engine::Emit(Sequence& sequence, TokenEvent event) {
@@ -333,6 +288,7 @@ void Engine::Emit(Sequence& sequence, TokenEvent event) {
 
 std::unique_ptr<Sequence> Engine::Forget(uint64_t id) {
   std::unique_ptr<Sequence> sequence = scheduler_->Remove(id);
+  if (speculation_ != nullptr) speculation_->Forget(id);
   std::lock_guard lock(mutex_);
   bounds_.Leave(id, Now());
   return sequence;
@@ -357,6 +313,10 @@ void Engine::PublishGauges() {
   stats_.recomputed_tokens = scheduler_->recomputed_tokens();
   stats_.prefix_cache_queries = scheduler_->prefix_queries();
   stats_.prefix_cache_hits = scheduler_->prefix_hits();
+  if (speculation_ == nullptr) return;
+  stats_.spec_decode_drafts = speculation_->stats().drafts;
+  stats_.spec_decode_draft_tokens = speculation_->stats().draft_tokens;
+  stats_.spec_decode_accepted_tokens = speculation_->stats().accepted_tokens;
 }
 
 void Engine::CountStep(std::span<const ScheduledChunk> chunks) {

@@ -24,14 +24,18 @@
 #include "memory/kv_cache.h"
 #include "serving/event_outbox.h"
 #include "serving/kv_plan.h"
+#include "serving/logit_rows.h"
 #include "serving/model_home.h"
 #include "serving/queue_bounds.h"
 #include "serving/request.h"
 #include "serving/scheduler.h"
 #include "serving/serving_ranks.h"
 #include "serving/sleep_queue.h"
+#include "serving/speculation.h"
 #include "serving/step_forward.h"
+#include "serving/step_plan.h"
 #include "serving/token_constraint.h"
+#include "serving/token_report.h"
 
 namespace cadre {
 
@@ -53,6 +57,7 @@ struct EngineOptions {
   int max_queue_size = 256;
   int max_requests_per_key = 0;  // that run or wait; 0: no bound
   int attention_workers = 0;     // 0: as many as keep the threads busy; changes no bit
+  SpeculationOptions speculation;
   Trace* trace = nullptr;
   // The other ranks, which follow this one (serving/follower.h); null: there are none. Outlives the
   // engine.
@@ -108,8 +113,22 @@ class Engine : public EngineClient {
   // The engine can go on no more.
   void Fail(const absl::Status& status);
   void EndAll(FinishReason reason, const absl::Status& error = absl::OkStatus());
-  // What grammars allow each of them, null where there is none.
-  std::vector<const TokenConstraint::Next*> WaitForMasks(std::span<Sequence* const> sampled);
+  struct SampledRow {
+    Sequence* sequence;
+    int64_t row;                                  // of the step's logits
+    const TokenConstraint::Next* mask = nullptr;  // null: no grammar
+
+    bool may_go_on() const { return mask == nullptr || mask->may_go_on(); }
+  };
+  // Fills in what grammars allow.
+  void WaitForMasks(std::span<SampledRow> rows);
+  std::vector<int32_t> Draw(std::span<const SampledRow> rows, const LogitRows& logits);
+  // True: the sequence's last token.
+  bool Append(Sequence& sequence, const SampledToken& sampled);
+  // What was guessed for the sequence has been looked at.
+  void EndDraft(Sequence& sequence, int64_t accepted);
+  // The sequence's first `tokens` are stored.
+  void Commit(Sequence& sequence, int64_t tokens);
   void Emit(Sequence& sequence, TokenEvent event);
   // Takes a sequence, or null where it is unknown, from the scheduler; its id may be used again.
   std::unique_ptr<Sequence> Forget(uint64_t id);
@@ -133,6 +152,7 @@ class Engine : public EngineClient {
   int64_t steps_told_ = 0;
   std::unique_ptr<KvCache> cache_;
   std::unique_ptr<Scheduler> scheduler_;
+  std::unique_ptr<Speculation> speculation_;  // null: none
   EventOutbox outbox_;
   MaskWorker masks_;
   int sleep_level_ = 0;

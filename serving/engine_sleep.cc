@@ -61,6 +61,7 @@ void Engine::Settle(const absl::Status& woken) {
 
 void Engine::GiveUpMemory(int level) {
   if (sleep_level_ == 0) cache_->DropBytes();
+  if (sleep_level_ == 0 && speculation_ != nullptr) speculation_->GiveUpMemory();
   if (level == 2 && home_->model() != nullptr) {
     ctx_.parameters = nullptr;
     packed_ = {};
@@ -79,6 +80,7 @@ absl::Status Engine::TakeMemory() {
   if (sleep_level_ == 0) return absl::OkStatus();
   CADRE_RETURN_IF_ERROR(CheckKvMemory(options_.kv_cache_memory_bytes, cache_->pool().bytes()));
   cache_->AllocateBytes();
+  if (speculation_ != nullptr) speculation_->TakeMemory();
   sleep_level_ = 0;
   return absl::OkStatus();
 }

@@ -139,6 +139,9 @@ struct EngineStats {
   int64_t prefix_cache_hits = 0;     // of them, found
   int64_t num_preemptions = 0;
   int64_t recomputed_tokens = 0;  // computed again after preemptions
+  int64_t spec_decode_drafts = 0;  // sequences times steps in which tokens were guessed
+  int64_t spec_decode_draft_tokens = 0;
+  int64_t spec_decode_accepted_tokens = 0;
   int64_t num_steps = 0;
   int64_t step_tokens = 0;  // computed in all steps together
   std::array<int64_t, kStepTokenBounds.size() + 1> step_counts = {};  // steps by their tokens

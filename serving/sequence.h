@@ -1,6 +1,7 @@
 // One request on its way through the engine. Owned by the scheduler; engine thread only.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <span>
@@ -18,6 +19,7 @@ struct Sequence {
   std::shared_ptr<EventSink> sink;
   std::vector<int32_t> tokens;  // the prompt, then what was sampled
   bool fetched = false;         // its prefix was asked for from the disk tier
+  std::vector<int32_t> draft;   // guesses of what follows, in the step that is being run
   KvSequence kv;                // of its first kv.stored() tokens
   int64_t prompt_reported = 0;  // prompt tokens whose logprobs were computed
   int64_t pooled_tokens = 0;    // prompt tokens that are in `pooled`
@@ -38,15 +40,23 @@ struct Sequence {
   }
 };
 
-// Tokens of a sequence that one step computes.
+// Tokens of a sequence that one step computes: known ones and, behind the last of them, guesses.
 struct ScheduledChunk {
   Sequence* sequence;
   int64_t begin;  // the first one: what was stored when the step was planned
   int64_t tokens;
 
   int64_t end() const { return begin + tokens; }
-  // Whether the chunk ends with the last known token, so that the next one is sampled.
-  bool samples() const { return end() == sequence->known_tokens(); }
+  // Whether the chunk goes to the last known token, so that the next one is sampled.
+  bool samples() const { return end() >= sequence->known_tokens(); }
+  // Rows, the last ones, at which a token may be sampled.
+  int64_t sampled_rows() const { return samples() ? end() - sequence->known_tokens() + 1 : 0; }
+  std::vector<int32_t> Tokens() const {
+    const int64_t known = std::min(end(), sequence->known_tokens());
+    std::vector<int32_t> all(sequence->tokens.begin() + begin, sequence->tokens.begin() + known);
+    all.insert(all.end(), sequence->draft.begin(), sequence->draft.begin() + (end() - known));
+    return all;
+  }
 };
 
 }  // namespace cadre

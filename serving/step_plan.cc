@@ -5,20 +5,19 @@
 namespace cadre {
 namespace {
 
-KvTable BuildTable(std::span<const ScheduledChunk> chunks, const KvCache& cache) {
+KvTable BuildTable(std::span<const PlannedTokens> runs, const KvCache& cache) {
   KvTable table{.stride = 1};
-  for (const ScheduledChunk& chunk : chunks) {
-    table.stride = std::max(table.stride, static_cast<int64_t>(chunk.sequence->kv.blocks().size()));
+  for (const PlannedTokens& run : runs) {
+    table.stride = std::max(table.stride, static_cast<int64_t>(run.kv->blocks().size()));
   }
-  table.blocks.resize(chunks.size() * static_cast<size_t>(table.stride));
+  table.blocks.resize(runs.size() * static_cast<size_t>(table.stride));
   auto row = table.blocks.begin();
-  for (const ScheduledChunk& chunk : chunks) {
-    std::ranges::copy(chunk.sequence->kv.blocks(), row);
+  for (const PlannedTokens& run : runs) {
+    std::ranges::copy(run.kv->blocks(), row);
     row += table.stride;
-    table.context_lengths.push_back(static_cast<int32_t>(chunk.end()));
-    for (int64_t p = chunk.begin; p < chunk.end(); ++p) {
-      table.slots.push_back(cache.Slot(chunk.sequence->kv, p));
-    }
+    const int64_t end = run.begin + static_cast<int64_t>(run.tokens.size());
+    table.context_lengths.push_back(static_cast<int32_t>(end));
+    for (int64_t p = run.begin; p < end; ++p) table.slots.push_back(cache.Slot(*run.kv, p));
   }
   return table;
 }
@@ -41,21 +40,37 @@ std::vector<RowRange> ScoredRows(const ScheduledChunk& chunk) {
   return rows;
 }
 
-StepPlan BuildStepPlan(std::span<const ScheduledChunk> chunks, KvCache& cache) {
+StepPlan PlanTokens(std::span<const PlannedTokens> runs, KvCache& cache) {
   StepPlan plan{.copies = cache.TakeCopies(), .offsets = {0}};
-  for (const ScheduledChunk& chunk : chunks) {
-    for (int64_t p = chunk.begin; p < chunk.end(); ++p) {
-      plan.ids.push_back(chunk.sequence->tokens[p]);
-      plan.positions.push_back(static_cast<int32_t>(p));
-    }
-    for (RowRange rows : ScoredRows(chunk)) {
-      rows.begin += plan.offsets.back();
-      plan.scored.push_back(rows);
+  for (const PlannedTokens& run : runs) {
+    plan.ids.insert(plan.ids.end(), run.tokens.begin(), run.tokens.end());
+    for (size_t i = 0; i < run.tokens.size(); ++i) {
+      plan.positions.push_back(static_cast<int32_t>(run.begin) + static_cast<int32_t>(i));
     }
     plan.offsets.push_back(static_cast<int32_t>(plan.tokens()));
-    if (chunk.samples()) plan.sample_rows.push_back(plan.tokens() - 1);
   }
-  plan.tables.push_back(BuildTable(chunks, cache));
+  plan.tables.push_back(BuildTable(runs, cache));
+  return plan;
+}
+
+StepPlan BuildStepPlan(std::span<const ScheduledChunk> chunks, KvCache& cache) {
+  std::vector<std::vector<int32_t>> tokens;
+  std::vector<PlannedTokens> runs;
+  tokens.reserve(chunks.size());
+  for (const ScheduledChunk& chunk : chunks) {
+    tokens.push_back(chunk.Tokens());
+    runs.push_back({&chunk.sequence->kv, tokens.back(), chunk.begin});
+  }
+  StepPlan plan = PlanTokens(runs, cache);
+  for (size_t i = 0; i < chunks.size(); ++i) {
+    for (RowRange rows : ScoredRows(chunks[i])) {
+      rows.begin += plan.offsets[i];
+      plan.scored.push_back(rows);
+    }
+    for (int64_t row = 0; row < chunks[i].sampled_rows(); ++row) {
+      plan.sample_rows.push_back(plan.offsets[i + 1] - chunks[i].sampled_rows() + row);
+    }
+  }
   return plan;
 }
 

@@ -42,8 +42,18 @@ struct StepPlan {
 // The chunk's rows, counted from its first, whose next prompt tokens' logprobs have yet to be told.
 std::vector<RowRange> ScoredRows(const ScheduledChunk& chunk);
 
-// The plan of the chunks, in their order, each with room for its tokens in `cache`. Takes the
-// copies that the cache asks for.
+// Tokens of one sequence, the first of which is its token `begin`, with room for them.
+struct PlannedTokens {
+  const KvSequence* kv;
+  std::span<const int32_t> tokens;
+  int64_t begin;
+};
+
+// The plan of such runs, one a sequence; nothing is sampled. Takes the copies that the cache asks
+// for.
+StepPlan PlanTokens(std::span<const PlannedTokens> runs, KvCache& cache);
+
+// The plan of the chunks, in their order, each with room for its tokens in `cache`.
 StepPlan BuildStepPlan(std::span<const ScheduledChunk> chunks, KvCache& cache);
 
 // What the decoder runs. Borrows the plan's tables and the pool; both outlive the batch.

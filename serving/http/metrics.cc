@@ -92,8 +92,14 @@ struct ServingMetrics::Families {
       AddCounter("cadre_prefix_cache_hits_total", "Prompt tokens found in the prefix cache");
   prometheus::Counter& preemptions =
       AddCounter("cadre_num_preemptions_total", "Sequences preempted for lack of KV blocks");
-  prometheus::Counter& recomputed = AddCounter("cadre_recomputed_tokens_total",
-                                               "Tokens computed again after preemptions");
+  prometheus::Counter& recomputed =
+      AddCounter("cadre_recomputed_tokens_total", "Tokens computed again after preemptions");
+  prometheus::Counter& drafts = AddCounter("cadre_spec_decode_drafts_total",
+                                           "Sequences times steps in which tokens were guessed");
+  prometheus::Counter& draft_tokens =
+      AddCounter("cadre_spec_decode_draft_tokens_total", "Tokens guessed by speculation");
+  prometheus::Counter& accepted_tokens =
+      AddCounter("cadre_spec_decode_accepted_tokens_total", "Of these, those that were right");
   prometheus::Counter& steps = AddCounter("cadre_engine_steps_total", "Engine steps");
   prometheus::Gauge& running =
       AddGauge("cadre_num_requests_running", "Sequences in the running batch");
@@ -215,6 +221,9 @@ std::string ServingMetrics::Scrape(const EngineStats& stats, const EngineHealth&
   raise(f.prefix_hits, stats.prefix_cache_hits);
   raise(f.preemptions, stats.num_preemptions);
   raise(f.recomputed, stats.recomputed_tokens);
+  raise(f.drafts, stats.spec_decode_drafts);
+  raise(f.draft_tokens, stats.spec_decode_draft_tokens);
+  raise(f.accepted_tokens, stats.spec_decode_accepted_tokens);
   raise(f.steps, stats.num_steps);
   std::vector<double> steps;
   for (size_t i = 0; i < stats.step_counts.size(); ++i) {

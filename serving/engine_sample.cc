@@ -1,0 +1,95 @@
+// How a step's rows become tokens.
+#include "core/parallel_for.h"
+#include "serving/engine.h"
+#include "serving/sampler.h"
+
+namespace cadre {
+
+// A round samples one row of every sequence that still has one: the first the row of its last known
+// token, each further one that of a guess that the round before has drawn.
+absl::Status Engine::Sample(StepForward& forward, std::span<const ScheduledChunk> chunks,
+                            const StepPlan& plan) {
+  std::vector<SampledRow> rows;
+  int64_t sampled = 0;
+  for (const ScheduledChunk& chunk : chunks) {
+    if (chunk.samples()) rows.push_back({chunk.sequence, sampled});
+    sampled += chunk.sampled_rows();
+  }
+  if (rows.empty()) return Failure();
+  const LogitRows logits = forward.Logits(plan.sample_rows);
+  CADRE_RETURN_IF_ERROR(Failure());
+  for (size_t round = 0; !rows.empty(); ++round) {
+    WaitForMasks(rows);
+    const std::vector<int32_t> tokens = Draw(rows, logits);
+    std::vector<SampledRow> next;
+    for (size_t i = 0; i < rows.size(); ++i) {
+      const SampledRow& row = rows[i];
+      Sequence& sequence = *row.sequence;
+      if (!row.may_go_on()) {
+        EndDraft(sequence, static_cast<int64_t>(round));
+        const bool ended = row.mask->status.ok();
+        Finish(sequence.request.id, ended ? FinishReason::kStop : FinishReason::kError,
+               row.mask->status);
+        continue;
+      }
+      const bool guessed = round < sequence.draft.size() && sequence.draft[round] == tokens[i];
+      const bool last = Append(sequence, {tokens[i], logits.row(row.row), logits.lse[row.row]});
+      if (!last && row.mask != nullptr) masks_.Advance(sequence.constraint, tokens[i]);
+      if (guessed && !last) {
+        next.push_back({&sequence, row.row + 1});
+        continue;
+      }
+      EndDraft(sequence, static_cast<int64_t>(round) + guessed);
+      if (last) Forget(sequence.request.id);
+    }
+    rows = std::move(next);
+  }
+  return absl::OkStatus();
+}
+
+void Engine::EndDraft(Sequence& sequence, int64_t accepted) {
+  if (sequence.draft.empty()) return;
+  // Of the guesses, those that were drawn are stored; the newest token never is.
+  Commit(sequence, sequence.known_tokens() - 1);
+  speculation_->Verified(sequence, accepted);
+}
+
+bool Engine::Append(Sequence& sequence, const SampledToken& sampled) {
+  if (sequence.first_token == 0) sequence.first_token = Now();
+  TokenEvent event = AppendToken(sequence, sampled, options_.max_model_len);
+  const bool last = event.finish != FinishReason::kNone;
+  Emit(sequence, std::move(event));
+  return last;
+}
+
+std::vector<int32_t> Engine::Draw(std::span<const SampledRow> rows, const LogitRows& logits) {
+  std::vector<int32_t> tokens(rows.size(), -1);
+  ParallelFor(ctx_, static_cast<int64_t>(rows.size()), 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      if (!rows[i].may_go_on()) continue;
+      const Sequence& sequence = *rows[i].sequence;
+      const SamplingParams& params = sequence.request.sampling;
+      const bool early = sequence.generated() < params.min_tokens;
+      tokens[i] =
+          SampleToken(params, {.logits = logits.row(rows[i].row),
+                               .lse = logits.lse[rows[i].row],
+                               .position = sequence.known_tokens(),
+                               .prompt = *sequence.request.prompt,
+                               .generated = sequence.generated_tokens(),
+                               .banned = early ? std::span<const int32_t>(params.stop_token_ids)
+                                               : std::span<const int32_t>(),
+                               .allowed = rows[i].mask != nullptr
+                                              ? std::span<const uint64_t>(rows[i].mask->allowed)
+                                              : std::span<const uint64_t>()});
+    }
+  });
+  return tokens;
+}
+
+void Engine::WaitForMasks(std::span<SampledRow> rows) {
+  for (SampledRow& row : rows) {
+    if (row.sequence->constraint != nullptr) row.mask = &masks_.Wait(*row.sequence->constraint);
+  }
+}
+
+}  // namespace cadre
