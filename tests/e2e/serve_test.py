@@ -184,6 +184,24 @@ class Answers(unittest.TestCase):
                     self.assertEqual(streamed, whole, body)
             server.wait_until_the_cache_is_empty()
 
+    def test_guessing_changes_no_answer(self):
+        bodies = [{"prompt": [5, 6, 7, 5, 6, 7, 5], "max_tokens": 40, "seed": seed, "logprobs": 2,
+                   "temperature": seed % 2, "ignore_eos": True} for seed in range(4)]  # fmt: skip
+        with serving() as server:
+            expected = [server.post(body)[1]["choices"] for body in bodies]
+        methods = (("method=ngram", "prompt_lookup_min=1"), ("method=self", "num_layers=1"),
+                   ("method=draft_model", f"model={Options.model}"))  # fmt: skip
+        for fields in methods:
+            flags = [part for field in fields for part in ("--set", f"speculative.{field}")]
+            with self.subTest(fields), serving(*flags) as server:
+                self.assertEqual([server.post(body)[1]["choices"] for body in bodies], expected)
+                guessed = server.gauge("spec_decode_draft_tokens_total")
+                right = server.gauge("spec_decode_accepted_tokens_total")
+                self.assertGreater(guessed, 0)
+                self.assertLessEqual(right, guessed)
+                if "draft_model" in fields[0]:
+                    self.assertEqual(right, guessed)
+
     def test_a_prompt_over_the_context_is_400(self):
         with serving() as server:
             status, body, _ = server.post({"prompt": [5] * CONTEXT, "max_tokens": 1})
@@ -304,6 +322,18 @@ class Refusals(unittest.TestCase):
             folder = self.copy()
             (folder / name).write_text(json.dumps({key: value}), encoding="utf-8")
             self.assertIn(key, self.refused(1, model=folder))
+
+    def test_guesses_that_nobody_can_make(self):
+        for fields, said in (
+            (["method=self"], "num_layers"),
+            (["method=self", "num_layers=99"], "99 (allowed: 1 to"),
+            (["model=x"], "speculative.model"),
+            (["method=draft_model"], "speculative.model"),
+            (["method=ngram", "prompt_lookup_min=9"], "prompt_lookup_min: 9"),
+        ):
+            flags = [part for field in fields for part in ("--set", f"speculative.{field}")]
+            with self.subTest(fields):
+                self.assertIn(said, self.refused(2, *flags))
 
     def test_a_name_for_a_folder_that_ends_in_a_slash(self):
         with serving(model=f"{Options.model}/") as server:
