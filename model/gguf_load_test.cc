@@ -240,6 +240,14 @@ TEST_P(GgufLoad, QuantizedBlocksMeanWhatTheySay) {
   EXPECT_TRUE(testing_tensors::SameBits(Score(path(), DType::kBF16, 3), whole.Narrow(0, 3)));
 }
 
+// As `cadre serve` reads it before the weights; a file may be larger than any config.json.
+TEST_P(GgufLoad, TheConfigIsReadFromTheFile) {
+  Write([](const std::string&, int64_t) { return 0u; });
+  const auto config = LoadHfConfig(path());
+  ASSERT_TRUE(config.ok()) << Message(config.status());
+  EXPECT_EQ(config->model.hidden_size(), LoadHfConfig(fixture())->model.hidden_size());
+}
+
 TEST_P(GgufLoad, WhatIsWrongIsNamed) {
   Write([](const std::string&, int64_t) { return 0u; }, /*leave_one_out=*/true);
   EXPECT_NE(Message(LoadModel(ctx_, path(), {}).status()).find("output_norm.weight is missing"),

@@ -5,6 +5,7 @@
 
 #include "core/file.h"
 #include "model/decoder_spec.h"
+#include "model/gguf_model.h"
 #include "model/json_message.h"
 
 namespace cadre {
@@ -122,6 +123,10 @@ absl::StatusOr<HfConfig> ParseHfConfig(std::string_view text, const std::string&
 }
 
 absl::StatusOr<HfConfig> LoadHfConfig(const std::string& path) {
+  if (IsGguf(path)) {
+    CADRE_ASSIGN_OR_RETURN(const GgufFile file, GgufFile::Open(path));
+    return GgufConfig(file);
+  }
   std::error_code error;
   bool folder = !std::filesystem::is_regular_file(path, error);
   std::string file = folder ? path + "/config.json" : path;

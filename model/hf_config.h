@@ -30,7 +30,7 @@ struct HfConfig {
 // is included.
 absl::StatusOr<HfConfig> ParseHfConfig(std::string_view json, const std::string& file);
 
-// Of a folder with config.json, or of the file itself. kNotFound where there is none.
+// Of a folder with config.json, of that file itself, or of a GGUF file. kNotFound: there is none.
 absl::StatusOr<HfConfig> LoadHfConfig(const std::string& path);
 
 // config.json for `config` with weights of this torch dtype name ("bfloat16"): opens in
