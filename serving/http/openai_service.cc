@@ -25,10 +25,9 @@ int64_t SteadyNanoseconds() {
 constexpr int64_t kMaxPromptLogprobs = int64_t{1} << 20;
 
 std::optional<ApiError> CheckPromptLogprobs(const ApiRequest& request, int64_t prompt_tokens) {
+  if (request.sampling.prompt_logprobs < 0) return std::nullopt;
   const int64_t most = kMaxPromptLogprobs / (int64_t{1} + request.sampling.prompt_logprobs);
-  if (request.sampling.prompt_logprobs < 0 || prompt_tokens * request.n <= most) {
-    return std::nullopt;
-  }
+  if (prompt_tokens * request.n <= most) return std::nullopt;
   return BadRequest(fmt::format("{} prompt tokens were to be answered with their logprobs and {} "
                                 "rivals each, allowed are {}",
                                 prompt_tokens * request.n, request.sampling.prompt_logprobs, most),
