@@ -25,12 +25,14 @@ run_logged() {
   return "$code"
 }
 
-# build_preset PRESET [TARGET...]: configures and builds under build/PRESET.
+# build_preset PRESET [TARGET...]: configures and builds under build/PRESET. OpenMP's limits, which
+# nproc follows, are for what runs, not for the build.
 build_preset() {
-  local preset=$1
+  local preset=$1 jobs
+  jobs=$(env -u OMP_THREAD_LIMIT -u OMP_NUM_THREADS nproc)
   shift
   run_logged "configure_$preset" cmake --preset "$preset" &&
-    run_logged "build_$preset" ninja -C "build/$preset" -j "$(nproc)" "$@"
+    run_logged "build_$preset" ninja -C "build/$preset" -j "$jobs" "$@"
 }
 
 # stop_process PID SECONDS: SIGTERM, then SIGKILL after that long. Only for children of this shell.
