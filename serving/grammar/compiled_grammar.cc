@@ -123,8 +123,7 @@ absl::Status TokenMatcher::FillMask(std::span<uint64_t> mask) const {
       escapes.insert(escapes.end(), more.begin(), more.end());
     }
     std::ranges::sort(escapes);
-    const auto twice = std::ranges::unique(escapes);
-    escapes.erase(twice.begin(), twice.end());
+    escapes.erase(std::unique(escapes.begin(), escapes.end()), escapes.end());
     CADRE_RETURN_IF_ERROR(FillBehind(frame, escapes, mask, &work));
   }
   return absl::OkStatus();
