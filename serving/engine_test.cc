@@ -125,11 +125,18 @@ TEST_F(EngineTest, WhatLeftTheCacheComesBackFromItsTiers) {
     Start({.kv_cache_memory_bytes = BytesOfBlocks(6),
            .kv_tiers = {.host_bytes = host, .disk_bytes = disk, .disk_path = "/tmp"}});
     Run(first);
-    for (int32_t other : {2, 3}) Run(Request(2, 80, other, {.max_tokens = 4}));
-    const std::vector<TokenEvent> again = Run(first);
-    EXPECT_EQ(again[0].cached_tokens, host + disk == 0 ? 0 : 63) << host << " " << disk;
-    EXPECT_EQ(Tokens(again), Tokens(expected));
-    EXPECT_EQ(again[3].logprob, expected[3].logprob);
+    const int all = host + disk == 0 ? 0 : 63;
+    // What is on its way to the disk, or back, may be missed; not time after time.
+    int cached = -1;
+    for (int attempt = 0; attempt < 50 && cached != all; ++attempt) {
+      for (int32_t other : {2, 3}) Run(Request(2, 80, other, {.max_tokens = 4}));
+      const std::vector<TokenEvent> again = Run(first);
+      cached = again[0].cached_tokens;
+      EXPECT_EQ(Tokens(again), Tokens(expected));
+      EXPECT_EQ(again[3].logprob, expected[3].logprob);
+      if (disk == 0) break;
+    }
+    EXPECT_EQ(cached, all) << host << " " << disk;
     EXPECT_EQ(engine_->Stats().kv_cache_usage, 0);
   }
 }
