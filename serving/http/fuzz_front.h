@@ -41,6 +41,7 @@ class FuzzFront {
     CADRE_CHECK(answer.empty() || answer.starts_with("HTTP/1.1 "), "the answer is {}", answer);
     CADRE_CHECK(!answer.starts_with("HTTP/1.1 5") || answer.starts_with("HTTP/1.1 501"),
                 "the answer is {}", answer.substr(0, 1000));
+    if (!answer.empty()) return;  // it lives
     const std::string health = Exchange("GET /health HTTP/1.1\r\n\r\n", 1000);
     CADRE_CHECK(health.starts_with("HTTP/1.1 200"), "/health says {}", health);
   }
