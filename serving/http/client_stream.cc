@@ -51,6 +51,11 @@ ClientStream::Task<void> ClientStream::RefusePlainHttp() {
 
 ClientStream::Task<ClientStream::Result> ClientStream::ReadSome(asio::mutable_buffer room) {
   Result result;
+  // The system tells an end once: who has been told waits for an event that does not come again.
+  if (ended_) {
+    result.error = asio::error::eof;
+    co_return result;
+  }
   if (tls_) {
     std::tie(result.error, result.size) = co_await tls_->async_read_some(room, kTuple);
     // Many clients end without TLS's own goodbye; HTTP says itself where a message ends.
@@ -58,6 +63,7 @@ ClientStream::Task<ClientStream::Result> ClientStream::ReadSome(asio::mutable_bu
   } else {
     std::tie(result.error, result.size) = co_await socket_.async_read_some(room, kTuple);
   }
+  ended_ = result.error == asio::error::eof;
   bytes_read_ += result.size;
   co_return result;
 }

@@ -33,7 +33,8 @@ class ClientStream {
 
   // Of TLS; nothing to do for plain TCP. A client that speaks plain HTTP instead is told so.
   Task<Error> Handshake();
-  // At least one byte, or an error; the end of the client's input is boost::asio::error::eof.
+  // At least one byte, or an error; the end of the client's input is boost::asio::error::eof, then
+  // and ever after.
   Task<Result> ReadSome(boost::asio::mutable_buffer room);
   // All of them, or an error.
   Task<Error> Write(std::string_view bytes);
@@ -55,6 +56,7 @@ class ClientStream {
   const std::shared_ptr<TlsContext> context_;  // outlives tls_
   std::unique_ptr<boost::asio::ssl::stream<Socket&>> tls_;
   bool established_ = false;
+  bool ended_ = false;  // the client's input
   uint64_t bytes_read_ = 0;
   uint64_t bytes_written_ = 0;
 };

@@ -268,6 +268,22 @@ TEST_F(OperationTest, RequestsThatComeEarlyWaitTheirTurn) {
   for (int i = 0; i < 20; ++i) EXPECT_EQ(ReadReply(&client).status, 200) << i;
 }
 
+// Its end may be read just when the answer is done; it must still be known when the next request is
+// awaited.
+TEST_F(OperationTest, AnInputThatEndsAtOnceEndsTheConnectionAfterTheAnswer) {
+  bool ended = true;
+  for (int i = 0; i < 300 && ended; ++i) {
+    Client client(server_->port());
+    client.Send(
+        PostText("/v1/completions",
+                 fmt::format(R"({{"prompt":"a","max_tokens":{},"stream":true}})", 1 + i % 6)));
+    client.EndInput();
+    client.ReadUntil("\r\n0\r\n\r\n");
+    ended = client.AtEnd();
+  }
+  EXPECT_TRUE(ended);
+}
+
 TEST_F(OperationTest, ALeavingServerStillAnswersUntilItDrains) {
   Client kept(server_->port());
   kept.Send("GET /health HTTP/1.1\r\n\r\n");

@@ -8,6 +8,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
@@ -57,12 +58,14 @@ class Client {
     }
     return Take(std::min(size, buffer_.size()));
   }
-  bool AtEnd() { return buffer_.empty() && !Fill(); }
+  // Whether the server has closed the connection; a silent one is not closed.
+  bool AtEnd() { return buffer_.empty() && !Fill() && !silent_; }
 
  private:
   bool Fill() {
     char chunk[4096];
     ssize_t size = ::recv(socket_, chunk, sizeof(chunk), 0);
+    silent_ = size < 0 && (errno == EAGAIN || errno == EWOULDBLOCK);
     if (size > 0) buffer_.append(chunk, static_cast<size_t>(size));
     return size > 0;
   }
@@ -72,6 +75,7 @@ class Client {
     return taken;
   }
   int socket_;
+  bool silent_ = false;
   std::string buffer_;
 };
 

@@ -64,7 +64,9 @@ Families Parse(const std::string& text) {
     if (line.starts_with("#")) {
       words >> hash >> kind >> name;
       EXPECT_TRUE(IsName(name)) << line;
-      if (kind == "HELP") EXPECT_TRUE(helped.insert(name).second) << line;
+      if (kind == "HELP") {
+        EXPECT_TRUE(helped.insert(name).second) << line;
+      }
       if (kind != "TYPE") continue;
       EXPECT_TRUE(helped.contains(name)) << line;
       EXPECT_FALSE(families.contains(name)) << line;
