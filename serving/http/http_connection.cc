@@ -52,6 +52,7 @@ HttpConnection::HttpConnection(Socket socket, HttpListener* listener, HttpShared
 }
 
 HttpConnection::~HttpConnection() {
+  Log();  // what was under way as the server stopped
   listener_->connections.fetch_sub(1);
   shared_->connections.fetch_sub(1);
 }
@@ -233,14 +234,14 @@ HttpConnection::Task<bool> HttpConnection::AnswerState(Endpoint endpoint) {
   co_return co_await RespondError(std::move(error));
 }
 
-// Probes that went well are not worth a line every second.
+// Once for each request. Probes that went well are not worth a line every second.
 void HttpConnection::Log() {
   const uint64_t in = stream_.bytes_read() - std::exchange(read_before_, stream_.bytes_read());
   const uint64_t out =
       stream_.bytes_written() - std::exchange(written_before_, stream_.bytes_written());
   const bool probe =
       record_.route == "/health" || record_.route == "/ready" || record_.route == "/metrics";
-  if (!shared_->access_log || !begun_ || (probe && record_.status == 200)) return;
+  if (!shared_->access_log || !std::exchange(begun_, false) || (probe && record_.status == 200)) return;
   record_.bytes_in = in;
   record_.bytes_out = out;
   record_.seconds =
