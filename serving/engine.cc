@@ -12,6 +12,8 @@ namespace {
 
 // A loop that is busy for this long without ending a step is not ready.
 constexpr double kStuckSeconds = 30;
+// How old the counts of experts over ranks may be while steps run.
+constexpr double kLoadSeconds = 1;
 
 int64_t ContextOf(const Model& model, const EngineOptions& options) {
   return options.max_model_len > 0 ? options.max_model_len : model.decoder().max_position();
@@ -28,6 +30,7 @@ Engine::Engine(std::unique_ptr<ModelHome> home, const EngineOptions& options)
       home_(std::move(home)),
       vocab_(home_->model()->spec().vocab),
       hidden_(home_->model()->spec().hidden),
+      load_(home_->model()->spec()),
       bounds_({.sequences = static_cast<size_t>(options.max_queue_size) +
                             static_cast<size_t>(options.max_num_seqs),
                .per_tenant = static_cast<size_t>(options.max_requests_per_key)}) {
@@ -177,6 +180,7 @@ EngineHealth Engine::Health() const {
 EngineStats Engine::Stats() const {
   std::lock_guard lock(mutex_);
   EngineStats stats = stats_;
+  stats.expert_tokens = load_.Read();
   stats.num_requests_waiting += static_cast<int>(incoming_.size());
   return stats;
 }
@@ -213,7 +217,8 @@ void Engine::Loop() {
     std::vector<ScheduledChunk> chunks = scheduler_->Plan(Now());
     PublishGauges();  // a long step must not hide what it runs
     if (speculation_ != nullptr) speculation_->Draft(chunks);
-    const absl::Status stepped = chunks.empty() ? absl::OkStatus() : Step(chunks);
+    absl::Status stepped = chunks.empty() ? absl::OkStatus() : Step(chunks);
+    if (stepped.ok() && !chunks.empty()) stepped = PublishLoad();
     if (!stepped.ok()) return Fail(stepped);
     // Whoever waits may wait for blocks that are being read.
     if (chunks.empty()) cache_->WaitForFetch();
@@ -266,6 +271,7 @@ absl::Status Engine::Step(std::span<const ScheduledChunk> chunks) {
   StepForward forward(ctx_, *home_->model());
   forward.Run(plan, cache_->pool(), options_.attention_workers);
   CADRE_RETURN_IF_ERROR(Failure());
+  load_.Count(forward.routing());
   for (size_t i = 0; i < chunks.size(); ++i) {
     Sequence& sequence = *chunks[i].sequence;
     if (sequence.request.sampling.prompt_logprobs >= 0)
@@ -329,6 +335,22 @@ void Engine::CountStep(std::span<const ScheduledChunk> chunks) {
   ++stats_.num_steps;
   stats_.step_tokens += tokens;
   ++stats_.step_counts[static_cast<size_t>(bucket)];
+}
+
+absl::Status Engine::PublishLoad() {
+  if (!load_.any()) return absl::OkStatus();
+  if (options_.ranks == nullptr || !options_.ranks->routes_apart()) {
+    load_.Publish(load_.counts());
+    return absl::OkStatus();
+  }
+  const bool more = scheduler_->running() + scheduler_->waiting() > 0;
+  if (more && Now() - load_published_ < kLoadSeconds) return absl::OkStatus();
+  load_published_ = Now();
+  CADRE_RETURN_IF_ERROR(Tell(StepKind::kReport, {}));
+  CADRE_ASSIGN_OR_RETURN(const std::vector<int64_t> totals,
+                         options_.ranks->SumCounts(load_.counts()));
+  load_.Publish(totals);
+  return absl::OkStatus();
 }
 
 }  // namespace cadre

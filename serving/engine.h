@@ -23,6 +23,7 @@
 #include "core/ops/gemm.h"
 #include "memory/kv_cache.h"
 #include "serving/event_outbox.h"
+#include "serving/expert_load.h"
 #include "serving/kv_plan.h"
 #include "serving/logit_rows.h"
 #include "serving/model_home.h"
@@ -136,6 +137,8 @@ class Engine : public EngineClient {
   int64_t weight_version() const;  // engine thread, the weights being there
   void PublishGauges();
   void CountStep(std::span<const ScheduledChunk> chunks);
+  // Where other ranks route, too, asks them for their counts, not in every step.
+  absl::Status PublishLoad();
 
   void CarryOut(SleepCommands commands);
   void GiveUpMemory(int level);
@@ -153,6 +156,8 @@ class Engine : public EngineClient {
   std::unique_ptr<KvCache> cache_;
   std::unique_ptr<Scheduler> scheduler_;
   std::unique_ptr<Speculation> speculation_;  // null: none
+  ExpertLoad load_;
+  double load_published_ = 0;
   EventOutbox outbox_;
   MaskWorker masks_;
   int sleep_level_ = 0;

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 #include <thread>
 
 #include "serving/engine_test_fixture.h"
@@ -39,6 +40,26 @@ TEST_F(EngineTest, ChoicesDifferAndRepeatWhateverElseRuns) {
   }
   std::ranges::sort(texts);
   EXPECT_EQ(std::ranges::unique(texts).size(), 0u) << "two choices are the same";
+}
+
+TEST_F(EngineTest, ExpertsAreCountedAsTheRouterChoseThem) {
+  const GenerationRequest request = Request(1, 40, 3, {.max_tokens = 9});
+  std::vector<int32_t> computed = *request.prompt;
+  for (const int32_t token : Tokens(Run(request))) computed.push_back(token);
+  computed.pop_back();  // sampled, never read
+  Context ctx{.allocator = &allocator_, .parameters = &model_->parameters()};
+  const DecoderOutput out = model_->decoder().Forward(
+      ctx, PackSequences(allocator_, std::vector<std::vector<int32_t>>{computed}));
+  const std::vector<LayerExpertTokens> counted = engine_->Stats().expert_tokens;
+  ASSERT_EQ(counted.size(), out.routing.size());
+  for (size_t i = 0; i < counted.size(); ++i) {
+    std::vector<int64_t> expected(4, 0);
+    const Tensor& ids = out.routing[i].ids;
+    for (int64_t row = 0; row < ids.numel(); ++row) ++expected[ids.data<int32_t>()[row]];
+    EXPECT_EQ(counted[i].layer, static_cast<int>(i));
+    EXPECT_EQ(counted[i].tokens, expected) << i;
+    EXPECT_EQ(std::accumulate(expected.begin(), expected.end(), 0), 2 * 48);
+  }
 }
 
 TEST_F(EngineTest, ACancelledRequestFreesItsBlocksAtTheNextStep) {

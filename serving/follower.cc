@@ -4,6 +4,7 @@
 #include "core/ops/gemm.h"
 #include "core/trace.h"
 #include "memory/kv_block_pool.h"
+#include "serving/expert_load.h"
 #include "serving/kv_plan.h"
 #include "serving/step_forward.h"
 
@@ -41,6 +42,7 @@ absl::Status FollowSteps(Model& model, const EngineOptions& options, ServingRank
               .trace = options.trace,
               .groups = ranks.groups()};
   StepForward forward(ctx, model);
+  ExpertLoad load(model.spec());
   const StepBounds bounds = {.vocabulary = model.spec().vocab,
                              .positions = model.decoder().max_position(),
                              .blocks = pool.blocks(),
@@ -49,10 +51,15 @@ absl::Status FollowSteps(Model& model, const EngineOptions& options, ServingRank
   while (true) {
     CADRE_ASSIGN_OR_RETURN(const StepMessage message, ranks.Hear());
     if (message.kind == StepKind::kStop) return absl::OkStatus();
+    if (message.kind == StepKind::kReport) {
+      CADRE_RETURN_IF_ERROR(ranks.SumCounts(load.counts()).status());
+      continue;
+    }
     CADRE_RETURN_IF_ERROR(CheckMessage(message, model, bounds));
     const TraceScope scope(options.trace, "step", {{"tokens", message.plan.tokens()}});
     RunStep(forward, message.plan, pool, options.attention_workers);
     CADRE_RETURN_IF_ERROR(ranks.failure());
+    load.Count(forward.routing());
   }
 }
 

@@ -130,6 +130,12 @@ struct EngineHealth {
 inline constexpr std::array<int64_t, 13> kStepTokenBounds = {1,   8,    16,   32,   64,   128,  256,
                                                              512, 1024, 2048, 4096, 8192, 16384};
 
+// How many tokens the router of a mixture layer gave to each expert.
+struct LayerExpertTokens {
+  int layer = 0;
+  std::vector<int64_t> tokens;  // [E]
+};
+
 // Gauges as of now and counters since the start, under the names of /metrics.
 struct EngineStats {
   int num_requests_running = 0;
@@ -138,13 +144,16 @@ struct EngineStats {
   int64_t prefix_cache_queries = 0;  // prompt tokens that were looked up
   int64_t prefix_cache_hits = 0;     // of them, found
   int64_t num_preemptions = 0;
-  int64_t recomputed_tokens = 0;  // computed again after preemptions
+  int64_t recomputed_tokens = 0;   // computed again after preemptions
   int64_t spec_decode_drafts = 0;  // sequences times steps in which tokens were guessed
   int64_t spec_decode_draft_tokens = 0;
   int64_t spec_decode_accepted_tokens = 0;
   int64_t num_steps = 0;
   int64_t step_tokens = 0;  // computed in all steps together
   std::array<int64_t, kStepTokenBounds.size() + 1> step_counts = {};  // steps by their tokens
+  // Mixture layers, in order. Where ranks route apart, as of the last time that they were asked:
+  // when nothing was left to do, else within the last second.
+  std::vector<LayerExpertTokens> expert_tokens = {};
 };
 
 // The engine as the front sees it. Every method may be called from any thread and returns at once.

@@ -44,6 +44,16 @@ absl::StatusOr<int64_t> ServingRanks::Least(int64_t mine, const OpLabel& label) 
   return -*most.data<int64_t>();
 }
 
+absl::StatusOr<std::vector<int64_t>> ServingRanks::SumCounts(std::span<const int64_t> own) {
+  std::vector<int64_t> counts(own.size(), 0);
+  if (part().tp_rank == 0) std::ranges::copy(own, counts.begin());
+  const auto size = static_cast<int64_t>(counts.size());
+  const Tensor sum = Tensor::Of<int64_t>(allocator_, {size}, std::span<const int64_t>(counts));
+  CADRE_RETURN_IF_ERROR(mesh_.world()->AllReduce(sum, ReduceOp::kSum, {"expert tokens"})->Wait());
+  counts.assign(sum.data<int64_t>(), sum.data<int64_t>() + size);
+  return counts;
+}
+
 void ServingRanks::Record(int64_t step) {
   if (groups_.recorder != nullptr) groups_.recorder->SetStep(step);
 }

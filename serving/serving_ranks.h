@@ -12,6 +12,8 @@
 
 #include <cstdint>
 #include <memory>
+#include <span>
+#include <vector>
 
 #include "core/host_allocator.h"
 #include "core/status.h"
@@ -38,6 +40,12 @@ class ServingRanks {
   absl::Status Agree(const absl::Status& mine, const OpLabel& label);
   // The least of what the ranks hand in.
   absl::StatusOr<int64_t> Least(int64_t mine, const OpLabel& label);
+
+  // Whether rank 0 sees what its mixture layers route alone, not what those of all ranks do.
+  bool routes_apart() const { return layout().pp > 1; }
+  // The sum of what the ranks counted of their tokens and layers; of ranks that share tensors, and
+  // so have the same tokens, the first one's counts. All call, with as many.
+  absl::StatusOr<std::vector<int64_t>> SumCounts(std::span<const int64_t> own);
 
   // Rank 0: to all others.
   absl::Status Tell(const StepMessage& message);

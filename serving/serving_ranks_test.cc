@@ -8,6 +8,7 @@
 #include <condition_variable>
 #include <map>
 #include <mutex>
+#include <numeric>
 
 #include "core/host_allocator.h"
 #include "core/ops/elementwise.h"
@@ -72,6 +73,8 @@ DecoderSpec SpecOf(const std::string& type) {
   return *std::move(spec);
 }
 
+int64_t ExpertsOf(const std::string& type) { return SpecOf(type).layers.back().moe.router.experts; }
+
 config::ParallelConfig Sizes(int tp, int ep = 1, int pp = 1) {
   config::ParallelConfig sizes;
   sizes.set_tensor_parallel_size(tp);
@@ -89,6 +92,10 @@ struct Answer {
   absl::Status error;
 };
 using Answers = std::map<uint64_t, Answer>;
+struct Served {
+  Answers answers;
+  std::vector<LayerExpertTokens> expert_tokens;
+};
 
 class Collector : public EventSink {
  public:
@@ -152,8 +159,8 @@ Answers Ask(Engine& engine) {
 }
 
 // Rank 0's answers; the others', which follow it, are none.
-Answers ServeOverRanks(World& world, const std::string& type, const Layout& layout,
-                       EngineOptions options, HostAllocator& memory) {
+Served ServeOverRanks(World& world, const std::string& type, const Layout& layout,
+                      EngineOptions options, HostAllocator& memory) {
   ServingRanks ranks(world, layout, nullptr);
   options.ranks = &ranks;
   const auto model = MakeModel({.allocator = &memory}, type, ranks.part(), false);
@@ -165,6 +172,8 @@ Answers ServeOverRanks(World& world, const std::string& type, const Layout& layo
   auto engine = Engine::Create(*model, options);
   CADRE_CHECK(engine.ok(), "{}", Message(engine.status()));
   Answers answers = Ask(**engine);
+  const EngineStats stats = (*engine)->Stats();
+  EXPECT_EQ(stats.prefix_cache_hits + stats.recomputed_tokens, 0) << "a token was not read once";
   // What the first left in the cache serves the second.
   const Answers again = Ask(**engine);
   for (const auto& [id, answer] : answers) {
@@ -174,14 +183,57 @@ Answers ServeOverRanks(World& world, const std::string& type, const Layout& layo
   EXPECT_GT((*engine)->Stats().prefix_cache_hits, 100);
   EXPECT_EQ((*engine)->Stats().kv_cache_usage, 0);
   (*engine)->Stop();
-  return answers;
+  return {std::move(answers), stats.expert_tokens};
+}
+
+// The experts of each layer's tokens, by their place in the batch. Filled in by any rank.
+class RoutedExperts {
+ public:
+  void Add(const RoutedTokens& routed) {
+    const std::lock_guard lock(mutex_);
+    const int64_t k = routed.ids.dim(1);
+    for (int64_t i = 0; i < routed.tokens.numel(); ++i) {
+      const int32_t* ids = routed.ids.data<int32_t>() + i * k;
+      experts_[routed.layer][routed.tokens.data<int64_t>()[i]] = {ids, ids + k};
+    }
+  }
+  // What a server that read each token of the answers but the last ones once has counted.
+  std::vector<LayerExpertTokens> Tokens(const Answers& answers, int64_t experts) const {
+    std::vector<LayerExpertTokens> layers;
+    for (const auto& [layer, tokens] : experts_) {
+      layers.push_back({layer, std::vector<int64_t>(static_cast<size_t>(experts), 0)});
+      int64_t end = 0;
+      for (const auto& [id, answer] : answers) {
+        const int64_t begin = end;
+        end += static_cast<int64_t>(answer.ids.size());
+        for (int64_t token = begin; token + 1 < end; ++token) {
+          for (const int32_t expert : tokens.at(token)) ++layers.back().tokens[expert];
+        }
+      }
+    }
+    return layers;
+  }
+
+ private:
+  std::mutex mutex_;
+  std::map<int, std::map<int64_t, std::vector<int32_t>>> experts_;
+};
+
+void ExpectCounted(const std::vector<LayerExpertTokens>& counted,
+                   const std::vector<LayerExpertTokens>& expected) {
+  ASSERT_EQ(counted.size(), expected.size());
+  for (size_t i = 0; i < expected.size(); ++i) {
+    EXPECT_EQ(counted[i].layer, expected[i].layer);
+    EXPECT_EQ(counted[i].tokens, expected[i].tokens) << "layer " << expected[i].layer;
+  }
 }
 
 // Each token's logprob but the first's, by the training forward with its tape; nothing on ranks
 // that do not hold the last stage.
 std::vector<std::vector<float>> Train(World& world, const std::string& type,
                                       config::ParallelConfig sizes, bool sequence_parallel,
-                                      const Answers& answers, HostAllocator& memory) {
+                                      const Answers& answers, HostAllocator& memory,
+                                      RoutedExperts& routed) {
   sizes.set_sequence_parallel(sequence_parallel);
   auto layout = ResolveLayout(sizes, world.size(), ModelNeedsOf(SpecOf(type), kContext));
   CADRE_CHECK(layout.ok(), "{}", Message(layout.status()));
@@ -220,7 +272,12 @@ std::vector<std::vector<float>> Train(World& world, const std::string& type,
                       DType::kBF16);
     EXPECT_TRUE(pipeline->Receive(hidden.value, stage - 1, {"test"})->Wait().ok());
   }
-  hidden = model->decoder().ForwardStage(ctx, stage, hidden, batch).hidden;
+  std::vector<int64_t> all(static_cast<size_t>(batch.tokens()));
+  std::iota(all.begin(), all.end(), 0);
+  const ForwardOptions inspected{
+      .global_tokens = Tensor::Of<int64_t>(memory, {batch.tokens()}, std::span(all)),
+      .inspect_routing = [&](const RoutedTokens& tokens) { routed.Add(tokens); }};
+  hidden = model->decoder().ForwardStage(ctx, stage, hidden, batch, inspected).hidden;
   if (!mesh.part().last()) {
     EXPECT_TRUE(pipeline->Send(hidden.value, stage + 1, {"test"})->Wait().ok());
     return {};
@@ -276,19 +333,22 @@ TEST_P(ServingRanksTest, LogprobsHaveTheBitsOfTheTrainersAtThatLayout) {
   const auto layout = LayoutOfServing(SpecOf(c.model), sizes, c.tp * c.pp);
   ASSERT_TRUE(layout.ok()) << Message(layout.status());
   HostAllocator memory;
-  Answers answers;
+  Served served;
+  const Answers& answers = served.answers;
+  RoutedExperts routed;
   std::barrier together(c.tp * c.pp);
   RunRanks(c.tp * c.pp, [&](World& world) {
-    Answers own = ServeOverRanks(world, c.model, *layout,
-                                 {.max_num_seqs = 5,
-                                  .max_num_batched_tokens = c.max_num_batched_tokens,
-                                  .max_model_len = kContext},
-                                 memory);
-    if (world.rank() == 0) answers = std::move(own);
+    Served own = ServeOverRanks(world, c.model, *layout,
+                                {.max_num_seqs = 5,
+                                 .max_num_batched_tokens = c.max_num_batched_tokens,
+                                 .max_model_len = kContext},
+                                memory);
+    if (world.rank() == 0) served = std::move(own);
     together.arrive_and_wait();
     for (const bool sequence_parallel : {false, true}) {
       if (sequence_parallel && c.tp == 1) continue;
-      const auto reference = Train(world, c.model, sizes, sequence_parallel, answers, memory);
+      const auto reference =
+          Train(world, c.model, sizes, sequence_parallel, answers, memory, routed);
       if (reference.empty()) continue;  // of another stage than the last
       int compared = 0;
       EXPECT_EQ(Differences(answers, reference, &compared), 0)
@@ -297,6 +357,7 @@ TEST_P(ServingRanksTest, LogprobsHaveTheBitsOfTheTrainersAtThatLayout) {
     }
   });
   for (const auto& [id, answer] : answers) EXPECT_EQ(answer.finish, FinishReason::kLength) << id;
+  ExpectCounted(served.expert_tokens, routed.Tokens(answers, ExpertsOf(c.model)));
 }
 
 INSTANTIATE_TEST_SUITE_P(Models, ServingRanksTest,

@@ -50,7 +50,9 @@ void StepForward::Run(const StepPlan& plan, const KvBlockPool& pool, int attenti
   Batch batch = MakeBatch(*ctx_.allocator, plan, pool);
   batch.attention_workers = attention_workers;
   const int stage = model_.decoder().part().stages.front();
-  hidden_ = model_.decoder().ForwardStage(ctx_, stage, Receive(batch, stage), batch).hidden.value;
+  DecoderOutput out = model_.decoder().ForwardStage(ctx_, stage, Receive(batch, stage), batch);
+  hidden_ = std::move(out.hidden.value);
+  routing_ = std::move(out.routing);
   if (model_.decoder().part().last()) return;
   Communicator& group = *PipelineGroup(ctx_);
   Landed(ctx_, *group.Send(hidden_, group.rank() + 1, kHiddenLabel), kHiddenLabel);

@@ -35,6 +35,8 @@ class StepForward {
 
   // [T, D] of the last Run, on ranks with the last stage.
   const Tensor& hidden() const { return hidden_; }
+  // Of the last Run's tokens and this rank's mixture layers.
+  std::span<const LayerRouting> routing() const { return routing_; }
 
  private:
   Var Receive(const Batch& batch, int stage);
@@ -43,6 +45,7 @@ class StepForward {
   Context& ctx_;
   const Model& model_;
   Tensor hidden_;  // [T, D] of the last stage
+  std::vector<LayerRouting> routing_;
 };
 
 }  // namespace cadre

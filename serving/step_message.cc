@@ -172,7 +172,7 @@ absl::StatusOr<StepMessage> DecodeStep(std::span<const std::byte> bytes) {
   uint64_t magic = 0;
   reader(magic);
   VisitMessage(message, reader);
-  const bool kind = message.kind == StepKind::kRun || message.kind == StepKind::kStop;
+  const bool kind = message.kind >= StepKind::kRun && message.kind <= StepKind::kReport;
   if (magic != kMagic || !reader.whole() || !kind) {
     return DataLoss("{} bytes of rank 0 are no step", bytes.size());
   }

@@ -13,7 +13,11 @@
 
 namespace cadre {
 
-enum class StepKind : int32_t { kRun, kStop };
+enum class StepKind : int32_t {
+  kRun,
+  kStop,
+  kReport,  // sum what each rank counted (ServingRanks::SumCounts)
+};
 
 struct StepMessage {
   StepKind kind = StepKind::kRun;

@@ -10,6 +10,7 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <map>
 #include <mutex>
 #include <system_error>
 
@@ -30,6 +31,9 @@ const Buckets kTokens = {1,   2,    5,    10,   20,    50,    100,   200,
                          500, 1000, 2000, 5000, 10000, 20000, 50000, 100000};
 const Buckets kStepTokens(kStepTokenBounds.begin(), kStepTokenBounds.end());
 const Buckets kChoices = {1, 2, 5, 10, 20, 50, 100};
+
+// Of cadre_expert_tokens_total; a model with more of them has its layers summed.
+constexpr size_t kMaxExpertSeries = 16384;
 
 constexpr const char* kAborts[] = {"client_gone", "timeout", "slow_client"};
 
@@ -79,6 +83,11 @@ struct ServingMetrics::Families {
       prometheus::BuildCounter()
           .Name("cadre_request_aborted_total")
           .Help("Answers that the front broke off, by reason")
+          .Register(registry);
+  prometheus::Family<prometheus::Counter>& expert_tokens =
+      prometheus::BuildCounter()
+          .Name("cadre_expert_tokens_total")
+          .Help("Tokens that routers gave to each expert; a token counts for each of its experts")
           .Register(registry);
   prometheus::Counter& handshake_failures =
       AddCounter("cadre_tls_handshake_failures_total", "Clients that no TLS came about with");
@@ -209,22 +218,42 @@ void ServingMetrics::Done(const Finished& finished) {
   }
 }
 
+namespace {
+
+void Raise(prometheus::Counter& counter, int64_t to) {
+  const double added = static_cast<double>(to) - counter.Value();
+  if (added > 0) counter.Increment(added);
+}
+
+void RaiseExperts(prometheus::Family<prometheus::Counter>& family,
+                  const std::vector<LayerExpertTokens>& layers) {
+  size_t series = 0;
+  for (const LayerExpertTokens& layer : layers) series += layer.tokens.size();
+  std::map<std::pair<std::string, size_t>, int64_t> tokens;
+  for (const LayerExpertTokens& layer : layers) {
+    const std::string name = series > kMaxExpertSeries ? "all" : std::to_string(layer.layer);
+    for (size_t e = 0; e < layer.tokens.size(); ++e) tokens[{name, e}] += layer.tokens[e];
+  }
+  for (const auto& [key, count] : tokens) {
+    Raise(family.Add({{"layer", key.first}, {"expert", std::to_string(key.second)}}), count);
+  }
+}
+
+}  // namespace
+
 std::string ServingMetrics::Scrape(const EngineStats& stats, const EngineHealth& health,
                                    const ModelInfo& info, const Server& server) {
   Families& f = *families_;
   std::lock_guard lock(f.scrape);
-  auto raise = [](prometheus::Counter& counter, int64_t to) {
-    double added = static_cast<double>(to) - counter.Value();
-    if (added > 0) counter.Increment(added);
-  };
-  raise(f.prefix_queries, stats.prefix_cache_queries);
-  raise(f.prefix_hits, stats.prefix_cache_hits);
-  raise(f.preemptions, stats.num_preemptions);
-  raise(f.recomputed, stats.recomputed_tokens);
-  raise(f.drafts, stats.spec_decode_drafts);
-  raise(f.draft_tokens, stats.spec_decode_draft_tokens);
-  raise(f.accepted_tokens, stats.spec_decode_accepted_tokens);
-  raise(f.steps, stats.num_steps);
+  Raise(f.prefix_queries, stats.prefix_cache_queries);
+  Raise(f.prefix_hits, stats.prefix_cache_hits);
+  Raise(f.preemptions, stats.num_preemptions);
+  Raise(f.recomputed, stats.recomputed_tokens);
+  Raise(f.drafts, stats.spec_decode_drafts);
+  Raise(f.draft_tokens, stats.spec_decode_draft_tokens);
+  Raise(f.accepted_tokens, stats.spec_decode_accepted_tokens);
+  Raise(f.steps, stats.num_steps);
+  RaiseExperts(f.expert_tokens, stats.expert_tokens);
   std::vector<double> steps;
   for (size_t i = 0; i < stats.step_counts.size(); ++i) {
     steps.push_back(static_cast<double>(stats.step_counts[i] - f.scraped.step_counts[i]));

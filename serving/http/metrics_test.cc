@@ -131,6 +131,7 @@ class Vocabulary : public testing::Test {
                       .num_steps = 6,
                       .step_tokens = 300};
     stats.step_counts = {2, 3, 1};
+    stats.expert_tokens = expert_tokens_;
     families_ = Parse(metrics_.Scrape(stats, {.ready = true, .seconds_since_step = 1.5},
                                       {.weight_version = 9},
                                       {.connections = 5, .in_flight = 2, .tls_expires = 77}));
@@ -157,6 +158,8 @@ class Vocabulary : public testing::Test {
 
   ServingMetrics metrics_;
   Families families_;
+  std::vector<LayerExpertTokens> expert_tokens_ = {{.layer = 1, .tokens = {3, 0}},
+                                                   {.layer = 3, .tokens = {1, 2}}};
 };
 
 TEST_F(Vocabulary, HistogramsHaveTheirBuckets) {
@@ -191,6 +194,7 @@ TEST_F(Vocabulary, NamesAndTypesAreAllThatThereIs) {
       {"http_responses_total", "counter"},
       {"tls_handshake_failures_total", "counter"},
       {"engine_steps_total", "counter"},
+      {"expert_tokens_total", "counter"},
       {"seconds_since_last_step", "gauge"},
       {"weight_version", "gauge"},
       {"draining", "gauge"},
@@ -217,6 +221,30 @@ TEST_F(Vocabulary, NamesAndTypesAreAllThatThereIs) {
   EXPECT_EQ(families_["cadre_request_aborted_total"].labels, std::set<std::string>{"reason"});
   EXPECT_EQ(families_["cadre_http_responses_total"].labels,
             (std::set<std::string>{"route", "status"}));
+  EXPECT_EQ(families_["cadre_expert_tokens_total"].labels,
+            (std::set<std::string>{"expert", "layer"}));
+}
+
+TEST_F(Vocabulary, ExpertsHaveTheirTokensAndNotTooManySeries) {
+  EXPECT_EQ(Value("cadre_expert_tokens_total{expert=\"0\",layer=\"1\"}"), 3);
+  EXPECT_EQ(Value("cadre_expert_tokens_total{expert=\"1\",layer=\"1\"}"), 0);
+  EXPECT_EQ(Value("cadre_expert_tokens_total{expert=\"1\",layer=\"3\"}"), 2);
+  expert_tokens_[0].tokens[1] = 7;
+  Scrape();
+  EXPECT_EQ(Value("cadre_expert_tokens_total{expert=\"1\",layer=\"1\"}"), 7);
+  EXPECT_EQ(families_["cadre_expert_tokens_total"].samples.size(), 4u);
+}
+
+TEST(ExpertMetrics, AModelOfVeryManyExpertsHasItsLayersSummed) {
+  ServingMetrics metrics;
+  EngineStats stats;
+  for (int layer = 0; layer < 70; ++layer) {
+    stats.expert_tokens.push_back({layer, std::vector<int64_t>(256, layer == 5 ? 3 : 1)});
+  }
+  Families families = Parse(metrics.Scrape(stats, {}, {}, {}));
+  const auto& samples = families["cadre_expert_tokens_total"].samples;
+  EXPECT_EQ(samples.size(), 256u);
+  EXPECT_EQ(samples.at("cadre_expert_tokens_total{expert=\"255\",layer=\"all\"}"), 72);
 }
 
 TEST_F(Vocabulary, ValuesAreWhatHappened) {
