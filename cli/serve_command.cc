@@ -157,7 +157,7 @@ absl::Status ServePlace(const ServeFlags& flags, const config::ServeConfig& conf
   CADRE_ASSIGN_OR_RETURN(std::unique_ptr<ModelHome> home,
                          OpenOwnPart(config, compute, options.ranks));
   if (options.ranks != nullptr && !options.ranks->leader()) {
-    CADRE_RETURN_IF_ERROR(FollowSteps(*home->model(), options, *options.ranks));
+    CADRE_RETURN_IF_ERROR(FollowSteps(*home, options, *options.ranks));
   } else {
     CADRE_RETURN_IF_ERROR(ServeHttp(config, compute, std::move(http), std::move(home), options));
   }

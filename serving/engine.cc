@@ -114,10 +114,6 @@ absl::Status Engine::Submit(std::vector<GenerationRequest> requests,
     const int64_t tokens =
         request.prompt == nullptr ? 0 : static_cast<int64_t>(request.prompt->size());
     CADRE_RETURN_IF_ERROR(scheduler_->Admissible(tokens, request.sampling));
-    if (request.pooling != Pooling::kNone && options_.ranks != nullptr &&
-        options_.ranks->layout().pp > 1) {
-      return Unimplemented("embeddings: not built over pipeline stages");
-    }
     for (int32_t id : *request.prompt) {
       if (id < 0 || id >= vocab_)
         return InvalidArgument("prompt: token id {}, allowed are 0 to {}", id, vocab_ - 1);
@@ -212,6 +208,7 @@ bool Engine::TakeInput() {
 void Engine::Loop() {
   if (options_.trace != nullptr) options_.trace->NameThread("engine");
   while (TakeInput()) {
+    if (!lost_.ok()) return Fail(lost_);
     if (sleep_level_ > 0) continue;
     cache_->SetWeightVersion(weight_version());
     std::vector<ScheduledChunk> chunks = scheduler_->Plan(Now());
@@ -227,14 +224,15 @@ void Engine::Loop() {
     outbox_.Flush();
   }
   // Ranks that are lost by now have ended, too.
-  Tell(StepKind::kStop, {}).IgnoreError();
+  Tell({.kind = StepKind::kStop}).IgnoreError();
   EndAll(FinishReason::kCancelled);
 }
 
-absl::Status Engine::Tell(StepKind kind, const StepPlan& plan) {
+absl::Status Engine::Tell(StepMessage message) {
   if (options_.ranks == nullptr) return absl::OkStatus();
-  return options_.ranks->Tell(
-      {.kind = kind, .number = steps_told_++, .weight_version = weight_version(), .plan = plan});
+  message.number = steps_told_++;
+  lost_ = options_.ranks->Tell(message);
+  return lost_;
 }
 
 absl::Status Engine::Failure() const {
@@ -266,9 +264,10 @@ absl::Status Engine::Step(std::span<const ScheduledChunk> chunks) {
   const StepPlan plan = BuildStepPlan(chunks, *cache_);
   TraceScope scope(options_.trace, "step",
                    {{"sequences", chunks.size()}, {"tokens", plan.tokens()}});
-  CADRE_RETURN_IF_ERROR(Tell(StepKind::kRun, plan));
+  CADRE_RETURN_IF_ERROR(
+      Tell({.kind = StepKind::kRun, .weight_version = weight_version(), .plan = plan}));
   for (const KvCopy& copy : plan.copies) cache_->Copy(copy);
-  StepForward forward(ctx_, *home_->model());
+  StepForward forward(ctx_, *home_->model(), options_.ranks);
   forward.Run(plan, cache_->pool(), options_.attention_workers);
   CADRE_RETURN_IF_ERROR(Failure());
   load_.Count(forward.routing());
@@ -276,9 +275,12 @@ absl::Status Engine::Step(std::span<const ScheduledChunk> chunks) {
     Sequence& sequence = *chunks[i].sequence;
     if (sequence.request.sampling.prompt_logprobs >= 0)
       ReportPrompt(forward, chunks[i], plan.offsets[i]);
-    if (sequence.request.pooling != Pooling::kNone)
-      PoolHidden(ctx_, chunks[i], forward.hidden(), plan.offsets[i]);
     Commit(sequence, std::min(chunks[i].end(), sequence.known_tokens()));
+  }
+  for (size_t i = 0; i < chunks.size(); ++i) {
+    const RowRange rows = PooledRows(chunks[i]);
+    if (rows.count == 0) continue;
+    PoolHidden(ctx_, chunks[i], forward.Hidden({plan.offsets[i] + rows.begin, rows.count}));
   }
   return Sample(forward, chunks, plan);
 }
@@ -346,7 +348,7 @@ absl::Status Engine::PublishLoad() {
   const bool more = scheduler_->running() + scheduler_->waiting() > 0;
   if (more && Now() - load_published_ < kLoadSeconds) return absl::OkStatus();
   load_published_ = Now();
-  CADRE_RETURN_IF_ERROR(Tell(StepKind::kReport, {}));
+  CADRE_RETURN_IF_ERROR(Tell({.kind = StepKind::kReport}));
   CADRE_ASSIGN_OR_RETURN(const std::vector<int64_t> totals,
                          options_.ranks->SumCounts(load_.counts()));
   load_.Publish(totals);

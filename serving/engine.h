@@ -105,8 +105,8 @@ class Engine : public EngineClient {
   // Moves what came in to the scheduler; waits where there is nothing to do. False: stop.
   bool TakeInput();
   absl::Status Step(std::span<const ScheduledChunk> chunks);
-  // Tells the other ranks, if any, what all of them do now.
-  absl::Status Tell(StepKind kind, const StepPlan& plan);
+  // Tells the other ranks, if any, what all of them do now; numbers the message.
+  absl::Status Tell(StepMessage message);
   absl::Status Sample(StepForward& forward, std::span<const ScheduledChunk> chunks,
                       const StepPlan& plan);
   // What went wrong with the other ranks in this step.
@@ -143,6 +143,8 @@ class Engine : public EngineClient {
   void CarryOut(SleepCommands commands);
   void GiveUpMemory(int level);
   absl::Status TakeMemory();
+  void GiveUpOwnMemory(int level);
+  absl::Status TakeOwnMemory();
   void Settle(const absl::Status& woken);
   void RefuseSleepers();
 
@@ -153,6 +155,7 @@ class Engine : public EngineClient {
   PackedWeights packed_;
   Context ctx_;
   int64_t steps_told_ = 0;
+  absl::Status lost_;  // what of the ranks made telling them fail
   std::unique_ptr<KvCache> cache_;
   std::unique_ptr<Scheduler> scheduler_;
   std::unique_ptr<Speculation> speculation_;  // null: none

@@ -9,8 +9,6 @@ void Engine::Sleep(int level, SleepDone done) {
   absl::Status refusal;
   if (level != 1 && level != 2) {
     refusal = InvalidArgument("sleep level: {}, allowed are 1 and 2", level);
-  } else if (options_.ranks != nullptr) {
-    refusal = Unimplemented("sleep: not built over several ranks");
   } else if (level == 2 && !home_->reloadable()) {
     refusal = Unimplemented("sleep level 2: the weights were not loaded from a folder");
   }
@@ -60,6 +58,13 @@ void Engine::Settle(const absl::Status& woken) {
 }
 
 void Engine::GiveUpMemory(int level) {
+  if (level <= sleep_level_) return;
+  // A rank that is lost is seen at the wake.
+  Tell({.kind = StepKind::kSleep, .sleep_level = level}).IgnoreError();
+  GiveUpOwnMemory(level);
+}
+
+void Engine::GiveUpOwnMemory(int level) {
   if (sleep_level_ == 0) cache_->DropBytes();
   if (sleep_level_ == 0 && speculation_ != nullptr) speculation_->GiveUpMemory();
   if (level == 2 && home_->model() != nullptr) {
@@ -71,14 +76,25 @@ void Engine::GiveUpMemory(int level) {
   sleep_level_ = std::max(sleep_level_, level);
 }
 
+// All ranks or none.
 absl::Status Engine::TakeMemory() {
+  if (options_.ranks == nullptr || sleep_level_ == 0) return TakeOwnMemory();
+  const int level = sleep_level_;
+  CADRE_RETURN_IF_ERROR(Tell({.kind = StepKind::kWake}));
+  const absl::Status all = options_.ranks->Agree(TakeOwnMemory(), kWakeLabel);
+  if (!all.ok()) GiveUpOwnMemory(level);
+  return all;
+}
+
+absl::Status Engine::TakeOwnMemory() {
   if (home_->model() == nullptr) {
     CADRE_RETURN_IF_ERROR(home_->Reload());
     ctx_.parameters = &home_->model()->parameters();
     sleep_level_ = 1;
   }
   if (sleep_level_ == 0) return absl::OkStatus();
-  CADRE_RETURN_IF_ERROR(CheckKvMemory(options_.kv_cache_memory_bytes, cache_->pool().bytes()));
+  CADRE_RETURN_IF_ERROR(
+      CheckKvMemory(options_.kv_cache_memory_bytes, cache_->pool().bytes(), options_.ranks));
   cache_->AllocateBytes();
   if (speculation_ != nullptr) speculation_->TakeMemory();
   sleep_level_ = 0;

@@ -1,5 +1,7 @@
 #include "serving/follower.h"
 
+#include <algorithm>
+
 #include "core/host_allocator.h"
 #include "core/ops/gemm.h"
 #include "core/trace.h"
@@ -11,55 +13,128 @@
 namespace cadre {
 namespace {
 
-absl::Status CheckMessage(const StepMessage& message, Model& model, const StepBounds& bounds) {
-  const auto version = static_cast<int64_t>(model.parameters().version());
-  if (message.weight_version != version) {
-    return absl::FailedPreconditionError(
-        fmt::format("step {}: rank 0 has version {} of the weights, this rank {}", message.number,
-                    message.weight_version, version));
+class Follower {
+ public:
+  Follower(ModelHome& home, const EngineOptions& options, ServingRanks& ranks, KvPlan kv)
+      : home_(home),
+        options_(options),
+        ranks_(ranks),
+        pool_(allocator_, std::move(kv.layouts), kv.blocks),
+        load_(home.model()->spec()),
+        bounds_({.vocabulary = home.model()->spec().vocab,
+                 .positions = home.model()->decoder().max_position(),
+                 .blocks = pool_.blocks(),
+                 .block_size = pool_.block_size(),
+                 .layers = pool_.layers()}) {
+    ctx_ = {.allocator = &allocator_,
+            .threads = options.threads,
+            .parameters = &home.model()->parameters(),
+            .packed = &packed_,
+            .trace = options.trace,
+            .groups = ranks.groups()};
   }
-  return CheckStep(message.plan, bounds);
-}
 
-void RunStep(StepForward& forward, const StepPlan& plan, KvBlockPool& pool, int workers) {
-  for (const KvCopy& copy : plan.copies) pool.Copy(copy.from, copy.to);
-  forward.Run(plan, pool, workers);
-  for (const RowRange& rows : plan.scored) forward.Logits(rows);
-  if (!plan.sample_rows.empty()) forward.Logits(plan.sample_rows);
-}
+  // All but kStop.
+  absl::Status Do(const StepMessage& message) {
+    switch (message.kind) {
+      case StepKind::kRun:
+        return RunStep(message);
+      case StepKind::kReport:
+        return ranks_.SumCounts(load_.counts()).status();
+      case StepKind::kSleep:
+        return GiveUpMemory(message.sleep_level);
+      case StepKind::kWake:
+        return Wake();
+      case StepKind::kStop:
+        break;
+    }
+    CADRE_CHECK(false, "a message of kind {}", static_cast<int>(message.kind));
+  }
+
+ private:
+  absl::Status CheckMessage(const StepMessage& message) {
+    if (sleep_level_ > 0) {
+      return DataLoss("step {}: this rank sleeps at level {}", message.number, sleep_level_);
+    }
+    const auto version = static_cast<int64_t>(home_.model()->parameters().version());
+    if (message.weight_version != version) {
+      return absl::FailedPreconditionError(
+          fmt::format("step {}: rank 0 has version {} of the weights, this rank {}", message.number,
+                      message.weight_version, version));
+    }
+    return CheckStep(message.plan, bounds_);
+  }
+
+  absl::Status RunStep(const StepMessage& message) {
+    CADRE_RETURN_IF_ERROR(CheckMessage(message));
+    const StepPlan& plan = message.plan;
+    const TraceScope scope(options_.trace, "step", {{"tokens", plan.tokens()}});
+    for (const KvCopy& copy : plan.copies) pool_.Copy(copy.from, copy.to);
+    StepForward forward(ctx_, *home_.model(), &ranks_);
+    forward.Run(plan, pool_, options_.attention_workers);
+    for (const RowRange& rows : plan.scored) forward.Logits(rows);
+    for (const RowRange& rows : plan.pooled) forward.Hidden(rows);
+    if (!plan.sample_rows.empty()) forward.Logits(plan.sample_rows);
+    CADRE_RETURN_IF_ERROR(ranks_.failure());
+    load_.Count(forward.routing());
+    return absl::OkStatus();
+  }
+
+  absl::Status GiveUpMemory(int level) {
+    if (level == 2 && !home_.reloadable())
+      return DataLoss("sleep level 2: this rank cannot load the weights again");
+    if (sleep_level_ == 0) pool_.DropBytes();
+    if (level == 2 && home_.model() != nullptr) {
+      ctx_.parameters = nullptr;
+      packed_ = {};
+      home_.Drop();
+    }
+    allocator_.Trim();
+    sleep_level_ = std::max(sleep_level_, level);
+    return absl::OkStatus();
+  }
+
+  absl::Status TakeMemory() {
+    if (home_.model() == nullptr) {
+      CADRE_RETURN_IF_ERROR(home_.Reload());
+      ctx_.parameters = &home_.model()->parameters();
+      sleep_level_ = 1;
+    }
+    CADRE_RETURN_IF_ERROR(CheckKvMemory(options_.kv_cache_memory_bytes, pool_.bytes(), &ranks_));
+    pool_.AllocateBytes();
+    sleep_level_ = 0;
+    return absl::OkStatus();
+  }
+
+  // Where one rank cannot, all sleep on and may be woken again; only a lost rank ends this one.
+  absl::Status Wake() {
+    const int level = sleep_level_;
+    if (level == 0) return DataLoss("rank 0 wakes a rank that does not sleep");
+    const absl::Status all = ranks_.Agree(TakeMemory(), kWakeLabel);
+    return all.ok() ? all : GiveUpMemory(level);
+  }
+
+  ModelHome& home_;
+  const EngineOptions& options_;
+  ServingRanks& ranks_;
+  HostAllocator allocator_;
+  PackedWeights packed_;
+  Context ctx_;
+  KvBlockPool pool_;
+  ExpertLoad load_;
+  const StepBounds bounds_;
+  int sleep_level_ = 0;
+};
 
 }  // namespace
 
-absl::Status FollowSteps(Model& model, const EngineOptions& options, ServingRanks& ranks) {
-  CADRE_ASSIGN_OR_RETURN(KvPlan kv, PlanCacheOf(model, options));
-  HostAllocator allocator;
-  PackedWeights packed;
-  KvBlockPool pool(allocator, std::move(kv.layouts), kv.blocks);
-  Context ctx{.allocator = &allocator,
-              .threads = options.threads,
-              .parameters = &model.parameters(),
-              .packed = &packed,
-              .trace = options.trace,
-              .groups = ranks.groups()};
-  StepForward forward(ctx, model);
-  ExpertLoad load(model.spec());
-  const StepBounds bounds = {.vocabulary = model.spec().vocab,
-                             .positions = model.decoder().max_position(),
-                             .blocks = pool.blocks(),
-                             .block_size = pool.block_size(),
-                             .layers = static_cast<int>(model.spec().layers.size())};
+absl::Status FollowSteps(ModelHome& home, const EngineOptions& options, ServingRanks& ranks) {
+  CADRE_ASSIGN_OR_RETURN(KvPlan kv, PlanCacheOf(*home.model(), options));
+  Follower follower(home, options, ranks, std::move(kv));
   while (true) {
     CADRE_ASSIGN_OR_RETURN(const StepMessage message, ranks.Hear());
     if (message.kind == StepKind::kStop) return absl::OkStatus();
-    if (message.kind == StepKind::kReport) {
-      CADRE_RETURN_IF_ERROR(ranks.SumCounts(load.counts()).status());
-      continue;
-    }
-    CADRE_RETURN_IF_ERROR(CheckMessage(message, model, bounds));
-    const TraceScope scope(options.trace, "step", {{"tokens", message.plan.tokens()}});
-    RunStep(forward, message.plan, pool, options.attention_workers);
-    CADRE_RETURN_IF_ERROR(ranks.failure());
-    load.Count(forward.routing());
+    CADRE_RETURN_IF_ERROR(follower.Do(message));
   }
 }
 

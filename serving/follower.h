@@ -10,6 +10,6 @@ namespace cadre {
 
 // Until rank 0 says stop. The options are rank 0's. OK then; else as Engine::Create, or what ended
 // it: kUnavailable where a rank is lost, kDataLoss where rank 0 tells what cannot be.
-absl::Status FollowSteps(Model& model, const EngineOptions& options, ServingRanks& ranks);
+absl::Status FollowSteps(ModelHome& home, const EngineOptions& options, ServingRanks& ranks);
 
 }  // namespace cadre

@@ -8,7 +8,16 @@
 
 namespace cadre {
 
-absl::Status CheckKvMemory(int64_t kv_cache_memory_bytes, size_t bytes) {
+namespace {
+
+size_t RanksOnHost(const ServingRanks* ranks) {
+  return ranks == nullptr ? 1 : static_cast<size_t>(ranks->ranks_on_host());
+}
+
+}  // namespace
+
+absl::Status CheckKvMemory(int64_t kv_cache_memory_bytes, size_t bytes, const ServingRanks* ranks) {
+  bytes = std::min(bytes, SIZE_MAX / RanksOnHost(ranks)) * RanksOnHost(ranks);
   const int64_t available = AvailableMemory();
   if (bytes <= static_cast<size_t>(available)) return absl::OkStatus();
   if (kv_cache_memory_bytes > 0) {
@@ -32,10 +41,6 @@ ops::KvLayout KvLayoutOf(const AttentionSpec& spec, DType dtype, int block_size,
 
 namespace {
 
-int64_t RanksOnHost(const KvPlanOptions& options) {
-  return options.ranks == nullptr ? 1 : options.ranks->ranks_on_host();
-}
-
 absl::StatusOr<KvPlan> PlanOwn(const Model& model, const KvPlanOptions& options) {
   if (options.block_size % 16 != 0 || options.block_size <= 0) {
     return InvalidArgument("block_size: {}, a multiple of 16 is needed", options.block_size);
@@ -56,16 +61,16 @@ absl::StatusOr<KvPlan> PlanOwn(const Model& model, const KvPlanOptions& options)
       (options.context + options.block_size) / options.block_size * options.max_num_seqs;
   const bool given = options.kv_cache_memory_bytes > 0;
   const int64_t budget =
-      given ? options.kv_cache_memory_bytes : PhysicalMemory() / 4 / RanksOnHost(options);
+      given ? options.kv_cache_memory_bytes
+            : PhysicalMemory() / 4 / static_cast<int64_t>(RanksOnHost(options.ranks));
   plan.blocks = given ? budget / block_bytes : std::min(wanted, budget / block_bytes);
   if (plan.blocks < 1) {
     return InvalidArgument("kv_cache_memory_bytes: {}, one block of {} tokens takes {}", budget,
                            options.block_size, block_bytes);
   }
-  // All of the host's ranks take as much.
-  const auto ranks = static_cast<size_t>(RanksOnHost(options));
-  const size_t bytes = std::min(static_cast<size_t>(plan.blocks * block_bytes), SIZE_MAX / ranks);
-  CADRE_RETURN_IF_ERROR(CheckKvMemory(options.kv_cache_memory_bytes, bytes * ranks));
+  CADRE_RETURN_IF_ERROR(CheckKvMemory(options.kv_cache_memory_bytes,
+                                      static_cast<size_t>(plan.blocks * block_bytes),
+                                      options.ranks));
   return plan;
 }
 

@@ -25,8 +25,9 @@ struct KvPlanOptions {
   int64_t kv_cache_memory_bytes = 0;  // 0: see EngineOptions
   ServingRanks* ranks = nullptr;      // all of them plan at the same time, and have as many blocks
 };
-// Whether that much memory is free; the error speaks of kv_cache_memory_bytes where it is set.
-absl::Status CheckKvMemory(int64_t kv_cache_memory_bytes, size_t bytes);
+// Whether that much memory is free for each of the host's ranks (null: there is one); the error
+// speaks of kv_cache_memory_bytes where it is set.
+absl::Status CheckKvMemory(int64_t kv_cache_memory_bytes, size_t bytes, const ServingRanks* ranks);
 // kInvalidArgument where the options do not fit the model, kResourceExhausted where a cache of the
 // default size does not fit the memory that is free.
 absl::StatusOr<KvPlan> PlanKvCache(const Model& model, const KvPlanOptions& options);

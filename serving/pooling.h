@@ -2,7 +2,7 @@
 // after the final norm over all prompt tokens, or the last one's.
 //
 // Sums are in double in the order of the tokens, so chunks, batches and preemptions change no bit.
-// Engine thread only. T tokens of the step, D model.
+// Engine thread only. D model.
 #pragma once
 
 #include "core/context.h"
@@ -11,9 +11,8 @@
 
 namespace cadre {
 
-// Takes in the prompt tokens of a chunk, whose first row is `first_row` of hidden [T, D]; with the
-// prompt's last one the sequence's first event has its embedding. What was computed again counts
-// once.
-void PoolHidden(Context& ctx, const ScheduledChunk& chunk, const Tensor& hidden, int64_t first_row);
+// Takes in the hidden states [n, D] of the chunk's PooledRows (step_plan.h), n > 0; with the
+// prompt's last one the sequence's first event has its embedding.
+void PoolHidden(Context& ctx, const ScheduledChunk& chunk, const Tensor& hidden);
 
 }  // namespace cadre

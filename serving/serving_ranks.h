@@ -4,7 +4,7 @@
 //
 //   ServingRanks ranks(world, layout, recorder);
 //   ... LoadModel with decoder.part = ranks.part(); ranks.Agree(status, {"model"}) ...
-//   rank 0: EngineOptions{.ranks = &ranks}        others: FollowSteps(model, options, ranks)
+//   rank 0: EngineOptions{.ranks = &ranks}        others: FollowSteps(home, options, ranks)
 //
 // Tell and Hear are of one thread each rank, which also runs the forward; what comes before them is
 // the same calls in the same order on every rank.
@@ -22,6 +22,9 @@
 
 namespace cadre {
 
+// Of the ranks' agreement that a sleep is over.
+inline constexpr OpLabel kWakeLabel = {"wake"};
+
 class ServingRanks {
  public:
   // world: of at least two ranks; outlives this. recorder: null, or outlives this.
@@ -33,6 +36,8 @@ class ServingRanks {
   ModelPart part() const { return mesh_.part(); }
   // Ranks that share this one's memory.
   int ranks_on_host() const { return ranks_on_host_; }
+  // The one whose hidden states and logits rank 0 samples from.
+  int results_rank() const { return layout().world() / layout().pp * (layout().pp - 1); }
   // For the context.
   ParallelGroups* groups() { return &groups_; }
 

@@ -1,162 +1,26 @@
 // A server over several ranks, as threads: the logprobs that it returns are, bit for bit, those of
-// the training forward at the same tensor-parallel size, and a rank that is lost is named.
+// the training forward at the same layout.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <barrier>
 #include <bit>
-#include <condition_variable>
 #include <map>
 #include <mutex>
 #include <numeric>
 
-#include "core/host_allocator.h"
 #include "core/ops/elementwise.h"
 #include "core/ops/gemm.h"
-#include "core/random.h"
-#include "model/initialize.h"
 #include "model/layout_needs.h"
-#include "model/model.h"
-#include "parallel/test_ranks.h"
-#include "serving/engine.h"
-#include "serving/follower.h"
-#include "serving/serving_layout.h"
+#include "serving/serving_ranks_fixture.h"
 
-namespace cadre {
+namespace cadre::serving_ranks {
 namespace {
 
-constexpr int kContext = 192;
-constexpr int kVocabulary = 509;  // parts of ranks are unequal
-constexpr int kRequests = 14;
-
-std::string ConfigJson(const std::string& type) {
-  std::string shape =
-      R"("vocab_size": 509, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
-         "max_position_embeddings": 192, "initializer_range": 0.2, )";
-  const std::map<std::string, std::string> more = {
-      {"llama", R"("num_key_value_heads": 2, "intermediate_size": 96)"},
-      {"qwen2", R"("num_key_value_heads": 1, "intermediate_size": 96)"},
-      {"qwen3_moe",
-       R"("num_key_value_heads": 2, "head_dim": 32, "intermediate_size": 96, "num_experts": 6,
-          "num_experts_per_tok": 2, "moe_intermediate_size": 48, "norm_topk_prob": true,
-          "tie_word_embeddings": true)"},
-      {"gpt_oss",
-       R"("num_key_value_heads": 2, "head_dim": 32, "intermediate_size": 48, "num_local_experts": 4,
-          "num_experts_per_tok": 2, "sliding_window": 40)"},
-      {"deepseek_v3",
-       R"("num_key_value_heads": 4, "intermediate_size": 96, "q_lora_rank": 48, "kv_lora_rank": 32,
-          "qk_nope_head_dim": 32, "qk_rope_head_dim": 16, "v_head_dim": 32, "n_routed_experts": 8,
-          "num_experts_per_tok": 2, "moe_intermediate_size": 32, "n_shared_experts": 1,
-          "first_k_dense_replace": 1, "n_group": 2, "topk_group": 1, "norm_topk_prob": true)"}};
-  return "{\"model_type\": \"" + type + "\", " + shape + more.at(type) + "}";
-}
-
-// Fresh weights: the same whole model on every layout.
-std::unique_ptr<Model> MakeModel(Context ctx, const std::string& type, const ModelPart& part,
-                                 bool gradients) {
-  auto config = ParseHfConfig(ConfigJson(type), "config.json");
-  CADRE_CHECK(config.ok(), "{}", Message(config.status()));
-  ModelOptions options{.dtype = DType::kBF16, .gradients = gradients};
-  options.decoder.part = part;
-  auto model = CreateModel(ctx, *std::move(config), options);
-  CADRE_CHECK(model.ok(), "{}", Message(model.status()));
-  ctx.parameters = &(*model)->parameters();
-  InitializeParameters(ctx, 5);
-  return *std::move(model);
-}
-
-DecoderSpec SpecOf(const std::string& type) {
-  auto config = ParseHfConfig(ConfigJson(type), "config.json");
-  CADRE_CHECK(config.ok(), "{}", Message(config.status()));
-  auto spec = ResolveModelConfig(config->model);
-  CADRE_CHECK(spec.ok(), "{}", Message(spec.status()));
-  return *std::move(spec);
-}
-
-int64_t ExpertsOf(const std::string& type) { return SpecOf(type).layers.back().moe.router.experts; }
-
-config::ParallelConfig Sizes(int tp, int ep = 1, int pp = 1) {
-  config::ParallelConfig sizes;
-  sizes.set_tensor_parallel_size(tp);
-  sizes.set_pipeline_parallel_size(pp);
-  sizes.set_expert_parallel_size(ep);
-  if (ep > 1) sizes.set_expert_tensor_parallel_size(tp / ep);
-  return sizes;
-}
-
-struct Answer {
-  std::vector<int32_t> ids;  // the prompt, then what was sampled
-  std::vector<float> logprobs;
-  std::vector<TokenLogprob> prompt;
-  FinishReason finish = FinishReason::kNone;
-  absl::Status error;
-};
-using Answers = std::map<uint64_t, Answer>;
 struct Served {
   Answers answers;
   std::vector<LayerExpertTokens> expert_tokens;
 };
-
-class Collector : public EventSink {
- public:
-  explicit Collector(Answers& answers) : answers_(answers), left_(answers.size()) {}
-
-  void OnStep(std::vector<TokenEvent> events) override {
-    const std::lock_guard lock(mutex_);
-    for (TokenEvent& event : events) {
-      Answer& answer = answers_.at(event.request_id);
-      if (!event.prompt_logprobs.empty()) answer.prompt = std::move(event.prompt_logprobs);
-      if (event.token >= 0) {
-        answer.ids.push_back(event.token);
-        answer.logprobs.push_back(event.logprob);
-      }
-      answer.finish = event.finish;
-      answer.error = event.error;
-      left_ -= event.finish != FinishReason::kNone;
-    }
-    done_.notify_one();
-  }
-  void Wait() {
-    std::unique_lock lock(mutex_);
-    done_.wait(lock, [this] { return left_ == 0; });
-  }
-
- private:
-  Answers& answers_;
-  std::mutex mutex_;
-  std::condition_variable done_;
-  size_t left_;
-};
-
-// Prompts of 1 to 99 tokens, every fourth one greedy, every third one scored.
-GenerationRequest Request(int i) {
-  const RandomKey key(11, "prompts");
-  const auto below = [&](uint64_t draw, int n) {
-    return static_cast<int>(key.Uniform(draw, static_cast<uint64_t>(i)) * n);
-  };
-  auto prompt = std::make_shared<std::vector<int32_t>>(1 + below(0, 99));
-  for (size_t t = 0; t < prompt->size(); ++t) (*prompt)[t] = below(10 + t, kVocabulary);
-  SamplingParams sampling{.temperature = i % 4 == 0 ? 0.0f : 1.0f,
-                          .seed = static_cast<uint64_t>(i),
-                          .max_tokens = 3 + below(1, 30),
-                          .logprobs = 0};
-  if (i % 3 == 0) sampling.prompt_logprobs = 0;
-  return {.id = static_cast<uint64_t>(i), .prompt = std::move(prompt), .sampling = sampling};
-}
-
-Answers Ask(Engine& engine) {
-  Answers answers;
-  std::vector<GenerationRequest> requests;
-  for (int i = 0; i < kRequests; ++i) {
-    requests.push_back(Request(i));
-    answers[requests.back().id].ids = *requests.back().prompt;
-  }
-  auto collector = std::make_shared<Collector>(answers);
-  const absl::Status submitted = engine.Submit(std::move(requests), collector);
-  CADRE_CHECK(submitted.ok(), "{}", Message(submitted));
-  collector->Wait();
-  return answers;
-}
 
 // Rank 0's answers; the others', which follow it, are none.
 Served ServeOverRanks(World& world, const std::string& type, const Layout& layout,
@@ -165,7 +29,7 @@ Served ServeOverRanks(World& world, const std::string& type, const Layout& layou
   options.ranks = &ranks;
   const auto model = MakeModel({.allocator = &memory}, type, ranks.part(), false);
   if (!ranks.leader()) {
-    const absl::Status followed = FollowSteps(*model, options, ranks);
+    const absl::Status followed = FollowSteps(*ModelHome::Of(*model), options, ranks);
     EXPECT_TRUE(followed.ok()) << Message(followed);
     return {};
   }
@@ -374,44 +238,6 @@ INSTANTIATE_TEST_SUITE_P(Models, ServingRanksTest,
                                               c.max_num_batched_tokens);
                          });
 
-// One that leaves in the middle of the work.
-absl::Status FollowAWhile(ServingRanks& ranks, const Model& model, const EngineOptions& options) {
-  CADRE_RETURN_IF_ERROR(PlanCacheOf(model, options).status());
-  return ranks.Hear().status();
-}
-
-TEST(ServingRanksFailure, ALostRankEndsAllRequestsAndIsNamed) {
-  const auto layout = LayoutOfServing(SpecOf("llama"), Sizes(2), 2);
-  ASSERT_TRUE(layout.ok()) << Message(layout.status());
-  HostAllocator memory;
-  RunRanks(2, [&](World& world) {
-    ServingRanks ranks(world, *layout, nullptr);
-    const auto model = MakeModel({.allocator = &memory}, "llama", ranks.part(), false);
-    std::vector<absl::Status> failures;
-    const EngineOptions options{
-        .max_model_len = kContext, .ranks = &ranks, .on_failure = [&](const absl::Status& status) {
-          failures.push_back(status);
-        }};
-    if (!ranks.leader()) {
-      const absl::Status heard = FollowAWhile(ranks, *model, options);
-      EXPECT_TRUE(heard.ok()) << Message(heard);
-      return;
-    }
-    auto engine = Engine::Create(*model, options);
-    ASSERT_TRUE(engine.ok()) << Message(engine.status());
-    for (const auto& [id, answer] : Ask(**engine)) {
-      EXPECT_EQ(answer.finish, FinishReason::kError) << id;
-      EXPECT_THAT(Message(answer.error), testing::HasSubstr("rank 1 is lost in"));
-    }
-    EXPECT_FALSE((*engine)->Health().ready);
-    EXPECT_THAT((*engine)->Health().reason, testing::HasSubstr("rank 1"));
-    EXPECT_EQ((*engine)->Submit({Request(99)}, nullptr).code(), absl::StatusCode::kUnavailable);
-    (*engine)->Stop();
-    ASSERT_EQ(failures.size(), 1u);
-    EXPECT_TRUE(absl::IsUnavailable(failures[0]));
-  });
-}
-
 TEST(ServingLayout, WhatCannotRunIsRefusedWithTheArithmetic) {
   const auto refusal = [](const config::ParallelConfig& sizes, int world) {
     return Message(LayoutOfServing(SpecOf("llama"), sizes, world).status());
@@ -430,4 +256,4 @@ TEST(ServingLayout, WhatCannotRunIsRefusedWithTheArithmetic) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::serving_ranks

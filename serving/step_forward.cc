@@ -12,28 +12,6 @@ Communicator* PipelineGroup(const Context& ctx) {
   return ctx.groups == nullptr ? nullptr : ctx.groups->pp;
 }
 
-// The last stage's rows, on the ranks of the pipeline that rank 0 is in: from its last to its
-// first.
-LogitRows HandBack(Context& ctx, Communicator& group, LogitRows rows) {
-  const int last = group.size() - 1;
-  const int64_t count = rows.logits.dim(0);
-  if (group.rank() == last) {
-    const WorkPtr logits = group.Send(rows.logits, 0, kLogitsLabel);
-    const Tensor lse = Tensor::Of<float>(*ctx.allocator, {count}, std::span<const float>(rows.lse));
-    const WorkPtr sums = group.Send(lse, 0, kLogitsLabel);
-    Landed(ctx, *logits, kLogitsLabel);
-    Landed(ctx, *sums, kLogitsLabel);
-    return {};
-  }
-  const Tensor lse = ctx.Zeros({count}, DType::kF32);
-  const WorkPtr logits = group.Receive(rows.logits, last, kLogitsLabel);
-  const WorkPtr sums = group.Receive(lse, last, kLogitsLabel);
-  Landed(ctx, *logits, kLogitsLabel);
-  Landed(ctx, *sums, kLogitsLabel);
-  rows.lse.assign(lse.data<float>(), lse.data<float>() + count);
-  return rows;
-}
-
 }  // namespace
 
 // What the stage before gives: nothing to the first.
@@ -69,15 +47,36 @@ LogitRows StepForward::Logits(std::span<const int64_t> rows) {
                   static_cast<int64_t>(rows.size()));
 }
 
+Tensor StepForward::Hidden(const RowRange& rows) {
+  const bool last = model_.decoder().part().last();
+  const int64_t width = model_.spec().hidden;
+  return Hand(last ? hidden_.Narrow(rows.begin, rows.count) : Tensor(), Shape({rows.count, width}),
+              model_.dtype(), kHiddenLabel);
+}
+
 // hidden: of the last stage.
 LogitRows StepForward::Gathered(const Tensor& hidden, int64_t rows) {
-  const ModelPart& part = model_.decoder().part();
-  LogitRows logits;
-  if (part.last()) logits = ComputeLogits(ctx_, model_.decoder(), hidden);
-  if (part.stage_count() == 1 || part.tp_rank != 0) return logits;
-  if (part.first()) logits.logits = ctx_.Zeros({rows, model_.decoder().spec().vocab}, DType::kF32);
-  if (!part.first() && !part.last()) return {};
-  return HandBack(ctx_, *PipelineGroup(ctx_), std::move(logits));
+  LogitRows own;
+  if (model_.decoder().part().last()) own = ComputeLogits(ctx_, model_.decoder(), hidden);
+  if (ranks_ == nullptr || ranks_->results_rank() == 0) return own;
+  const Tensor sums = Hand(
+      Tensor::Of<float>(*ctx_.allocator, {std::ssize(own.lse)}, std::span<const float>(own.lse)),
+      Shape({rows}), DType::kF32, kLogitsLabel);
+  LogitRows handed{
+      .logits = Hand(own.logits, Shape({rows, model_.spec().vocab}), DType::kF32, kLogitsLabel)};
+  if (sums.defined()) handed.lse.assign(sums.data<float>(), sums.data<float>() + rows);
+  return handed;
+}
+
+Tensor StepForward::Hand(const Tensor& own, const Shape& shape, DType dtype, const OpLabel& label) {
+  const int owner = ranks_ == nullptr ? 0 : ranks_->results_rank();
+  if (owner == 0) return own;
+  Communicator& group = *ctx_.groups->world;
+  if (group.rank() == owner) Landed(ctx_, *group.Send(own, 0, label), label);
+  if (group.rank() != 0) return {};
+  const Tensor handed = ctx_.Zeros(shape, dtype);
+  Landed(ctx_, *group.Receive(handed, owner, label), label);
+  return handed;
 }
 
 }  // namespace cadre

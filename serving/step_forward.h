@@ -3,11 +3,12 @@
 //
 //   forward.Run(plan, pool);
 //   for (const RowRange& rows : plan.scored) forward.Logits(rows);
+//   for (const RowRange& rows : plan.pooled) forward.Hidden(rows);
 //   forward.Logits(plan.sample_rows);   // where there are some
 //
-// Over ranks the columns of the vocabulary are gathered on rank 0; the others get no rows. Pipeline
-// stages hand their hidden states on, and the last one its logits to rank 0. What fails is left in
-// the context's groups (parallel/groups.h), and the results then mean nothing.
+// Over ranks the results are on rank 0 alone: columns of the vocabulary are gathered, pipeline
+// stages hand their hidden states on, and the last one what it makes of them to rank 0. What fails
+// is left in the context's groups (parallel/groups.h), and the results then mean nothing.
 //
 // The thread that runs the forward. T tokens, D model, V vocabulary.
 #pragma once
@@ -17,33 +18,38 @@
 #include "core/context.h"
 #include "memory/kv_block_pool.h"
 #include "model/model.h"
+#include "parallel/communicator.h"
 #include "serving/logit_rows.h"
+#include "serving/serving_ranks.h"
 #include "serving/step_plan.h"
 
 namespace cadre {
 
 class StepForward {
  public:
-  // Both outlive this.
-  StepForward(Context& ctx, const Model& model) : ctx_(ctx), model_(model) {}
+  // All outlive this. ranks: null where one process does all.
+  StepForward(Context& ctx, const Model& model, const ServingRanks* ranks)
+      : ctx_(ctx), model_(model), ranks_(ranks) {}
 
   // The plan is checked (step_message.h). attention_workers: see Batch.
   void Run(const StepPlan& plan, const KvBlockPool& pool, int attention_workers);
   // Of rows of the last Run.
   LogitRows Logits(const RowRange& rows);
   LogitRows Logits(std::span<const int64_t> rows);
-
-  // [T, D] of the last Run, on ranks with the last stage.
-  const Tensor& hidden() const { return hidden_; }
+  // After the final norm: [rows.count, D].
+  Tensor Hidden(const RowRange& rows);
   // Of the last Run's tokens and this rank's mixture layers.
   std::span<const LayerRouting> routing() const { return routing_; }
 
  private:
   Var Receive(const Batch& batch, int stage);
   LogitRows Gathered(const Tensor& hidden, int64_t rows);
+  // Gives rank 0 what the rank that has the results computed; rank 0's own is of that shape, too.
+  Tensor Hand(const Tensor& own, const Shape& shape, DType dtype, const OpLabel& label);
 
   Context& ctx_;
   const Model& model_;
+  const ServingRanks* ranks_;
   Tensor hidden_;  // [T, D] of the last stage
   std::vector<LayerRouting> routing_;
 };

@@ -26,6 +26,7 @@ void VisitPlan(Plan& plan, Archive&& archive) {
   archive(plan.offsets);
   archive(plan.sample_rows);
   archive(plan.scored);
+  archive(plan.pooled);
   archive.Tables(plan.tables);
 }
 
@@ -34,6 +35,7 @@ void VisitMessage(Message& message, Archive&& archive) {
   archive(message.kind);
   archive(message.number);
   archive(message.weight_version);
+  archive(message.sleep_level);
   VisitPlan(message.plan, archive);
 }
 
@@ -147,12 +149,14 @@ absl::Status CheckTable(const KvTable& table, const StepPlan& plan, const StepBo
 
 absl::Status CheckRows(const StepPlan& plan) {
   CADRE_RETURN_IF_ERROR(CheckRange("row", plan.sample_rows, plan.tokens()));
-  for (const RowRange& rows : plan.scored) {
-    if (rows.begin >= 0 && rows.count > 0 && rows.begin <= plan.tokens() &&
-        rows.count <= plan.tokens() - rows.begin) {
-      continue;
+  for (const auto* ranges : {&plan.scored, &plan.pooled}) {
+    for (const RowRange& rows : *ranges) {
+      if (rows.begin >= 0 && rows.count > 0 && rows.begin <= plan.tokens() &&
+          rows.count <= plan.tokens() - rows.begin) {
+        continue;
+      }
+      return DataLoss("step: {} rows from {} of {} tokens", rows.count, rows.begin, plan.tokens());
     }
-    return DataLoss("step: {} rows from {} of {} tokens", rows.count, rows.begin, plan.tokens());
   }
   return absl::OkStatus();
 }
@@ -172,8 +176,9 @@ absl::StatusOr<StepMessage> DecodeStep(std::span<const std::byte> bytes) {
   uint64_t magic = 0;
   reader(magic);
   VisitMessage(message, reader);
-  const bool kind = message.kind >= StepKind::kRun && message.kind <= StepKind::kReport;
-  if (magic != kMagic || !reader.whole() || !kind) {
+  const bool level = message.sleep_level >= 0 && message.sleep_level <= 2;
+  const bool kind = message.kind >= StepKind::kRun && message.kind <= StepKind::kWake;
+  if (magic != kMagic || !reader.whole() || !kind || !level) {
     return DataLoss("{} bytes of rank 0 are no step", bytes.size());
   }
   return message;

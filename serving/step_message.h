@@ -1,4 +1,5 @@
-// What rank 0 tells the other ranks of a server, as bytes: a step to run with them, or to stop.
+// What rank 0 tells the other ranks of a server, as bytes: a step to run with them, to stop, to
+// sleep.
 //
 // Pure functions.
 #pragma once
@@ -17,13 +18,16 @@ enum class StepKind : int32_t {
   kRun,
   kStop,
   kReport,  // sum what each rank counted (ServingRanks::SumCounts)
+  kSleep,   // give memory up, see EngineClient::Sleep
+  kWake,    // take it again, and agree on whether all could
 };
 
 struct StepMessage {
   StepKind kind = StepKind::kRun;
-  int64_t number = 0;  // of the steps that rank 0 told, from 0
-  int64_t weight_version = 0;
-  StepPlan plan;  // of kRun
+  int64_t number = 0;          // of the steps that rank 0 told, from 0
+  int64_t weight_version = 0;  // of kRun
+  int32_t sleep_level = 0;     // of kSleep
+  StepPlan plan;               // of kRun
 };
 
 // For ranks of one program: numbers are as this machine has them.

@@ -18,7 +18,8 @@ StepMessage Message() {
                                .context_lengths = {18, 1},
                                .slots = {32, 33, 0}}},
                    .sample_rows = {1, 2},
-                   .scored = {{0, 2}}}};
+                   .scored = {{0, 2}},
+                   .pooled = {{1, 2}}}};
 }
 
 constexpr StepBounds kBounds = {
@@ -38,6 +39,8 @@ TEST(StepMessage, ComesBack) {
   EXPECT_EQ(decoded->plan.sample_rows, message.plan.sample_rows);
   ASSERT_EQ(decoded->plan.scored.size(), 1u);
   EXPECT_EQ(decoded->plan.scored[0].count, 2);
+  ASSERT_EQ(decoded->plan.pooled.size(), 1u);
+  EXPECT_EQ(decoded->plan.pooled[0].begin, 1);
   ASSERT_EQ(decoded->plan.tables.size(), 1u);
   EXPECT_EQ(decoded->plan.tables[0].stride, 2);
   EXPECT_EQ(decoded->plan.tables[0].blocks, message.plan.tables[0].blocks);
@@ -46,6 +49,10 @@ TEST(StepMessage, ComesBack) {
   const auto stop = DecodeStep(EncodeStep({.kind = StepKind::kStop}));
   ASSERT_TRUE(stop.ok());
   EXPECT_EQ(stop->kind, StepKind::kStop);
+  const auto sleep = DecodeStep(EncodeStep({.kind = StepKind::kSleep, .sleep_level = 2}));
+  ASSERT_TRUE(sleep.ok());
+  EXPECT_EQ(sleep->sleep_level, 2);
+  EXPECT_FALSE(DecodeStep(EncodeStep({.kind = StepKind::kSleep, .sleep_level = 3})).ok());
 }
 
 TEST(StepMessage, NoPartOfItIsAMessage) {
@@ -104,6 +111,7 @@ TEST(StepMessage, APlanThatCannotBeIsRefused) {
   EXPECT_TRUE(refused([](StepPlan& p) { p.sample_rows[1] = 3; }));
   EXPECT_TRUE(refused([](StepPlan& p) { p.scored[0] = {2, 2}; }));
   EXPECT_TRUE(refused([](StepPlan& p) { p.scored[0] = {0, 0}; }));
+  EXPECT_TRUE(refused([](StepPlan& p) { p.pooled[0] = {1, 3}; }));
   EXPECT_TRUE(refused([](StepPlan& p) { p.scored[0] = {1, INT64_MAX}; }));
 }
 

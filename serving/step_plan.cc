@@ -40,6 +40,16 @@ std::vector<RowRange> ScoredRows(const ScheduledChunk& chunk) {
   return rows;
 }
 
+RowRange PooledRows(const ScheduledChunk& chunk) {
+  const Sequence& sequence = *chunk.sequence;
+  if (sequence.request.pooling == Pooling::kNone) return {};
+  const int64_t prompt = sequence.prompt_tokens();
+  const bool mean = sequence.request.pooling == Pooling::kMean;
+  const int64_t begin = std::max(chunk.begin, mean ? sequence.pooled_tokens : prompt - 1);
+  const int64_t end = std::min(chunk.end(), prompt);
+  return begin < end ? RowRange{begin - chunk.begin, end - begin} : RowRange{};
+}
+
 StepPlan PlanTokens(std::span<const PlannedTokens> runs, KvCache& cache) {
   StepPlan plan{.copies = cache.TakeCopies(), .offsets = {0}};
   for (const PlannedTokens& run : runs) {
@@ -66,6 +76,10 @@ StepPlan BuildStepPlan(std::span<const ScheduledChunk> chunks, KvCache& cache) {
     for (RowRange rows : ScoredRows(chunks[i])) {
       rows.begin += plan.offsets[i];
       plan.scored.push_back(rows);
+    }
+    if (RowRange rows = PooledRows(chunks[i]); rows.count > 0) {
+      rows.begin += plan.offsets[i];
+      plan.pooled.push_back(rows);
     }
     for (int64_t row = 0; row < chunks[i].sampled_rows(); ++row) {
       plan.sample_rows.push_back(plan.offsets[i + 1] - chunks[i].sampled_rows() + row);

@@ -35,12 +35,17 @@ struct StepPlan {
   std::vector<KvTable> tables;          // one for all layers, or one per layer
   std::vector<int64_t> sample_rows;     // ascending rows of T whose next token is sampled
   std::vector<RowRange> scored;         // rows that prompt logprobs are read from, few at a time
+  std::vector<RowRange> pooled;         // rows whose hidden states embeddings are made of
 
   int64_t tokens() const { return static_cast<int64_t>(ids.size()); }
 };
 
 // The chunk's rows, counted from its first, whose next prompt tokens' logprobs have yet to be told.
 std::vector<RowRange> ScoredRows(const ScheduledChunk& chunk);
+
+// The chunk's rows, counted from its first, that its prompt's embedding is made of and that have
+// not been taken in yet; none: 0 of them.
+RowRange PooledRows(const ScheduledChunk& chunk);
 
 // Tokens of one sequence, the first of which is its token `begin`, with room for them.
 struct PlannedTokens {
