@@ -49,6 +49,12 @@ void LogAdmin(const config::ServeConfig& config, const HttpServer& server, spdlo
   log.info("metrics and administration at http://{}:{}", config.admin_host(), server.admin_port());
 }
 
+void LogTokenBudget(const TokenBudget& budget, spdlog::logger& log) {
+  log.info("at most {} tokens a step, {} where sequences decode ({})", budget.step, budget.mixed,
+           budget.ridge == 0 ? "as configured"
+                             : fmt::format("measured: the ridge is at {} tokens", budget.ridge));
+}
+
 // A file that cannot be taken leaves what was there before.
 void Reload(const config::ServeConfig& config, HttpServer& server, spdlog::logger& log) {
   absl::StatusOr<ServeKeys> keys = ReadKeys(config);
@@ -134,6 +140,7 @@ absl::Status ServeHttp(const config::ServeConfig& config, const Compute& compute
                     config.model(), config.has_tls_key_file() ? "https" : "http", config.host(),
                     server->port(), engine->Info().max_context, engine->kv_blocks(),
                     config.block_size());
+  LogTokenBudget(engine->token_budget(), *compute.log);
   LogAdmin(config, *server, *compute.log);
   Signal signal = Signal::kReload;
   while ((signal = WaitForSignal()) == Signal::kReload) Reload(config, *server, *compute.log);

@@ -58,6 +58,13 @@ absl::StatusOr<KvPlan> PlanCacheOf(const Model& model, const EngineOptions& opti
                              .ranks = options.ranks});
 }
 
+TokenBudgetOptions BudgetOptionsOf(const EngineOptions& options) {
+  return {.max_num_batched_tokens = options.max_num_batched_tokens,
+          .max_num_mixed_tokens = options.max_num_mixed_tokens,
+          .max_num_seqs = options.max_num_seqs,
+          .ranks = options.ranks};
+}
+
 absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(std::unique_ptr<ModelHome> home,
                                                        const EngineOptions& options) {
   Model& model = *home->model();
@@ -69,9 +76,12 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(std::unique_ptr<ModelHome
   engine->cache_ = std::make_unique<KvCache>(
       engine->allocator_, std::move(kv.layouts), kv.blocks,
       KvCacheOptions{.prefix_caching = options.enable_prefix_caching, .tiers = std::move(tiers)});
+  CADRE_ASSIGN_OR_RETURN(engine->budget_,
+                         ChooseTokenBudget(engine->ctx_, model, BudgetOptionsOf(options)));
   engine->scheduler_ = std::make_unique<Scheduler>(
       SchedulerOptions{.max_num_seqs = options.max_num_seqs,
-                       .max_num_batched_tokens = options.max_num_batched_tokens,
+                       .max_num_batched_tokens = engine->budget_.step,
+                       .max_num_mixed_tokens = engine->budget_.mixed,
                        .max_context = context,
                        .chunked_prefill = options.enable_chunked_prefill,
                        .growth_reserve = options.growth_reserve_tokens,
@@ -81,14 +91,13 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(std::unique_ptr<ModelHome
   if (options.speculation.method != SpeculationMethod::kNone) {
     CADRE_ASSIGN_OR_RETURN(
         engine->speculation_,
-        Speculation::Create(options.speculation,
-                            {.ctx = engine->ctx_,
-                             .home = *engine->home_,
-                             .cache = *engine->cache_,
-                             .max_context = context,
-                             .max_num_batched_tokens = options.max_num_batched_tokens,
-                             .max_num_seqs = options.max_num_seqs,
-                             .ranks = options.ranks != nullptr}));
+        Speculation::Create(options.speculation, {.ctx = engine->ctx_,
+                                                  .home = *engine->home_,
+                                                  .cache = *engine->cache_,
+                                                  .max_context = context,
+                                                  .max_num_batched_tokens = engine->budget_.step,
+                                                  .max_num_seqs = options.max_num_seqs,
+                                                  .ranks = options.ranks != nullptr}));
   }
   engine->last_step_ = Now();
   engine->weight_version_ = static_cast<int64_t>(model.parameters().version());

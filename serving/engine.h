@@ -35,6 +35,7 @@
 #include "serving/speculation.h"
 #include "serving/step_forward.h"
 #include "serving/step_plan.h"
+#include "serving/token_budget.h"
 #include "serving/token_constraint.h"
 #include "serving/token_report.h"
 
@@ -43,7 +44,8 @@ namespace cadre {
 struct EngineOptions {
   int threads = 1;
   int max_num_seqs = 64;
-  int64_t max_num_batched_tokens = 2048;
+  int64_t max_num_batched_tokens = 2048;  // 0: measured, as the next (serving/token_budget.h)
+  int64_t max_num_mixed_tokens = 0;
   bool enable_chunked_prefill = true;
   int64_t growth_reserve_tokens = 128;  // see SchedulerOptions
   QueueOptions queue;
@@ -69,6 +71,7 @@ struct EngineOptions {
 
 // The KV cache of an engine with these options. Over ranks all of them call. Errors as Create's.
 absl::StatusOr<KvPlan> PlanCacheOf(const Model& model, const EngineOptions& options);
+TokenBudgetOptions BudgetOptionsOf(const EngineOptions& options);
 
 class Engine : public EngineClient {
  public:
@@ -97,6 +100,7 @@ class Engine : public EngineClient {
   void Stop();
 
   int64_t kv_blocks() const { return cache_->blocks(); }
+  const TokenBudget& token_budget() const { return budget_; }
 
  private:
   Engine(std::unique_ptr<ModelHome> home, const EngineOptions& options);
@@ -157,6 +161,7 @@ class Engine : public EngineClient {
   int64_t steps_told_ = 0;
   absl::Status lost_;  // what of the ranks made telling them fail
   std::unique_ptr<KvCache> cache_;
+  TokenBudget budget_;
   std::unique_ptr<Scheduler> scheduler_;
   std::unique_ptr<Speculation> speculation_;  // null: none
   ExpertLoad load_;

@@ -231,6 +231,21 @@ TEST_F(EngineTest, StopTokensEndAndMinTokensHoldThemBack) {
   EXPECT_EQ(std::count(held.begin(), held.begin() + 5, free[0]), 0);
 }
 
+TEST_F(EngineTest, AMeasuredBudgetHasRoomForAllWhoRun) {
+  const std::vector<int32_t> expected = Tokens(Run(Request(1, 70, 3, {.max_tokens = 9})));
+  Start({.max_num_seqs = 5000, .max_num_batched_tokens = 0});
+  const TokenBudget& budget = engine_->token_budget();
+  EXPECT_GE(budget.ridge, 1);
+  EXPECT_GE(budget.mixed, budget.ridge);
+  EXPECT_GE(budget.step, 5000 + budget.mixed);
+  EXPECT_EQ(Tokens(Run(Request(1, 70, 3, {.max_tokens = 9}))), expected);
+  Start({.max_num_batched_tokens = 0, .max_num_mixed_tokens = 3});
+  EXPECT_EQ(engine_->token_budget().mixed, 3);
+  Start({.max_num_batched_tokens = 77});
+  EXPECT_EQ(engine_->token_budget().ridge, 0);
+  EXPECT_EQ(engine_->token_budget().mixed, 77);
+}
+
 TEST_F(EngineTest, PromptsAreScoredTheSameInAnyChunks) {
   const GenerationRequest request =
       Request(1, 70, 5, {.max_tokens = 0, .logprobs = 0, .prompt_logprobs = 2});

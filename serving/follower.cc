@@ -34,6 +34,10 @@ class Follower {
             .groups = ranks.groups()};
   }
 
+  // This rank's ridge counts as much as rank 0's, which alone plans with the result.
+  absl::Status MeasureBudget() {
+    return ChooseTokenBudget(ctx_, *home_.model(), BudgetOptionsOf(options_)).status();
+  }
   // All but kStop.
   absl::Status Do(const StepMessage& message) {
     switch (message.kind) {
@@ -131,6 +135,7 @@ class Follower {
 absl::Status FollowSteps(ModelHome& home, const EngineOptions& options, ServingRanks& ranks) {
   CADRE_ASSIGN_OR_RETURN(KvPlan kv, PlanCacheOf(*home.model(), options));
   Follower follower(home, options, ranks, std::move(kv));
+  CADRE_RETURN_IF_ERROR(follower.MeasureBudget());
   while (true) {
     CADRE_ASSIGN_OR_RETURN(const StepMessage message, ranks.Hear());
     if (message.kind == StepKind::kStop) return absl::OkStatus();

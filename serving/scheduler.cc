@@ -12,6 +12,7 @@ namespace {
 // Prompts that are read at once where none of them ends in the step: more would only share its
 // tokens so thinly that all of them end late, whatever the order they came in.
 constexpr int kPromptsAtOnce = 4;
+constexpr int64_t kLeastPromptPart = 4;  // of max_num_mixed_tokens
 constexpr int64_t kAny = std::numeric_limits<int64_t>::max();
 
 int64_t Unread(const Sequence& s) { return s.known_tokens() - s.kv.stored(); }
@@ -90,7 +91,7 @@ bool Scheduler::Fits(const Sequence& next) const {
   int64_t unread = Unread(next);
   for (const auto& s : running_) unread += Unread(*s);
   // While prompts are read the others grow by a token a step.
-  const int64_t spare = std::max<int64_t>(options_.max_num_batched_tokens - running(), 1);
+  const int64_t spare = std::max<int64_t>(RoomForPrompts(running()), 1);
   const int64_t reserve = options_.growth_reserve << std::min(next.preemptions, 20);
   const int64_t growth = reserve == 0 ? 0 : reserve + unread / spare;
   // Its next token at least, or it would push out what runs already.
@@ -142,6 +143,13 @@ void Scheduler::AdmitMixed(double now, int64_t room) {
   }
 }
 
+int64_t Scheduler::RoomForPrompts(int64_t decodes) const {
+  const int64_t room = options_.max_num_batched_tokens - decodes;
+  if (decodes == 0) return room;
+  const int64_t mixed = options_.max_num_mixed_tokens;
+  return std::min(room, std::max({mixed - decodes, mixed / kLeastPromptPart, int64_t{1}}));
+}
+
 void Scheduler::PlanDecodes(Plans* plan) {
   for (size_t i = 0; i < running_.size(); ++i) {
     if (Decodes(*running_[i])) Take(i, 1, plan);
@@ -161,6 +169,8 @@ void Scheduler::PlanPrompts(int64_t room, Plans* plan) {
     readers.push_back(i);
     left.push_back(Unread(*running_[i]));
   }
+  // More may read than there is room for since others came to decode.
+  room = std::max(room, static_cast<int64_t>(readers.size()));
   const std::vector<int64_t> shares = SharePrompts(left, room);
   for (size_t r = 0; r < readers.size() && readers[r] < running_.size(); ++r) {
     Take(readers[r], shares[r], plan);
@@ -183,7 +193,7 @@ std::vector<ScheduledChunk> Scheduler::Plan(double now) {
   if (!options_.chunked_prefill) PlanWholePrompts(now, &plan);
   if (plan.empty()) PlanDecodes(&plan);
   if (options_.chunked_prefill) {
-    const int64_t room = options_.max_num_batched_tokens - static_cast<int64_t>(plan.size());
+    const int64_t room = RoomForPrompts(static_cast<int64_t>(plan.size()));
     if (preemptions_ == preempted_before) AdmitMixed(now, room);
     PlanPrompts(room, &plan);
   }

@@ -1,10 +1,13 @@
 // Scheduler: which sequences run in the next step and with how many tokens each.
 //
 // Mixed steps (chunked_prefill): every running sequence that decodes has its token first; what the
-// step's budget leaves is shared by the prompts being read (serving/prompt_shares.h). At most
-// max_num_seqs sequences run, and never more than the budget has tokens, so a prompt of any length
-// costs no running sequence its turn. Without chunked prefill a step reads whole prompts or
-// decodes: prompts first, as many as fit the budget, one at least however long it is.
+// step's budget leaves is shared by the prompts being read (serving/prompt_shares.h). Where
+// sequences decode, prompts fill the step up to max_num_mixed_tokens alone, which bounds how long
+// the next tokens take, but have a quarter of that at least, so that many who decode do not keep
+// new requests from their first token. At most max_num_seqs sequences run, and never more than the
+// budget has tokens, so a prompt of any length costs no running sequence its turn. Without chunked
+// prefill a step reads whole prompts or decodes: prompts first, as many as fit the budget, one at
+// least however long it is.
 //
 // Who is admitted next and who gives way is the queue policy's. A sequence is admitted where there
 // are blocks for all it knows and for the growth of everything that runs by growth_reserve tokens,
@@ -32,6 +35,7 @@ namespace cadre {
 struct SchedulerOptions {
   int max_num_seqs = 64;
   int64_t max_num_batched_tokens = 2048;
+  int64_t max_num_mixed_tokens = 2048;  // see above
   int64_t max_context = 0;
   bool chunked_prefill = true;
   int64_t growth_reserve = 128;  // tokens, see above; 0 admits whatever fits at once
@@ -65,6 +69,8 @@ class Scheduler {
  private:
   using Plans = std::vector<ScheduledChunk>;
 
+  // Tokens that prompts may have in a step in which `decodes` sequences decode.
+  int64_t RoomForPrompts(int64_t decodes) const;
   void PlanDecodes(Plans* plan);
   void PlanPrompts(int64_t room, Plans* plan);
   void PlanWholePrompts(double now, Plans* plan);

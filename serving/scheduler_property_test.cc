@@ -22,6 +22,7 @@ Load DrawLoad() {
   load.options.max_context = load.blocks * SchedulerRig::kBlockSize;
   load.options.max_num_seqs = *rc::gen::inRange(1, 12);
   load.options.max_num_batched_tokens = *rc::gen::inRange<int64_t>(1, 80);
+  load.options.max_num_mixed_tokens = *rc::gen::inRange<int64_t>(1, 80);
   load.options.chunked_prefill = *rc::gen::arbitrary<bool>();
   load.options.growth_reserve = *rc::gen::element<int64_t>(0, 1, 16, 64);
   load.options.queue.policy = *rc::gen::element(

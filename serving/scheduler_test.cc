@@ -42,6 +42,35 @@ TEST(Scheduler, ALongPromptCostsNobodyATurn) {
   EXPECT_GE(ById(rig.Step()).at(9), 1);
 }
 
+TEST(Scheduler, PromptsFillAMixedStepOnlySoFarButAreNotStarved) {
+  SchedulerRig rig(400, {.max_num_seqs = 20,
+                         .max_num_batched_tokens = 64,
+                         .max_num_mixed_tokens = 16,
+                         .max_context = 1000});
+  rig.Add({.id = 1, .prompt = 70, .max_tokens = 90});
+  EXPECT_EQ(rig.Step(), (Ran{{1, 64}}));  // nobody waits for a next token
+  EXPECT_EQ(rig.Step(), (Ran{{1, 6}}));
+  rig.Add({.id = 2, .prompt = 100, .max_tokens = 90});
+  EXPECT_EQ(ById(rig.Step()), (std::map<uint64_t, int64_t>{{1, 1}, {2, 15}}));
+  for (uint64_t id = 3; id <= 16; ++id) rig.Add({.id = id, .prompt = 1, .max_tokens = 90});
+  for (int step = 0; step < 20; ++step) rig.Step();
+  rig.Add({.id = 17, .prompt = 100, .max_tokens = 90});
+  EXPECT_EQ(ById(rig.Step()).at(17), 4);  // 16 decode already
+}
+
+TEST(Scheduler, AllWhoReadGoOnWhereOthersCameToDecode) {
+  SchedulerRig rig(400, {.max_num_seqs = 20,
+                         .max_num_batched_tokens = 64,
+                         .max_num_mixed_tokens = 8,
+                         .max_context = 1000});
+  for (uint64_t id = 1; id <= 10; ++id) rig.Add({.id = id, .prompt = 9, .max_tokens = 90});
+  rig.Step();
+  for (int step = 0; step < 10; ++step) {
+    for (const auto& [id, tokens] : rig.Step()) EXPECT_GE(tokens, 1) << id;
+  }
+  EXPECT_EQ(rig.Step().size(), 10u);
+}
+
 TEST(Scheduler, NoMoreRunThanTheBudgetHasTokens) {
   SchedulerRig rig(64, {.max_num_seqs = 50, .max_num_batched_tokens = 3, .max_context = 100});
   for (uint64_t id = 1; id <= 5; ++id) rig.Add({.id = id, .prompt = 1, .max_tokens = 50});

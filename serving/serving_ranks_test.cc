@@ -226,6 +226,7 @@ TEST_P(ServingRanksTest, LogprobsHaveTheBitsOfTheTrainersAtThatLayout) {
 
 INSTANTIATE_TEST_SUITE_P(Models, ServingRanksTest,
                          testing::Values(Case{"llama", 2}, Case{"llama", 2, 1, 1, 37},
+                                         Case{"llama", 2, 1, 1, 0},
                                          Case{"qwen2", 4}, Case{"qwen3_moe", 2, 1, 1, 64},
                                          Case{"qwen3_moe", 2, 2, 1, 61},
                                          Case{"gpt_oss", 2, 1, 1, 53},

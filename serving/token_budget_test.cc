@@ -1,0 +1,25 @@
+#include "serving/token_budget.h"
+
+#include <gtest/gtest.h>
+
+#include <vector>
+
+namespace cadre {
+namespace {
+
+TEST(TokenBudget, TheRidgeIsWhereTheTimeHasDoubled) {
+  // Flat up to 32 rows, then a millisecond for each 8.
+  const std::vector<RowTime> times = {
+      {1, 0.004}, {16, 0.004}, {32, 0.004}, {64, 0.008}, {128, 0.016}};
+  EXPECT_EQ(RidgeOf(times), 64);
+  EXPECT_EQ(RidgeOf(std::vector<RowTime>{{1, 0.004}, {32, 0.006}, {64, 0.010}}), 48);
+}
+
+TEST(TokenBudget, TheRidgeIsTheMostThatWasMeasuredWhereTheTimeNeverDoubles) {
+  EXPECT_EQ(RidgeOf(std::vector<RowTime>{{1, 1.0}, {16, 1.1}, {32, 1.2}}), 32);
+  EXPECT_EQ(RidgeOf(std::vector<RowTime>{{1, 1.0}}), 1);
+  EXPECT_EQ(RidgeOf(std::vector<RowTime>{{1, 1.0}, {16, 1.0}, {32, 0.9}, {64, 5.0}}), 32 + 8);
+}
+
+}  // namespace
+}  // namespace cadre
