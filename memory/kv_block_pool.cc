@@ -1,5 +1,6 @@
 #include "memory/kv_block_pool.h"
 
+#include <algorithm>
 #include <cstring>
 
 namespace cadre {
@@ -11,6 +12,11 @@ KvBlockPool::KvBlockPool(Allocator& allocator, std::vector<ops::KvLayout> layout
     CADRE_CHECK(layout.block_size == block_size(), "block sizes {} and {}", layout.block_size,
                 block_size());
   }
+  int64_t bytes = 0;
+  for (const ops::KvLayout& layout : layouts_) {
+    begin_.push_back(bytes);
+    bytes += layout.block_bytes() * blocks;
+  }
   AllocateBytes();
   // Low ids first, so that a lightly used pool touches few pages.
   for (int64_t i = blocks - 1; i >= 0; --i) free_.push_back(static_cast<int32_t>(i));
@@ -18,15 +24,17 @@ KvBlockPool::KvBlockPool(Allocator& allocator, std::vector<ops::KvLayout> layout
 
 void KvBlockPool::DropBytes() {
   CADRE_CHECK(free_blocks() == blocks(), "{} blocks are in use", blocks() - free_blocks());
-  data_.clear();
+  data_ = {};
 }
 
 void KvBlockPool::AllocateBytes() {
-  CADRE_CHECK(data_.empty(), "the bytes are there");
-  for (const ops::KvLayout& layout : layouts_) {
-    const auto bytes = static_cast<int64_t>(ops::KvBlockBytes(layout)) * blocks();
-    data_.push_back(Tensor::Empty(allocator_, {bytes}, DType::kU8));
-  }
+  CADRE_CHECK(!data_.defined(), "the bytes are there");
+  data_ = Tensor::Empty(allocator_, {static_cast<int64_t>(bytes())}, DType::kU8);
+}
+
+bool KvBlockPool::uniform() const {
+  return std::ranges::all_of(
+      layouts_, [this](const ops::KvLayout& layout) { return layout == layouts_.front(); });
 }
 
 size_t KvBlockPool::BytesPerBlock(std::span<const ops::KvLayout> layouts) {

@@ -41,7 +41,14 @@ class KvBlockPool {
 
   int layers() const { return static_cast<int>(layouts_.size()); }
   const ops::KvLayout& layout(int layer) const { return layouts_[layer]; }
-  std::byte* data(int layer) const { return data_[layer].raw(); }
+  std::byte* data(int layer) const { return data_.raw() + begin_[layer]; }
+
+  // Where all layers have one layout, a block of one layer is a unit that can as well hold keys and
+  // values of another: unit u's bytes are block u counted from data(0).
+  bool uniform() const;
+  int32_t Unit(int layer, int32_t block) const {
+    return static_cast<int32_t>(layer * blocks() + block);
+  }
   void Copy(int32_t from, int32_t to);  // the bytes, in every layer
   // The bytes of a block, the layers end to end, out of the pool or into it.
   void Read(int32_t block, std::byte* bytes) const;
@@ -50,7 +57,8 @@ class KvBlockPool {
  private:
   Allocator& allocator_;
   std::vector<ops::KvLayout> layouts_;
-  std::vector<Tensor> data_;
+  std::vector<int64_t> begin_;  // of each layer's bytes
+  Tensor data_;
   std::vector<int32_t> references_;
   std::vector<int32_t> free_;
 };

@@ -318,7 +318,7 @@ AttentionPart AttendToPart(Context& ctx, const AttentionPartArgs& args) {
 void AttentionPartGrad(Context& ctx, const AttentionGradArgs& args) { Grad(ctx, args); }
 
 Tensor PagedAttention(Context& ctx, const Tensor& q, const KvView& kv, const AttentionArgs& args,
-                      std::span<const int32_t> query_positions) {
+                      std::span<const int32_t> query_positions, const Tensor& lse) {
   CheckShapes(ctx, q, kv.layout, args);
   const int64_t sequences = static_cast<int64_t>(args.offsets.size()) - 1;
   CADRE_CHECK(kv.sequences() == sequences, "attention: {} contexts for {} sequences",
@@ -343,7 +343,8 @@ Tensor PagedAttention(Context& ctx, const Tensor& q, const KvView& kv, const Att
               .workers = args.workers,
               .offsets = args.offsets,
               .query_positions = query_positions,
-              .out = out},
+              .out = out,
+              .lse = lse},
              args.sinks);
   return out;
 }

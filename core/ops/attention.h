@@ -53,9 +53,10 @@ Var Attention(Context& ctx, const Var& q, const Var& k, const Var& v, const Atte
 
 // Sequence s's queries are its last tokens: offsets[s + 1] - offsets[s] of kv.context_lengths[s],
 // whose keys and values already lie in the view. No gradient. With explicit positions in the view,
-// query_positions [T] is needed; else it may be empty.
+// query_positions [T] is needed; else it may be empty. lse: written where defined, as in
+// AttentionForwardArgs.
 Tensor PagedAttention(Context& ctx, const Tensor& q, const KvView& kv, const AttentionArgs& args,
-                      std::span<const int32_t> query_positions = {});
+                      std::span<const int32_t> query_positions = {}, const Tensor& lse = {});
 
 // Attention to some of the keys: a part, to be put together with what the same queries get of the
 // others. A row that sees none of these keys has zeros and a log-sum-exp of infinity. No gradient

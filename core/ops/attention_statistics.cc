@@ -28,17 +28,37 @@ void Check(const Context& ctx, const AttentionStatisticsArgs& args) {
 }
 
 // Attention itself, for its log-sum-exps; its output is dropped.
-void Run(Context& ctx, const AttentionStatisticsKernelArgs& args) {
+void Attend(Context& ctx, const AttentionForwardArgs& args) {
+  switch (KernelFor(args.q)) {
+    case Kernel::kReference:
+      return AttentionForwardReference(ctx, args);
+    case Kernel::kCpu:
+      return AttentionForwardCpu(ctx, args);
+    case Kernel::kCuda:
+      NoCudaKernel("attention statistics");
+  }
+}
+
+void Observe(Context& ctx, const AttentionStatisticsKernelArgs& args) {
   switch (KernelFor(args.forward.q)) {
     case Kernel::kReference:
-      AttentionForwardReference(ctx, args.forward);
       return AttentionStatisticsReference(ctx, args);
     case Kernel::kCpu:
-      AttentionForwardCpu(ctx, args.forward);
       return AttentionStatisticsCpu(ctx, args);
     case Kernel::kCuda:
       NoCudaKernel("attention statistics");
   }
+}
+
+void FindSums(Context& ctx, AttentionForwardArgs* forward, ParamId sinks) {
+  const Tensor& q = forward->q;
+  const DType dtype = q.dtype() == DType::kF64 ? DType::kF64 : DType::kF32;
+  forward->out = ctx.Empty({q.dim(0), q.dim(1), forward->kv.layout.value_dim}, q.dtype());
+  forward->lse = ctx.Empty({q.dim(0), q.dim(1)}, dtype);
+  if (sinks == kNoParam) return Attend(ctx, *forward);
+  LeasedWeight weight(ctx, sinks, Lease::kForward);
+  forward->sinks = weight.tensor();
+  Attend(ctx, *forward);
 }
 
 }  // namespace
@@ -50,24 +70,17 @@ AttentionStatistics ObserveAttention(Context& ctx, const AttentionStatisticsArgs
   const AttentionStatistics to{ctx.Empty({heads, args.keys}, dtype),
                                ctx.Empty({heads, args.keys}, dtype), ctx.Empty({heads}, dtype)};
   const int32_t offsets[] = {0, static_cast<int32_t>(queries)};
-  AttentionStatisticsKernelArgs kernel{
-      .forward = {.q = args.q,
-                  .kv = args.kv,
-                  .scale = args.scale,
-                  .window = args.sliding_window,
-                  .offsets = offsets,
-                  .query_positions = args.query_positions,
-                  .out = ctx.Empty({queries, heads, args.kv.layout.value_dim}, args.q.dtype()),
-                  .lse = ctx.Empty({queries, heads}, dtype)},
-      .keys = args.keys,
-      .to = to};
-  if (args.sinks == kNoParam) {
-    Run(ctx, kernel);
-  } else {
-    LeasedWeight weight(ctx, args.sinks, Lease::kForward);
-    kernel.forward.sinks = weight.tensor();
-    Run(ctx, kernel);
-  }
+  AttentionStatisticsKernelArgs kernel{.forward = {.q = args.q,
+                                                   .kv = args.kv,
+                                                   .scale = args.scale,
+                                                   .window = args.sliding_window,
+                                                   .offsets = offsets,
+                                                   .query_positions = args.query_positions,
+                                                   .lse = args.lse},
+                                       .keys = args.keys,
+                                       .to = to};
+  if (!args.lse.defined()) FindSums(ctx, &kernel.forward, args.sinks);
+  Observe(ctx, kernel);
   return to;
 }
 

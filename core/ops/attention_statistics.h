@@ -25,6 +25,8 @@ struct AttentionStatisticsArgs {
   // [W]; needed where the view has positions, else empty.
   std::span<const int32_t> query_positions = {};
   int64_t keys = 0;  // n, at most the sequence's slots
+  // [W, H] of these queries, where attention has told it (PagedAttention); else it is found here.
+  Tensor lse;
 };
 struct AttentionStatistics {
   Tensor sum, square;  // [H, n] f32 (f64)

@@ -36,6 +36,7 @@ struct KvLayout {
 
   KvQuantization quantization = KvQuantization::kNone;
 
+  bool operator==(const KvLayout&) const = default;
   bool quantized() const { return quantization != KvQuantization::kNone; }
   bool pairs() const { return dtype == DType::kBF16 || quantized(); }
   int64_t key_pad() const { return pairs() ? (key_dim + 31) / 32 * 32 : key_dim; }
