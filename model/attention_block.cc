@@ -1,10 +1,13 @@
 #include "model/attention_block.h"
 
+#include <numeric>
 #include <optional>
 
 #include "core/ops/activation.h"
 #include "core/ops/attention.h"
 #include "core/ops/columns.h"
+#include "core/ops/elementwise.h"
+#include "core/ops/kv_copy.h"
 #include "core/ops/matmul.h"
 #include "core/ops/rms_norm.h"
 #include "core/ops/rope.h"
@@ -39,8 +42,48 @@ Var Attend(Context& ctx, const Var& q, const Var& k, const Var& v, const Attenti
                      .slots = kv.slots,
                      .data = kv.view.data,
                      .layout = kv.view.layout});
-  return Var{
-      ops::PagedAttention(ctx, q.value, kv.view, args, in.batch.query_positions).Reshape(flat)};
+  if (!in.batch.observe) {
+    return Var{
+        ops::PagedAttention(ctx, q.value, kv.view, args, in.batch.query_positions).Reshape(flat)};
+  }
+  const bool wide = q.value.dtype() == DType::kF64;
+  const Tensor lse = ctx.Empty({q.value.dim(0), q.value.dim(1)}, wide ? DType::kF64 : DType::kF32);
+  const Tensor out =
+      ops::PagedAttention(ctx, q.value, kv.view, args, in.batch.query_positions, lse);
+  in.batch.observe(ctx, {in.layer,
+                         {.q = q.value,
+                          .kv = kv.view,
+                          .scale = args.scale,
+                          .sliding_window = args.sliding_window,
+                          .sinks = sinks,
+                          .lse = lse}});
+  return Var{out.Reshape(flat)};
+}
+
+// k and v of the batch's tokens, the keys not rotated yet.
+void KeepUnrotated(Context& ctx, const Tensor& k, const Tensor& v, const AttentionInputs& in) {
+  if (in.batch.kv.empty()) return;
+  const KvLayer& kv = in.batch.kv[in.layer];
+  if (kv.unrotated_slots.empty()) return;
+  ops::WriteKv(ctx, {.k = k,
+                     .v = v,
+                     .slots = kv.unrotated_slots,
+                     .data = kv.view.data,
+                     .layout = kv.view.layout});
+  for (const KvRotation& rotation : kv.rotations) {
+    const ops::KeptTokens kept = ops::ReadKv(ctx, {rotation.from, kv.view.data, kv.view.layout});
+    std::vector<int32_t> places(rotation.from.size());
+    std::iota(places.begin(), places.end(), 0);
+    const int64_t count = static_cast<int64_t>(places.size());
+    const Var rotated = ops::Rope(
+        ctx, Var{ops::CastTensor(ctx, kept.k, k.dtype())},
+        {.positions = Tensor::Of<int32_t>(*ctx.allocator, {count}, places), .table = &in.rope});
+    ops::WriteKv(ctx, {.k = rotated.value,
+                       .v = ops::CastTensor(ctx, kept.v, v.dtype()),
+                       .slots = rotation.to,
+                       .data = kv.view.data,
+                       .layout = kv.view.layout});
+  }
 }
 
 bool InRing(const Context& ctx) { return ctx.groups != nullptr && ctx.groups->ring; }
@@ -204,8 +247,10 @@ PendingOutput AttentionBlock::Forward(Context& ctx, const Var& x, const Attentio
   };
   const ops::RopeArgs rope{.positions = in.batch.positions, .table = &in.rope};
   k = OwnKvHeads(ctx, clamped(Normalized(ctx, k, k_norm_, spec_.kv_heads)));
+  const Var unrotated = k;
   k = ops::Rope(ctx, k, rope);
   v = OwnKvHeads(ctx, clamped(v).Reshape({v.value.dim(0), kv_projected_, spec_.head_dim}));
+  KeepUnrotated(ctx, unrotated.value, v.value, in);
   std::optional<PendingKeys> keys;
   if (!InRing(ctx)) keys.emplace(ctx, k, v, HeadGroups(in), in);
   q = ops::Rope(ctx, clamped(Normalized(ctx, q, q_norm_, spec_.heads)), rope);

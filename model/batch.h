@@ -3,11 +3,13 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
 #include <vector>
 
+#include "core/ops/attention_statistics.h"
 #include "core/ops/kv_view.h"
 #include "core/ops/permute.h"
 #include "core/tensor.h"
@@ -15,11 +17,28 @@
 
 namespace cadre {
 
+// A sequence whose keys are kept unrotated and take the positions that they have in the cache: key
+// i of `from` is rotated by i into slot to[i], its value as it is.
+struct KvRotation {
+  std::vector<int64_t> from, to;  // slots, oldest first
+};
+
 // One layer's part of a paged cache; borrowed for the length of the call.
 struct KvLayer {
   ops::KvView view;                // S sequences, the batch's tokens counted in
   std::span<const int64_t> slots;  // [T] where the tokens' keys and values go, see ops::WriteKvArgs
+  // [T] where they go besides with the keys unrotated, or empty; of plain attention alone.
+  std::span<const int64_t> unrotated_slots = {};
+  std::span<const KvRotation> rotations = {};  // made once the slots are written
 };
+
+// One layer's queries, after its attention over paged blocks.
+struct LayerQueries {
+  int layer;
+  // q [T, H, dh] and lse of the whole batch, and its view; keys is not set.
+  const ops::AttentionStatisticsArgs& attention;
+};
+using LayerObserver = std::function<void(Context&, const LayerQueries&)>;
 
 // Where context-parallel ranks share a batch's tokens (parallel/zigzag.h): what a rank knows of
 // all.
@@ -47,6 +66,9 @@ struct Batch {
   // Of a batch over itself: keys and values as a cache of this kind would give them back, so that
   // it has the bits of a server with such a cache. No gradient.
   ops::KvQuantization kv_quantization = ops::KvQuantization::kNone;
+
+  // Called for every layer where set: for policies of KV eviction.
+  LayerObserver observe = {};
 
   // Workers that attention's tiles are cut over, see ops::AttentionArgs; changes no bit.
   int attention_workers = 0;

@@ -4,7 +4,6 @@
 #include <chrono>
 
 #include "core/trace.h"
-#include "serving/pooling.h"
 #include "serving/token_report.h"
 
 namespace cadre {
@@ -30,6 +29,7 @@ Engine::Engine(std::unique_ptr<ModelHome> home, const EngineOptions& options)
       home_(std::move(home)),
       vocab_(home_->model()->spec().vocab),
       hidden_(home_->model()->spec().hidden),
+      latent_(HasLatentAttention(home_->model()->spec())),
       load_(home_->model()->spec()),
       bounds_({.sequences = static_cast<size_t>(options.max_queue_size) +
                             static_cast<size_t>(options.max_num_seqs),
@@ -99,6 +99,7 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(std::unique_ptr<ModelHome
                                                   .max_num_seqs = options.max_num_seqs,
                                                   .ranks = options.ranks != nullptr}));
   }
+  CADRE_RETURN_IF_ERROR(CheckEviction(options.eviction, model.spec(), engine->eviction_deps()));
   engine->last_step_ = Now();
   engine->weight_version_ = static_cast<int64_t>(model.parameters().version());
   engine->thread_ = std::thread(&Engine::Loop, engine.get());
@@ -118,11 +119,16 @@ void Engine::Stop() {
 
 absl::Status Engine::Submit(std::vector<GenerationRequest> requests,
                             std::shared_ptr<EventSink> sink) {
-  // Admissible reads what Create fixed, so any thread may call it.
+  // These read what Create fixed, so any thread may call them.
+  std::vector<std::unique_ptr<EvictingSequence>> evicting;
   for (const GenerationRequest& request : requests) {
     const int64_t tokens =
         request.prompt == nullptr ? 0 : static_cast<int64_t>(request.prompt->size());
-    CADRE_RETURN_IF_ERROR(scheduler_->Admissible(tokens, request.sampling));
+    std::unique_ptr<EvictingSequence>& kept = evicting.emplace_back();
+    if (tokens > 0) {
+      CADRE_ASSIGN_OR_RETURN(kept, MakeEvicting(request, options_.eviction, eviction_deps()));
+    }
+    CADRE_RETURN_IF_ERROR(scheduler_->Admissible(tokens, request.sampling, kept.get()));
     for (int32_t id : *request.prompt) {
       if (id < 0 || id >= vocab_)
         return InvalidArgument("prompt: token id {}, allowed are 0 to {}", id, vocab_ - 1);
@@ -134,9 +140,11 @@ absl::Status Engine::Submit(std::vector<GenerationRequest> requests,
   if (std::string asleep = sleep_.Refusal(); !asleep.empty()) return Unavailable("{}", asleep);
   const double now = Now();
   CADRE_RETURN_IF_ERROR(bounds_.Enter(requests, now));
-  for (GenerationRequest& request : requests) {
+  for (size_t i = 0; i < requests.size(); ++i) {
+    GenerationRequest& request = requests[i];
     auto sequence = std::make_unique<Sequence>();
     sequence->tokens = *request.prompt;
+    sequence->evicting = std::move(evicting[i]);
     sequence->request = std::move(request);
     sequence->sink = sink;
     sequence->submitted = now;
@@ -269,32 +277,15 @@ void Engine::EndAll(FinishReason reason, const absl::Status& error) {
   RefuseSleepers();
 }
 
-absl::Status Engine::Step(std::span<const ScheduledChunk> chunks) {
-  const StepPlan plan = BuildStepPlan(chunks, *cache_);
-  TraceScope scope(options_.trace, "step",
-                   {{"sequences", chunks.size()}, {"tokens", plan.tokens()}});
-  CADRE_RETURN_IF_ERROR(
-      Tell({.kind = StepKind::kRun, .weight_version = weight_version(), .plan = plan}));
-  for (const KvCopy& copy : plan.copies) cache_->Copy(copy);
-  StepForward forward(ctx_, *home_->model(), options_.ranks);
-  forward.Run(plan, cache_->pool(), options_.attention_workers);
-  CADRE_RETURN_IF_ERROR(Failure());
-  load_.Count(forward.routing());
-  for (size_t i = 0; i < chunks.size(); ++i) {
-    Sequence& sequence = *chunks[i].sequence;
-    if (sequence.request.sampling.prompt_logprobs >= 0)
-      ReportPrompt(forward, chunks[i], plan.offsets[i]);
-    Commit(sequence, std::min(chunks[i].end(), sequence.known_tokens()));
-  }
-  for (size_t i = 0; i < chunks.size(); ++i) {
-    const RowRange rows = PooledRows(chunks[i]);
-    if (rows.count == 0) continue;
-    PoolHidden(ctx_, chunks[i], forward.Hidden({plan.offsets[i] + rows.begin, rows.count}));
-  }
-  return Sample(forward, chunks, plan);
+EvictionDeps Engine::eviction_deps() const {
+  return {.pool = cache_->pool(),
+          .latent = latent_,
+          .speculation = speculation_ != nullptr,
+          .ranks = options_.ranks != nullptr};
 }
 
 void Engine::Commit(Sequence& sequence, int64_t tokens) {
+  if (sequence.evicting != nullptr) return;  // what it stores it keeps to itself
   cache_->Commit(sequence.kv, std::span(sequence.tokens).first(static_cast<size_t>(tokens)));
 }
 

@@ -24,6 +24,7 @@
 #include "memory/kv_cache.h"
 #include "serving/event_outbox.h"
 #include "serving/expert_load.h"
+#include "serving/kv_budget.h"
 #include "serving/kv_plan.h"
 #include "serving/logit_rows.h"
 #include "serving/model_home.h"
@@ -56,7 +57,8 @@ struct EngineOptions {
   int64_t kv_cache_memory_bytes =
       0;  // 0: what max_num_seqs contexts need, at most a quarter of the RAM
   bool enable_prefix_caching = true;  // changes no bit
-  KvTierOptions kv_tiers;             // where cached prefixes go that leave the KV cache
+  EvictionOptions eviction;
+  KvTierOptions kv_tiers;  // where cached prefixes go that leave the KV cache
   int max_queue_size = 256;
   int max_requests_per_key = 0;  // that run or wait; 0: no bound
   int attention_workers = 0;     // 0: as many as keep the threads busy; changes no bit
@@ -109,6 +111,14 @@ class Engine : public EngineClient {
   // Moves what came in to the scheduler; waits where there is nothing to do. False: stop.
   bool TakeInput();
   absl::Status Step(std::span<const ScheduledChunk> chunks);
+  // The forward of chunks that are not read by layers, and what it tells of their prompts.
+  absl::Status RunChunks(StepForward& forward, std::span<const ScheduledChunk> chunks,
+                         const StepPlan& plan);
+  // Reads shares of evicting sequences' prompts; those that are whole now are sampled with the
+  // rest.
+  void ReadShares(StepForward& forward, std::span<const ScheduledChunk> shares,
+                  std::vector<ScheduledChunk>* chunks, StepPlan* plan);
+  EvictionDeps eviction_deps() const;
   // Tells the other ranks, if any, what all of them do now; numbers the message.
   absl::Status Tell(StepMessage message);
   absl::Status Sample(StepForward& forward, std::span<const ScheduledChunk> chunks,
@@ -155,6 +165,7 @@ class Engine : public EngineClient {
   EngineOptions options_;
   std::unique_ptr<ModelHome> home_;
   const int64_t vocab_, hidden_;
+  const bool latent_;
   HostAllocator allocator_;
   PackedWeights packed_;
   Context ctx_;

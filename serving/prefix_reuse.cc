@@ -10,7 +10,7 @@ namespace {
 const Sequence* FindSibling(const Sequence& sequence,
                             std::span<const std::unique_ptr<Sequence>> running) {
   const auto same = [&](const std::unique_ptr<Sequence>& other) {
-    return other->request.prompt == sequence.request.prompt &&
+    return other->evicting == nullptr && other->request.prompt == sequence.request.prompt &&
            other->request.cache_salt == sequence.request.cache_salt;
   };
   const auto it = std::ranges::find_if(running, same);
@@ -31,6 +31,10 @@ int64_t ReusableTokens(const Sequence& sequence) {
 
 bool ReusePrefix(KvCache& cache, Sequence& sequence,
                  std::span<const std::unique_ptr<Sequence>> running) {
+  if (sequence.evicting != nullptr) {
+    sequence.evicting->AttachPrefix(cache, {.salt = sequence.request.cache_salt}, sequence.tokens);
+    return true;
+  }
   const int64_t limit = ReusableTokens(sequence);
   const bool fresh = cache.prefix_caching() && sequence.generated() == 0 && limit > 0;
   if (const Sequence* sibling = fresh ? FindSibling(sequence, running) : nullptr) {

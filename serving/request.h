@@ -66,6 +66,10 @@ struct GenerationRequest {
   // number of requests.
   std::shared_ptr<const CompiledGrammar> grammar;
   Pooling pooling = Pooling::kNone;
+  // Keys and values to keep, per layer and KV head on the average, and the policy that says which
+  // (memory/kv_eviction.h); 0 and empty: as the deployment has it.
+  int64_t kv_budget = 0;
+  std::string kv_eviction;
   // Whose request it is, for fair shares and bounds by key: a name of the API key, never the key.
   std::string tenant;
 };

@@ -15,9 +15,6 @@ constexpr int kPromptsAtOnce = 4;
 constexpr int64_t kLeastPromptPart = 4;  // of max_num_mixed_tokens
 constexpr int64_t kAny = std::numeric_limits<int64_t>::max();
 
-int64_t Unread(const Sequence& s) { return s.known_tokens() - s.kv.stored(); }
-bool Decodes(const Sequence& s) { return Unread(s) == 1; }
-
 // The last token that a sequence may have is never computed.
 int64_t MostTokens(const Sequence& s) {
   return s.prompt_tokens() + std::max(s.request.sampling.max_tokens - 1, 0);
@@ -31,13 +28,20 @@ Scheduler::Scheduler(const SchedulerOptions& options, KvCache& cache)
       cache_(cache),
       policy_(MakeQueuePolicy(options.queue)) {}
 
-absl::Status Scheduler::Admissible(int64_t prompt_tokens, const SamplingParams& sampling) const {
+absl::Status Scheduler::Admissible(int64_t prompt_tokens, const SamplingParams& sampling,
+                                   const EvictingSequence* evicting) const {
   if (prompt_tokens < 1) return InvalidArgument("prompt: 0 tokens, at least 1 is needed");
   const int64_t total = prompt_tokens + sampling.max_tokens;
   if (total > options_.max_context) {
     return InvalidArgument(
         "prompt of {} tokens and max_tokens {} are {} together, over the context of {}",
         prompt_tokens, sampling.max_tokens, total, options_.max_context);
+  }
+  if (evicting != nullptr) {
+    if (evicting->blocks() <= cache_.blocks()) return absl::OkStatus();
+    return InvalidArgument(
+        "kv_budget: a prompt of {} tokens needs {} blocks with it, the KV cache has {}",
+        prompt_tokens, evicting->blocks(), cache_.blocks());
   }
   const int64_t capacity = cache_.blocks() * cache_.block_size();
   if (total > capacity) {
@@ -57,6 +61,7 @@ void Scheduler::Add(std::unique_ptr<Sequence> sequence) {
 void Scheduler::PreemptLast() {
   std::unique_ptr<Sequence> last = std::move(running_.back());
   running_.pop_back();
+  if (last->evicting != nullptr) last->evicting->GiveWay(cache_);
   cache_.Free(last->kv);
   ++last->preemptions;
   ++preemptions_;
@@ -75,6 +80,12 @@ bool Scheduler::Reserve(size_t index, int64_t tokens) {
 
 bool Scheduler::Take(size_t index, int64_t tokens, Plans* plan) {
   Sequence& sequence = *running_[index];
+  if (EvictingSequence* evicting = sequence.evicting.get()) {
+    if (!Reserve(index, evicting->blocks() * cache_.block_size())) return false;
+    evicting->Hold(sequence.kv.blocks());
+    plan->push_back({&sequence, sequence.known_tokens() - 1, tokens, !evicting->read()});
+    return true;
+  }
   const int64_t begin = sequence.kv.stored();
   if (!Reserve(index, begin + tokens)) return false;
   plan->push_back({&sequence, begin, tokens});
@@ -82,14 +93,16 @@ bool Scheduler::Take(size_t index, int64_t tokens, Plans* plan) {
 }
 
 int64_t Scheduler::BlocksToGrow(const Sequence& s, int64_t growth) const {
+  // All that it will ever need, at once.
+  if (s.evicting != nullptr) return s.kv.blocks().empty() ? s.evicting->blocks() : 0;
   const int64_t goal =
       std::min(s.known_tokens() + growth, std::max(MostTokens(s), s.known_tokens()));
   return cache_.BlocksNeeded(s.kv, goal);
 }
 
 bool Scheduler::Fits(const Sequence& next) const {
-  int64_t unread = Unread(next);
-  for (const auto& s : running_) unread += Unread(*s);
+  int64_t unread = next.unread();
+  for (const auto& s : running_) unread += s->unread();
   // While prompts are read the others grow by a token a step.
   const int64_t spare = std::max<int64_t>(RoomForPrompts(running()), 1);
   const int64_t reserve = options_.growth_reserve << std::min(next.preemptions, 20);
@@ -103,11 +116,18 @@ bool Scheduler::Fits(const Sequence& next) const {
 // Where it comes for the first time: what it had computed itself before it gave way is no hit.
 void Scheduler::CountAdmitted(double now, Sequence* sequence) {
   sequence->scheduled = now;
-  sequence->first_event.cached_tokens = static_cast<int>(sequence->kv.stored());
+  const int64_t cached =
+      sequence->evicting != nullptr ? sequence->evicting->prefix_tokens() : sequence->kv.stored();
+  sequence->first_event.cached_tokens = static_cast<int>(cached);
   prefix_queries_ += sequence->prompt_tokens();
-  prefix_hits_ += sequence->kv.stored();
+  prefix_hits_ += cached;
   policy_->Left(*sequence);
-  policy_->Charge(*sequence, Unread(*sequence), 0);
+  policy_->Charge(*sequence, sequence->unread(), 0);
+}
+
+void Scheduler::Release(Sequence& sequence) {
+  if (sequence.evicting != nullptr) sequence.evicting->Release(cache_);
+  cache_.Free(sequence.kv);
 }
 
 Sequence* Scheduler::Admit(double now, int64_t most_unread) {
@@ -116,8 +136,8 @@ Sequence* Scheduler::Admit(double now, int64_t most_unread) {
       waiting_, [this](const auto& a, const auto& b) { return policy_->Before(*a, *b); });
   Sequence* admitted = next->get();
   if (!ReusePrefix(cache_, *admitted, running_)) return nullptr;
-  if (Unread(*admitted) > most_unread || (!running_.empty() && !Fits(*admitted))) {
-    cache_.Free(admitted->kv);
+  if (admitted->unread() > most_unread || (!running_.empty() && !Fits(*admitted))) {
+    Release(*admitted);
     return nullptr;
   }
   if (admitted->preemptions == 0) CountAdmitted(now, admitted);
@@ -131,14 +151,14 @@ Sequence* Scheduler::Admit(double now, int64_t most_unread) {
 void Scheduler::AdmitMixed(double now, int64_t room) {
   int64_t unread = 0, reading = 0;
   for (const auto& s : running_) {
-    if (Decodes(*s)) continue;
-    unread += Unread(*s);
+    if (s->decodes()) continue;
+    unread += s->unread();
     ++reading;
   }
   while (reading < room && (reading < kPromptsAtOnce || unread < room)) {
     const Sequence* admitted = Admit(now, kAny);
     if (admitted == nullptr) return;
-    unread += Unread(*admitted);
+    unread += admitted->unread();
     ++reading;
   }
 }
@@ -152,7 +172,7 @@ int64_t Scheduler::RoomForPrompts(int64_t decodes) const {
 
 void Scheduler::PlanDecodes(Plans* plan) {
   for (size_t i = 0; i < running_.size(); ++i) {
-    if (Decodes(*running_[i])) Take(i, 1, plan);
+    if (running_[i]->decodes()) Take(i, 1, plan);
   }
 }
 
@@ -167,7 +187,7 @@ void Scheduler::PlanPrompts(int64_t room, Plans* plan) {
       continue;
     }
     readers.push_back(i);
-    left.push_back(Unread(*running_[i]));
+    left.push_back(running_[i]->unread());
   }
   // More may read than there is room for since others came to decode.
   room = std::max(room, static_cast<int64_t>(readers.size()));
@@ -180,7 +200,7 @@ void Scheduler::PlanPrompts(int64_t room, Plans* plan) {
 void Scheduler::PlanWholePrompts(double now, Plans* plan) {
   int64_t room = options_.max_num_batched_tokens;
   while (const Sequence* admitted = Admit(now, plan->empty() ? kAny : room)) {
-    const int64_t tokens = Unread(*admitted);
+    const int64_t tokens = admitted->unread();
     const auto place = std::ranges::find(running_, admitted, &std::unique_ptr<Sequence>::get);
     if (!Take(static_cast<size_t>(place - running_.begin()), tokens, plan)) return;
     room -= tokens;
@@ -202,6 +222,7 @@ std::vector<ScheduledChunk> Scheduler::Plan(double now) {
                 [](const ScheduledChunk& chunk) { return chunk.sequence->kv.blocks().empty(); });
   for (const ScheduledChunk& chunk : plan) {
     Sequence& s = *chunk.sequence;
+    if (chunk.by_layers) continue;
     recomputed_tokens_ +=
         std::max<int64_t>(std::min(chunk.end(), s.computed_most) - chunk.begin, 0);
     s.computed_most = std::max(s.computed_most, chunk.end());
@@ -221,7 +242,7 @@ std::unique_ptr<Sequence> Scheduler::Remove(uint64_t id) {
     waiting_.erase(it);
     if (removed->preemptions == 0) policy_->Left(*removed);
   }
-  if (removed != nullptr) cache_.Free(removed->kv);
+  if (removed != nullptr) Release(*removed);
   return removed;
 }
 

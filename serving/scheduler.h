@@ -48,7 +48,8 @@ class Scheduler {
   Scheduler(const SchedulerOptions& options, KvCache& cache);
 
   // kInvalidArgument: over the context; kResourceExhausted: over all blocks there are.
-  absl::Status Admissible(int64_t prompt_tokens, const SamplingParams& sampling) const;
+  absl::Status Admissible(int64_t prompt_tokens, const SamplingParams& sampling,
+                          const EvictingSequence* evicting = nullptr) const;
 
   void Add(std::unique_ptr<Sequence> sequence);
   // The next step's work, with blocks for it; empty where there is nothing to do. Whoever asks runs
@@ -87,6 +88,7 @@ class Scheduler {
   // `most_unread` tokens to read keeps waiting, and those behind it do.
   Sequence* Admit(double now, int64_t most_unread);
   void CountAdmitted(double now, Sequence* sequence);
+  void Release(Sequence& sequence);
   bool Fits(const Sequence& next) const;
   int64_t BlocksToGrow(const Sequence& sequence, int64_t growth) const;
 

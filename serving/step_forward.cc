@@ -1,5 +1,7 @@
 #include "serving/step_forward.h"
 
+#include <cstring>
+
 #include "parallel/groups.h"
 
 namespace cadre {
@@ -24,8 +26,10 @@ Var StepForward::Receive(const Batch& batch, int stage) {
   return {x};
 }
 
-void StepForward::Run(const StepPlan& plan, const KvBlockPool& pool, int attention_workers) {
+void StepForward::Run(const StepPlan& plan, const KvBlockPool& pool, int attention_workers,
+                      const LayerObserver& observe) {
   Batch batch = MakeBatch(*ctx_.allocator, plan, pool);
+  batch.observe = observe;
   batch.attention_workers = attention_workers;
   const int stage = model_.decoder().part().stages.front();
   DecoderOutput out = model_.decoder().ForwardStage(ctx_, stage, Receive(batch, stage), batch);
@@ -34,6 +38,15 @@ void StepForward::Run(const StepPlan& plan, const KvBlockPool& pool, int attenti
   if (model_.decoder().part().last()) return;
   Communicator& group = *PipelineGroup(ctx_);
   Landed(ctx_, *group.Send(hidden_, group.rank() + 1, kHiddenLabel), kHiddenLabel);
+}
+
+int64_t StepForward::Join(const Tensor& row) {
+  const int64_t before = hidden_.defined() ? hidden_.dim(0) : 0;
+  const Tensor all = ctx_.Empty({before + 1, row.dim(1)}, row.dtype());
+  if (before > 0) std::memcpy(all.raw(), hidden_.raw(), hidden_.bytes());
+  std::memcpy(all.raw() + before * static_cast<int64_t>(row.bytes()), row.raw(), row.bytes());
+  hidden_ = all;
+  return before;
 }
 
 LogitRows StepForward::Logits(const RowRange& rows) {

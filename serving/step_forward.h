@@ -32,7 +32,10 @@ class StepForward {
       : ctx_(ctx), model_(model), ranks_(ranks) {}
 
   // The plan is checked (step_message.h). attention_workers: see Batch.
-  void Run(const StepPlan& plan, const KvBlockPool& pool, int attention_workers);
+  void Run(const StepPlan& plan, const KvBlockPool& pool, int attention_workers,
+           const LayerObserver& observe = {});
+  // Adds a hidden state [1, D] to the last Run's, or to none; returns its row. In one process.
+  int64_t Join(const Tensor& row);
   // Of rows of the last Run.
   LogitRows Logits(const RowRange& rows);
   LogitRows Logits(std::span<const int64_t> rows);

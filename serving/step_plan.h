@@ -15,12 +15,16 @@
 
 namespace cadre {
 
-// Where the sequences' keys and values lie in the pool.
+// Where the sequences' keys and values lie in the pool. A block is one of all layers or, where
+// layers have tables of their own, a unit of the pool (KvBlockPool::Unit).
 struct KvTable {
   int64_t stride = 0;
   std::vector<int32_t> blocks;           // [S, stride] ids; past a sequence's own anything
   std::vector<int32_t> context_lengths;  // [S] slots in use, the step's tokens included
   std::vector<int64_t> slots;            // [T] where the step's tokens go, see ops::WriteKvArgs
+  // Of sequences whose keys are kept unrotated, see KvLayer; not told to other ranks.
+  std::vector<int64_t> unrotated_slots;
+  std::vector<KvRotation> rotations;
 };
 
 // Rows [begin, begin + count) of a step's tokens.
@@ -52,13 +56,14 @@ struct PlannedTokens {
   const KvSequence* kv;
   std::span<const int32_t> tokens;
   int64_t begin;
+  const EvictingSequence* evicting = nullptr;  // where it evicts: one token, which was appended
 };
 
 // The plan of such runs, one a sequence; nothing is sampled. Takes the copies that the cache asks
 // for.
 StepPlan PlanTokens(std::span<const PlannedTokens> runs, KvCache& cache);
 
-// The plan of the chunks, in their order, each with room for its tokens in `cache`.
+// The plan of the chunks, in their order, each with room for its tokens in `cache`; none by layers.
 StepPlan BuildStepPlan(std::span<const ScheduledChunk> chunks, KvCache& cache);
 
 // What the decoder runs. Borrows the plan's tables and the pool; both outlive the batch.

@@ -2,6 +2,8 @@
 
 #include <cstring>
 
+#include "core/parallel_for.h"
+
 namespace cadre::ops {
 namespace {
 
@@ -50,6 +52,30 @@ void CopyKvSlot(const KvLayout& layout, const std::byte* from_head, int64_t from
        ScaleRuns(layout.key_scales_at(), to, keys));
   Copy(from_head, ScaleRuns(layout.value_scales_at(), from, values), to_head,
        ScaleRuns(layout.value_scales_at(), to, values));
+}
+
+KeptTokens ReadKv(Context& ctx, const ReadKvArgs& args) {
+  const KvLayout& layout = args.layout;
+  CADRE_CHECK(!layout.quantized(), "read_kv of codes");
+  const auto count = static_cast<int64_t>(args.slots.size()), heads = int64_t{layout.kv_heads};
+  const KeptTokens kept{ctx.Empty({count, heads, layout.key_dim}, layout.dtype),
+                        ctx.Empty({count, heads, layout.value_dim}, layout.dtype)};
+  VisitFloat(layout.dtype, [&](auto type) {
+    using T = decltype(type);
+    ParallelFor(ctx, count, 16, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin * heads; i < end * heads; ++i) {
+        const int64_t slot = args.slots[i / heads], in = slot % layout.block_size;
+        const T* from =
+            reinterpret_cast<const T*>(args.data + slot / layout.block_size * layout.block_bytes() +
+                                       i % heads * layout.head_bytes());
+        T* k = kept.k.template data<T>() + i * layout.key_dim;
+        T* v = kept.v.template data<T>() + i * layout.value_dim;
+        for (int64_t d = 0; d < layout.key_dim; ++d) k[d] = from[layout.KeyOffset(in, d)];
+        for (int64_t d = 0; d < layout.value_dim; ++d) v[d] = from[layout.ValueOffset(in, d)];
+      }
+    });
+  });
+  return kept;
 }
 
 }  // namespace cadre::ops

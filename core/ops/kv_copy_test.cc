@@ -2,9 +2,11 @@
 
 #include <gtest/gtest.h>
 
+#include <cstring>
 #include <vector>
 
 #include "core/host_allocator.h"
+#include "core/ops/attention_test_util.h"
 #include "core/random.h"
 
 namespace cadre::ops {
@@ -69,6 +71,23 @@ TEST(CopyKvSlot, MovesOneSlotAndNoOther) {
       CopyKvSlot(blocks.layout, blocks.head(0), 9, blocks.head(0), 2);
       EXPECT_EQ(blocks.Slot(0, 2), kept);
     }
+  }
+}
+
+TEST(ReadKvTest, GivesBackWhatWasWritten) {
+  HostAllocator allocator;
+  Context ctx{.allocator = &allocator, .threads = 2};
+  for (DType dtype : {DType::kBF16, DType::kF32, DType::kF64}) {
+    const KvLayout layout{dtype, 2, 80, 48, 16};
+    std::vector<std::byte> bytes(3 * KvBlockBytes(layout));
+    const Tensor k = testing_attention::Normal(ctx, {40, 2, 80}, dtype, 1);
+    const Tensor v = testing_attention::Normal(ctx, {40, 2, 48}, dtype, 2);
+    std::vector<int64_t> slots;
+    for (int64_t i = 0; i < 40; ++i) slots.push_back((i * 7 + 3) % 48);
+    WriteKv(ctx, {k, v, slots, bytes.data(), layout});
+    const KeptTokens kept = ReadKv(ctx, {slots, bytes.data(), layout});
+    EXPECT_EQ(std::memcmp(kept.k.raw(), k.raw(), k.bytes()), 0);
+    EXPECT_EQ(std::memcmp(kept.v.raw(), v.raw(), v.bytes()), 0);
   }
 }
 

@@ -1,0 +1,205 @@
+#include "serving/evicting_sequence.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "model/model.h"
+
+namespace cadre {
+namespace {
+
+using Queries = KvEvictionPolicy::Queries;
+
+// Of a prompt, at a time: enough for matrix products to run well, few enough that others' tokens
+// wait for little more than their share.
+constexpr int64_t kChunk = 256;
+
+ops::KvView OneSequence(const ops::KvView& view, int64_t sequence) {
+  ops::KvView one = view;
+  one.block_tables = view.block_tables.subspan(static_cast<size_t>(sequence * view.table_stride),
+                                               static_cast<size_t>(view.table_stride));
+  one.context_lengths = view.context_lengths.subspan(static_cast<size_t>(sequence), 1);
+  return one;
+}
+
+// The sum over calls of one layer, whose later ones see more keys.
+void Add(KeyAttention* to, const KeyAttention& more, int64_t keys) {
+  to->kv_heads = more.kv_heads;
+  to->keys = keys;
+  to->mean.resize(static_cast<size_t>(more.kv_heads * keys));
+  for (int64_t h = 0; h < more.kv_heads; ++h) {
+    for (int64_t j = 0; j < more.keys; ++j) {
+      to->mean[static_cast<size_t>(h * keys + j)] +=
+          more.mean[static_cast<size_t>(h * more.keys + j)];
+    }
+  }
+}
+
+}  // namespace
+
+EvictingSequence::EvictingSequence(const KvBlockPool& pool,
+                                   std::unique_ptr<const KvEvictionPolicy> policy,
+                                   const EvictionShape& shape, int64_t answer_tokens)
+    : pool_(pool), policy_(std::move(policy)), shape_(shape), answer_tokens_(answer_tokens) {
+  Begin();
+}
+
+void EvictingSequence::Begin() {
+  kept_.emplace(pool_, *policy_, shape_, answer_tokens_);
+  hidden_.clear();
+  bounds_.clear();
+  attention_ = {};
+  chunk_ = 0;
+  layer_ = 0;
+}
+
+int64_t EvictingSequence::AttachPrefix(KvCache& cache, const PrefixRoot& root,
+                                       std::span<const int32_t> prompt) {
+  const bool windowed =
+      policy_->observed() == Queries::kWindow || policy_->observed() == Queries::kNewest;
+  if (!windowed || layer_ > 0 || kept_->swapped()) return 0;
+  cache.Free(prefix_);
+  const int64_t seen = std::max<int64_t>(policy_->window(), 1);
+  const int64_t limit = (shape_.tokens - seen) / cache.block_size() * cache.block_size();
+  if (limit <= 0) return 0;
+  cache.Attach(prefix_, root, prompt, limit);
+  // Its own blocks must fit beside them.
+  if (blocks() + static_cast<int64_t>(prefix_.blocks().size()) > cache.blocks()) {
+    cache.Free(prefix_);
+  }
+  return prefix_.stored();
+}
+
+void EvictingSequence::GiveWay(KvCache& cache) {
+  if (!read() && prefix_.stored() > 0) {
+    cache.Free(prefix_);
+    return Begin();
+  }
+  if (kept_->holds()) kept_->SwapOut();
+}
+
+int64_t EvictingSequence::unread() const {
+  if (read()) return 1;
+  const int64_t begin = prefix_.stored(), layers = shape_.layers;
+  const int64_t done = bounds_.empty() ? 0 : bounds_[chunk_] - begin;
+  const int64_t left = (layers - layer_) * (shape_.tokens - begin) - done;
+  return std::max<int64_t>((left + layers - 1) / layers, 1);
+}
+
+int32_t EvictingSequence::Position(int64_t index) const {
+  return static_cast<int32_t>(policy_->positions_in_cache() ? kept_->count(0) - 1 : index);
+}
+
+void EvictingSequence::Read(const Reading& reading, int64_t tokens) {
+  const int64_t begin = prefix_.stored(), all = shape_.tokens - begin;
+  if (bounds_.empty()) {
+    // The last chunk takes the rest, so that it has the whole window.
+    for (int64_t i = 0; i < std::max<int64_t>(all / kChunk, 1); ++i) {
+      bounds_.push_back(begin + i * kChunk);
+    }
+    hidden_.resize(bounds_.size());
+    bounds_.push_back(shape_.tokens);
+  }
+  int64_t share = std::min(tokens, shape_.tokens) * shape_.layers;
+  while (!read() && share > 0) {
+    share -= bounds_[chunk_ + 1] - bounds_[chunk_];
+    ReadChunk(reading);
+  }
+}
+
+Batch EvictingSequence::ChunkOf(const Reading& reading, int64_t begin, int64_t end) const {
+  Batch batch;
+  const std::span<const int32_t> ids =
+      reading.prompt.subspan(static_cast<size_t>(begin), static_cast<size_t>(end - begin));
+  std::vector<int32_t> positions;
+  for (int64_t i = begin; i < end; ++i) positions.push_back(static_cast<int32_t>(i));
+  Allocator& allocator = *reading.ctx.allocator;
+  batch.ids = Tensor::Of<int32_t>(allocator, {end - begin}, ids);
+  batch.positions = Tensor::Of<int32_t>(allocator, {end - begin}, positions);
+  batch.offsets = {0, static_cast<int32_t>(end - begin)};
+  batch.attention_workers = reading.attention_workers;
+  return batch;
+}
+
+void EvictingSequence::ReadChunk(const Reading& reading) {
+  const int layer = static_cast<int>(layer_);
+  const int64_t begin = bounds_[chunk_], end = bounds_[chunk_ + 1];
+  if (chunk_ == 0) {
+    const auto shared = static_cast<size_t>(prefix_.stored() / pool_.block_size());
+    kept_->BeginLayer(layer, prefix_.blocks().first(shared));
+  }
+  Batch batch = ChunkOf(reading, begin, end);
+  std::vector<int64_t> slots, unrotated;
+  for (int64_t i = begin; i < end; ++i) {
+    slots.push_back(kept_->Slot(layer, i));
+    if (policy_->positions_in_cache()) unrotated.push_back(kept_->RawSlot(layer, i));
+  }
+  const auto length = static_cast<int32_t>(end);
+  batch.kv.resize(static_cast<size_t>(shape_.layers));
+  batch.kv[static_cast<size_t>(layer)] = {
+      .view = {.data = pool_.data(0),
+               .layout = pool_.layout(0),
+               .block_tables = kept_->table(layer),
+               .table_stride = static_cast<int64_t>(kept_->table(layer).size()),
+               .context_lengths = std::span(&length, 1)},
+      .slots = slots,
+      .unrotated_slots = unrotated};
+  batch.observe = [&](Context& ctx, const LayerQueries& queries) {
+    Observe(ctx, queries, begin, end);
+  };
+  Var& hidden = hidden_[chunk_];
+  hidden =
+      reading.model.decoder().ForwardLayers(reading.ctx, {layer, layer + 1}, hidden, batch).hidden;
+  if (++chunk_ < hidden_.size()) return;
+  EndLayer(reading.cache);
+}
+
+void EvictingSequence::Observe(Context& ctx, const LayerQueries& queries, int64_t begin,
+                               int64_t end) {
+  const Queries observed = policy_->observed();
+  const bool all = observed == Queries::kAll;
+  attention_.kv_heads = pool_.layout(0).kv_heads;
+  attention_.keys = shape_.tokens;
+  if (observed == Queries::kNone) return;
+  if (!all && (end < shape_.tokens || !kept_->evicts_prompt())) return;
+  const int64_t rows = all ? end - begin : std::max<int64_t>(policy_->window(), 1);
+  ops::AttentionStatisticsArgs args = queries.attention;
+  args.q = args.q.Narrow(end - begin - rows, rows);
+  args.lse = args.lse.Narrow(end - begin - rows, rows);
+  args.keys = observed == Queries::kWindow ? end - rows : end;
+  const KeyAttention found =
+      KeyAttentionOf(ops::ObserveAttention(ctx, args), rows, attention_.kv_heads, all);
+  if (all) {
+    Add(&attention_, found, shape_.tokens);
+  } else {
+    attention_ = found;
+  }
+}
+
+void EvictingSequence::EndLayer(KvCache& cache) {
+  kept_->EndLayer(static_cast<int>(layer_), std::exchange(attention_, {}));
+  chunk_ = 0;
+  if (++layer_ < shape_.layers) return;
+  const Tensor& last = hidden_.back().value;
+  last_hidden_ = last.Narrow(last.dim(0) - 1, 1);
+  hidden_.clear();
+  cache.Free(prefix_);
+}
+
+void EvictingSequence::Settle(Context& ctx, const LayerQueries& queries, int64_t row,
+                              int64_t sequence) {
+  if (!policy_->evicts_answers()) return;
+  KeyAttention attention;
+  if (policy_->observed() != Queries::kNone) {
+    ops::AttentionStatisticsArgs args = queries.attention;
+    args.q = args.q.Narrow(row, 1);
+    args.lse = args.lse.Narrow(row, 1);
+    args.kv = OneSequence(args.kv, sequence);
+    args.keys = kept_->count(queries.layer);
+    attention = KeyAttentionOf(ops::ObserveAttention(ctx, args), 1, pool_.layout(0).kv_heads,
+                               policy_->observed() == Queries::kAll);
+  }
+  kept_->Settle(queries.layer, attention);
+}
+
+}  // namespace cadre
