@@ -157,6 +157,16 @@ absl::StatusOr<ops::KvQuantization> ToKvQuantization(const config::ServeConfig& 
   return parse("");
 }
 
+static EvictionOptions ToEviction(const config::KvEvictionConfig& config) {
+  return {
+      .policy = config.policy(),
+      .budget = config.budget(),
+      .least_budget = config.min_budget(),
+      .most_budget = config.max_budget(),
+      .cake = {
+          .tau1 = config.cake_tau1(), .tau2 = config.cake_tau2(), .gamma = config.cake_gamma()}};
+}
+
 absl::StatusOr<EngineOptions> ToEngineOptions(const config::ServeConfig& config,
                                               const Compute& compute, Trace* trace) {
   CADRE_ASSIGN_OR_RETURN(const ops::KvQuantization quantization,
@@ -174,6 +184,7 @@ absl::StatusOr<EngineOptions> ToEngineOptions(const config::ServeConfig& config,
       .kv_quantization = quantization,
       .kv_cache_memory_bytes = config.kv_cache_memory_bytes(),
       .enable_prefix_caching = config.enable_prefix_caching(),
+      .eviction = ToEviction(config.kv_eviction()),
       .kv_tiers = {.host_bytes = config.kv_host_cache_bytes(),
                    .disk_bytes = config.kv_disk_cache_bytes(),
                    .disk_path = config.kv_disk_cache_path(),

@@ -39,22 +39,24 @@ absl::Status CheckEviction(const EvictionOptions& options, const DecoderSpec& sp
                            const EvictionDeps& deps) {
   if (options.policy.empty()) {
     if (options.budget == 0) return absl::OkStatus();
-    return InvalidArgument("kv_budget: {}, and kv_eviction names no policy", options.budget);
+    return InvalidArgument("kv_eviction.budget: {}, and kv_eviction.policy names none",
+                           options.budget);
   }
   CADRE_ASSIGN_OR_RETURN(const auto policy, MakeEvictionPolicy(options.policy, options.cake));
-  if (deps.ranks) return InvalidArgument("kv_eviction: not built for several ranks");
+  if (deps.ranks) return InvalidArgument("kv_eviction.policy: not built for several ranks");
   for (size_t l = 0; l < spec.layers.size(); ++l) {
     const int64_t window = spec.layers[l].attention.window;
     if (window == 0) continue;
-    return InvalidArgument("kv_eviction: layer {} has a sliding window of {} tokens", l, window);
+    return InvalidArgument("kv_eviction.policy: layer {} has a sliding window of {} tokens", l,
+                           window);
   }
   if (!deps.pool.uniform()) {
-    return InvalidArgument("kv_eviction: layers have keys and values of different shapes");
+    return InvalidArgument("kv_eviction.policy: layers have keys and values of different shapes");
   }
   CADRE_RETURN_IF_ERROR(CheckPolicy(*policy, deps));
   if (options.budget == 0) return absl::OkStatus();
   if (deps.speculation) {
-    return InvalidArgument("kv_budget: {}, not together with speculation", options.budget);
+    return InvalidArgument("kv_eviction.budget: {}, not together with speculation", options.budget);
   }
   return CheckBudget(options.budget, *policy, options);
 }

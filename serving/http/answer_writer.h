@@ -42,7 +42,7 @@ struct AnswerFacts {
   int n = 1;
   bool echo = false;
   bool echo_skips_special = true;  // whether the echo's text is without special tokens
-  MessageFormat message;  // of a chat answer
+  MessageFormat message;           // of a chat answer
 
   size_t num_choices() const { return prompts.size() * static_cast<size_t>(n); }
 };

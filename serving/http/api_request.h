@@ -36,6 +36,8 @@ struct ApiRequest {
   int n = 1;
   int priority = 0;
   std::string cache_salt;
+  int64_t kv_budget = 0;    // 0: the deployment's
+  std::string kv_eviction;  // empty: the deployment's
   // The answer begins with the prompt; a chat's with echo_text, the last message where it is the
   // assistant's.
   bool echo = false;

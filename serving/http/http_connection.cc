@@ -241,7 +241,8 @@ void HttpConnection::Log() {
       stream_.bytes_written() - std::exchange(written_before_, stream_.bytes_written());
   const bool probe =
       record_.route == "/health" || record_.route == "/ready" || record_.route == "/metrics";
-  if (!shared_->access_log || !std::exchange(begun_, false) || (probe && record_.status == 200)) return;
+  if (!shared_->access_log || !std::exchange(begun_, false) || (probe && record_.status == 200))
+    return;
   record_.bytes_in = in;
   record_.bytes_out = out;
   record_.seconds =

@@ -24,7 +24,9 @@ TEST_F(OpenAiFieldsTest, SamplingFieldsReachTheEngine) {
                  {"seed", 11},
                  {"n", 2},
                  {"priority", -3},
-                 {"cache_salt", "tenant"}};
+                 {"cache_salt", "tenant"},
+                 {"kv_budget", 128},
+                 {"kv_eviction", "cake"}};
   ASSERT_EQ(Chat(fields).status, 200);
   ASSERT_EQ(Complete(fields).status, 200);
   const std::vector<GenerationRequest> requests = engine_.requests();
@@ -47,6 +49,8 @@ TEST_F(OpenAiFieldsTest, SamplingFieldsReachTheEngine) {
     EXPECT_EQ(s.choice, i % 2);
     EXPECT_EQ(requests[i].priority, -3);
     EXPECT_EQ(requests[i].cache_salt, "tenant");
+    EXPECT_EQ(requests[i].kv_budget, 128);
+    EXPECT_EQ(requests[i].kv_eviction, "cake");
   }
   ASSERT_EQ(Complete({{"ignore_eos", true}, {"top_k", -1}, {"max_tokens", 3}}).status, 200);
   EXPECT_TRUE(engine_.requests()[4].sampling.stop_token_ids.empty());

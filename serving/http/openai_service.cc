@@ -217,6 +217,8 @@ void OpenAiService::AddSequences(PreparedRequest* prepared) {
                                  .sampling = request.sampling,
                                  .cache_salt = request.cache_salt,
                                  .pooling = request.embeds ? options_.pooling : Pooling::kNone,
+                                 .kv_budget = request.kv_budget,
+                                 .kv_eviction = request.kv_eviction,
                                  .tenant = prepared->call ? prepared->call->key : std::string()};
       sequence.sampling.choice = static_cast<uint32_t>(choice);
       prepared->sequences.push_back(std::move(sequence));

@@ -186,6 +186,11 @@ void ReadScheduling(JsonFields* fields, ApiRequest* request) {
   if (request->cache_salt.size() > 1024) {
     fields->Fail("'cache_salt' must be at most 1024 bytes", "cache_salt");
   }
+  request->kv_budget = fields->Integer("kv_budget", 1, kMaxInt).value_or(0);
+  request->kv_eviction = fields->String("kv_eviction").value_or("");
+  if (request->kv_eviction.size() > 64) {
+    fields->Fail("'kv_eviction' must be a policy's name", "kv_eviction");
+  }
 }
 
 void ReadStream(JsonFields* fields, ApiRequest* request) {

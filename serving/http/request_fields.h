@@ -21,7 +21,7 @@ void ReadStop(JsonFields* fields, const char* name, size_t most, const SchemaCon
 // prompt_logprobs, which a stream has no place for. After ReadStream.
 void ReadPromptLogprobs(JsonFields* fields, const SchemaContext& context, ApiRequest* request);
 
-// model, request_id, priority, cache_salt: what every request may have.
+// model, request_id, priority, cache_salt, kv_budget, kv_eviction: what every request may have.
 void ReadScheduling(JsonFields* fields, ApiRequest* request);
 
 // stream, stream_options, return_token_ids.

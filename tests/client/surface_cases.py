@@ -64,7 +64,7 @@ class Sampling(Case):
     def test_bounds(self):
         bad = {"frequency_penalty": 2.1, "presence_penalty": "x", "repetition_penalty": -1,
                "logit_bias": {"99999999": 1}, "min_tokens": -1, "stop_token_ids": [-1],
-               "prompt_logprobs": 21, "priority": "high", "cache_salt": 5}  # fmt: skip
+               "prompt_logprobs": 21, "priority": "high", "cache_salt": 5, "kv_budget": 0}  # fmt: skip
         for field, value in bad.items():
             with self.subTest(field):
                 self.refused(post(COMPLETIONS, completion(**{field: value})), 400, field)
