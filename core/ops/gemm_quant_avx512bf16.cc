@@ -86,6 +86,19 @@ struct Rows {
   }
 };
 
+// What panels hold is asked for this far ahead of its use: the hardware's own prefetch ends at each
+// page and each panel, and widening leaves the core too few loads in flight to hide the memory's
+// latency.
+constexpr int64_t kCodeBytesAhead = 2048, kScaleBytesAhead = 256;
+
+// From where `panels` panels of `bytes` each begin: what a panel needs `ahead` after its byte `at`.
+// It lies in the same panel or in the one that takes its place; past the last panel nothing is
+// read.
+int64_t AheadOf(int64_t at, int64_t ahead, int64_t bytes, int panels) {
+  const int64_t to = at + ahead;
+  return to < bytes ? to : to + (panels - 1) * bytes;
+}
+
 // kRows rows by kPanels panels from `panel` on.
 template <int kRows, int kPanels, int kBits>
 void AddGroups(const Rows& rows, const QuantizedMatrix& w, int64_t panel,
@@ -96,6 +109,8 @@ void AddGroups(const Rows& rows, const QuantizedMatrix& w, int64_t panel,
   __m512 total[kRows][kPanels];
   for (auto& row : total) std::fill(row, row + kPanels, _mm512_setzero_ps());
   const int64_t groups = w.groups();
+  const auto scale_bytes = kPanelColumns * static_cast<int64_t>(SizeOf(w.scales.dtype()));
+  const std::byte* scales = w.scales.raw() + panel * groups * scale_bytes;
   for (int64_t g = 0; g < groups; ++g) {
     __m512 acc[kRows][kPanels];
 #pragma GCC unroll 8
@@ -106,9 +121,12 @@ void AddGroups(const Rows& rows, const QuantizedMatrix& w, int64_t panel,
     const int64_t end = std::min((g + 1) * w.group, w.k_padded);
     for (int64_t k = g * w.group; k < end; k += 2 * kPairs<kBits>) {
       const std::byte* left = rows.data + k / 2 * rows.step;
+      const std::byte* ahead =
+          codes + AheadOf(k * 2 * kBits, kCodeBytesAhead, panel_bytes, kPanels);
 #pragma GCC unroll 4
       for (int p = 0; p < kPanels; ++p) {
         __m512bh pairs[kPairs<kBits>];
+        __builtin_prefetch(ahead + p * panel_bytes);
         Widen<kBits>(codes + p * panel_bytes + k * 2 * kBits, table, pairs);
 #pragma GCC unroll 4
         for (int j = 0; j < kPairs<kBits>; ++j) {
@@ -120,9 +138,12 @@ void AddGroups(const Rows& rows, const QuantizedMatrix& w, int64_t panel,
         }
       }
     }
+    const std::byte* ahead =
+        scales + AheadOf(g * scale_bytes, kScaleBytesAhead, groups * scale_bytes, kPanels);
 #pragma GCC unroll 4
     for (int p = 0; p < kPanels; ++p) {
       const int64_t at = (panel + p) * groups + g;
+      __builtin_prefetch(ahead + p * groups * scale_bytes);
       const __m512 scale = Scales(w.scales, at);
       const bool has_min = sums.data != nullptr;
       const __m512 min = has_min ? Scales(w.mins, at) : _mm512_setzero_ps();
