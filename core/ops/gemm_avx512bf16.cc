@@ -3,7 +3,7 @@
 // A strip of 16 rows meets a pair of panels in two halves of 8 x 32 sums: 16 accumulators hide the
 // latency of two products a cycle and need ten loads for sixteen of them. The pair is taken in
 // pieces of k that stay in the first-level cache while the strips of the block, in the second,
-// pass by; the sums wait in memory between the pieces.
+// pass by; the sums wait in memory between the pieces, and each pass asks for a share of the next.
 #include "core/ops/gemm_strips_avx512-inl.h"
 
 namespace cadre::ops {
@@ -21,10 +21,17 @@ struct Steps {
   int64_t begin, end;
 };
 
+// What a pass over a piece of panels asks for while it multiplies: its share of what comes next,
+// `stride` bytes on with each step. So memory is read evenly, not in the first of the passes alone.
+struct Ahead {
+  const std::byte* data;
+  int64_t stride;
+};
+
 // Adds the products of some steps to the sums of kRows rows x kPanels panels; the first steps start
 // from zero.
 template <int kRows, int kPanels>
-void Sum(const Left& left, Steps steps, const std::byte* panel, size_t panel_bytes,
+void Sum(const Left& left, Steps steps, const std::byte* panel, size_t panel_bytes, Ahead ahead,
          float (*sums)[2][kPanelColumns]) {
   __m512 acc[kRows][kPanels];
 #pragma GCC unroll 8
@@ -36,6 +43,10 @@ void Sum(const Left& left, Steps steps, const std::byte* panel, size_t panel_byt
   }
   const std::byte* pairs = left.data + steps.begin * left.step;
   for (int64_t s = steps.begin; s < steps.end; ++s, pairs += left.step) {
+    if constexpr (kRows > 1) {
+      __builtin_prefetch(ahead.data);
+      ahead.data += ahead.stride;
+    }
     __m512bh right[kPanels];
 #pragma GCC unroll 2
     for (int p = 0; p < kPanels; ++p) {
@@ -55,7 +66,7 @@ void Sum(const Left& left, Steps steps, const std::byte* panel, size_t panel_byt
   }
 }
 
-using SumFunction = void (*)(const Left&, Steps, const std::byte*, size_t,
+using SumFunction = void (*)(const Left&, Steps, const std::byte*, size_t, Ahead,
                              float (*)[2][kPanelColumns]);
 
 SumFunction SumOf(int64_t rows, bool pair) {
@@ -66,11 +77,31 @@ SumFunction SumOf(int64_t rows, bool pair) {
   return (pair ? kTwo : kOne)[rows - 1];
 }
 
-void AddSteps(Strip& strip, Steps steps, const std::byte* panel, size_t panel_bytes, bool pair) {
+int64_t PassesOf(const Strip& strip) { return (strip.rows + kHalfRows - 1) / kHalfRows; }
+
+// A piece of a panel or of two, met by all strips of a block in passes of up to kHalfRows rows.
+struct Piece {
+  const std::byte* panel;
+  size_t panel_bytes;
+  bool pair;
+  int64_t passes = 0;
+  Steps steps = {};
+  const std::byte* next = nullptr;  // where the piece begins that comes next
+
+  // Half of the passes ask for the next piece of the first panel, half for that of the second.
+  Ahead AheadOf(int64_t pass) const {
+    const int64_t half = std::max<int64_t>(1, passes / 2);
+    const int64_t bytes = (steps.end - steps.begin) * kStepBytes;
+    const int64_t second = pass >= half ? static_cast<int64_t>(panel_bytes) : 0;
+    return {next + second + pass % half * bytes / half, kStepBytes / half};
+  }
+};
+
+void AddPiece(Strip& strip, const Piece& piece, int64_t pass) {
   for (int64_t half = 0; half < strip.rows; half += kHalfRows) {
-    const SumFunction sum = SumOf(std::min(kHalfRows, strip.rows - half), pair);
-    sum({strip.left.data + half * 4, strip.left.step}, steps, panel, panel_bytes,
-        strip.sums + half);
+    const SumFunction sum = SumOf(std::min(kHalfRows, strip.rows - half), piece.pair);
+    sum({strip.left.data + half * 4, strip.left.step}, piece.steps, piece.panel, piece.panel_bytes,
+        piece.AheadOf(pass++), strip.sums + half);
   }
 }
 
@@ -81,13 +112,20 @@ void StripsByPair(const PanelGemmArgs& args, std::span<Strip> strips, int64_t pa
   const int64_t column = panel * kPanelColumns;
   const int64_t width = std::min((pair ? 2 : 1) * kPanelColumns, args.b.n - column);
   const int64_t total = args.b.k_padded / 2;
-  const int64_t piece = strips.size() == 1 ? total : PieceOf(total);
-  for (int64_t begin = 0; begin < total; begin += piece) {
-    const Steps steps{begin, std::min(begin + piece, total)};
+  const int64_t length = strips.size() == 1 ? total : PieceOf(total);
+  Piece piece{.panel = data, .panel_bytes = panel_bytes, .pair = pair};
+  for (const Strip& strip : strips) piece.passes += PassesOf(strip);
+  for (int64_t begin = 0; begin < total; begin += length) {
+    piece.steps = {begin, std::min(begin + length, total)};
+    const bool last = piece.steps.end == total;
+    piece.next = data + (last ? (pair ? 2 : 1) * static_cast<int64_t>(panel_bytes)
+                              : piece.steps.end * kStepBytes);
+    int64_t pass = 0;
     for (Strip& strip : strips) {
-      if (steps.end == total) PrefetchRows(args, strip.row, strip.rows, column, width);
-      AddSteps(strip, steps, data, panel_bytes, pair);
-      if (steps.end < total) continue;
+      if (last) PrefetchRows(args, strip.row, strip.rows, column, width);
+      AddPiece(strip, piece, pass);
+      pass += PassesOf(strip);
+      if (!last) continue;
       StoreRows(args,
                 {.first = strip.sums[0][0],
                  .second = strip.sums[0][1],
