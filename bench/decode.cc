@@ -2,6 +2,8 @@
 // GEMM peak, and decode of 32 sequences, ceilings measured in the same run:
 //   OMP_WAIT_POLICY=passive GOMP_SPINCOUNT=300 build/release/bench_decode
 //       [--weights stored|int8|int4] [--model FILE.gguf] [--large] [--tokens N] [--sequences N]
+//       [--context N]
+// The one sequence has 512 tokens before it, the many --context each (512).
 // Runs the decoder over paged blocks as the engine does, without its queue. A decoded token reads
 // every weight that multiplies once, and the keys and values before it.
 #include <algorithm>
@@ -31,7 +33,7 @@ constexpr int64_t kPrompt = 512;
 struct Flags {
   std::string model, weights = "stored";
   bool large = false;
-  int64_t tokens = 128, sequences = 32;
+  int64_t tokens = 128, sequences = 32, context = kPrompt;
 };
 
 Flags ParseFlags(int argc, char** argv) {
@@ -47,6 +49,7 @@ Flags ParseFlags(int argc, char** argv) {
     if (name == "--model") flags.model = value;
     if (name == "--weights") flags.weights = value;
     if (name == "--tokens") flags.tokens = std::max(8, std::atoi(value));
+    if (name == "--context") flags.context = std::clamp<int64_t>(std::atoi(value), 1, kPrompt);
     if (name == "--sequences") flags.sequences = std::max(1, std::atoi(value));
   }
   return flags;
@@ -172,7 +175,7 @@ Times Run(Context& ctx, Model& model, const Flags& flags) {
     times.one.push_back(Now() - start);
     if (i % 8 != 0) continue;
     start = Now();
-    paged.Forward(flags.sequences, kPrompt + i, 1);
+    paged.Forward(flags.sequences, flags.context + i, 1);
     times.many.push_back(Now() - start);
   }
   return times;
@@ -191,11 +194,11 @@ void Print(const Flags& flags, Model& model, const Times& times) {
       "{\"weights\": \"%s\", \"weight_bytes\": %.0f, \"decode_tokens_per_second\": %.1f, "
       "\"decode_gb_per_s\": %.1f, \"read_gb_per_s\": %.1f, \"decode_of_bandwidth\": %.3f, "
       "\"prefill_tokens_per_second\": %.0f, \"gemm_peak_gflops\": %.0f, \"prefill_of_peak\": "
-      "%.3f, \"sequences\": %ld, \"batch_tokens_per_second\": %.1f}\n",
+      "%.3f, \"sequences\": %ld, \"context\": %ld, \"batch_tokens_per_second\": %.1f}\n",
       flags.model.empty() ? flags.weights.c_str() : flags.model.c_str(), weights, 1 / step,
       bytes / step / 1e9, times.bandwidth / 1e9, bytes / step / times.bandwidth, kPrompt / read,
       times.peak / 1e9, flops / read / times.peak, static_cast<long>(flags.sequences),
-      static_cast<double>(flags.sequences) / many);
+      static_cast<long>(flags.context), static_cast<double>(flags.sequences) / many);
 }
 
 }  // namespace

@@ -19,7 +19,7 @@ import time
 
 import numpy as np
 
-PROMPT, VOCABULARY = 512, 32000
+PROMPT, SHORT, VOCABULARY = 512, 8, 32000
 LARGE = dict(hidden=2048, layers=14, heads=32, inner=5632)
 SMALL = dict(hidden=256, layers=2, heads=4, inner=512)
 
@@ -143,7 +143,7 @@ def measure_peer(path, threads, sequences):
     # Short prompts, so that nearly all of the time is decode of all sequences together.
     ends, count = [], 48
     start = time.monotonic()
-    clients = [threading.Thread(target=lambda s=s: (many.complete(prompt(8, s), count),
+    clients = [threading.Thread(target=lambda s=s: (many.complete(prompt(SHORT, s), count),
                                                     ends.append(time.monotonic())))
                for s in range(sequences)]
     for client in clients:
@@ -157,7 +157,8 @@ def measure_peer(path, threads, sequences):
 def speed(path, rounds, threads, sequences):
     ratios = {"decode": [], "prefill": [], "many": []}
     for _ in range(rounds):
-        mine = ours("bench_decode", "--model", path, "--tokens", 48, "--sequences", sequences)
+        mine = ours("bench_decode", "--model", path, "--tokens", 48, "--sequences", sequences,
+                    "--context", SHORT)
         mine = {"decode": mine["decode_tokens_per_second"],
                 "prefill": mine["prefill_tokens_per_second"],
                 "many": mine["batch_tokens_per_second"]}
