@@ -1,14 +1,20 @@
 #include "model/context_keys.h"
 
+#include <functional>
+#include <numeric>
+
 #include "core/ops/columns.h"
 #include "core/ops/permute.h"
 
 namespace cadre {
 namespace {
 
+// x may have no tokens.
 Var Flat(const Var& x) {
-  const int64_t tokens = x.value.dim(0);
-  return x.Reshape({tokens, x.value.numel() / tokens});
+  const auto dims = x.value.shape().dims().subspan(1);
+  const int64_t columns =
+      std::accumulate(dims.begin(), dims.end(), int64_t{1}, std::multiplies<>());
+  return x.Reshape({x.value.dim(0), columns});
 }
 
 // The heads of x [T, K, d], cut.

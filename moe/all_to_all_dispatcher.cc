@@ -64,7 +64,8 @@ Dispatched AllToAllDispatcher::Start(Context& ctx, const Var& x, const Routing& 
   Dispatched out = {.weights = routing.weights,
                     .plan = ops::PlanPermutation(ctx, routing.ids, experts_)};
   // Another rank's run may have a token more.
-  const auto most = static_cast<int32_t>(routing.ids.numel() + routing.ids.dim(1));
+  const int64_t tokens = std::max(routing.ids.dim(0) + 1, routing.most_tokens);
+  const auto most = static_cast<int32_t>(tokens * routing.ids.dim(1));
   Traffic traffic = CountTraffic(ctx, out.plan.offsets, ranks_, most, label);
   out.counts = std::move(traffic.rows);
   const Var sorted = ops::Permute(ctx, x, out.plan);

@@ -9,7 +9,8 @@
 //                                 ep, then are gathered over etp; results go the other way
 //
 // What these need: a rank's tokens are its own alone and as many as on every other rank of its
-// pipeline position; to an all-to-all one more or less does no harm. So they are between blocks
+// pipeline position; to an all-to-all one more or less does no harm, nor does any number that
+// Routing::most_tokens allows. So they are between blocks
 // where tensor-parallel ranks split the tokens (parallel/token_ops.h). Ranks that hold the same
 // tokens drop all but their run of them before Start and join them again after Combine
 // (SplitDispatcher), or, where just these ranks share every expert, have all that they need

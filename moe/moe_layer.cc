@@ -8,6 +8,7 @@ MoeLayer::InFlight MoeLayer::Start(Context& ctx, const Var& x, std::span<const i
                                    const RouterOptions& options, int layer) const {
   InFlight flight{.routing = router_.Route(ctx, x, offsets, options)};
   Routing& routing = flight.routing;
+  routing.most_tokens = options.most_tokens;
   if (options.capacity_factor == 0) {
     flight.dispatched = dispatcher_->Start(ctx, x, routing, layer);
     return flight;
@@ -15,8 +16,9 @@ MoeLayer::InFlight MoeLayer::Start(Context& ctx, const Var& x, std::span<const i
   const CappedIds capped =
       DropOverCapacity(ctx, routing.ids, router_.spec().experts, options.capacity_factor);
   routing.dropped = capped.dropped;
-  flight.dispatched =
-      dispatcher_->Start(ctx, x, {.ids = capped.ids, .weights = routing.weights}, layer);
+  const Routing kept = {
+      .ids = capped.ids, .weights = routing.weights, .most_tokens = options.most_tokens};
+  flight.dispatched = dispatcher_->Start(ctx, x, kept, layer);
   return flight;
 }
 

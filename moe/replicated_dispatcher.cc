@@ -20,7 +20,8 @@ Dispatched SplitDispatcher::Start(Context& ctx, const Var& x, const Routing& rou
                                   int layer) const {
   const OpLabel label = {"experts", layer};
   const Routing own = {.ids = SplitTokens(ctx, {routing.ids}, ctx.groups->tp, label).value,
-                       .weights = SplitTokens(ctx, routing.weights, ctx.groups->tp, label)};
+                       .weights = SplitTokens(ctx, routing.weights, ctx.groups->tp, label),
+                       .most_tokens = routing.most_tokens};
   Dispatched out = own_->Start(ctx, SplitTokens(ctx, x, ctx.groups->tp, label), own, layer);
   out.split = x.value.dim(0);
   return out;

@@ -26,6 +26,9 @@ struct RouterOptions {
   bool per_sequence = true;  // counts summed over one sequence; else over the batch
   double z = 0.0;
   double capacity_factor = 0.0;  // see moe/capacity.h; 0: no token is dropped
+  // Tokens that a rank may bring which shares experts with this one; 0: as many as this one, or one
+  // more.
+  int64_t most_tokens = 0;
 };
 
 struct Routing {
@@ -35,6 +38,7 @@ struct Routing {
   std::vector<Var> losses;  // f64 [1] each
   Tensor logits;            // [T, E] fp32 (f64)
   int64_t dropped = 0;      // of ids, those over capacity
+  int64_t most_tokens = 0;  // for a dispatcher: the options'
 };
 
 class Router {

@@ -73,31 +73,33 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(std::unique_ptr<ModelHome
   CADRE_ASSIGN_OR_RETURN(std::unique_ptr<KvTiers> tiers,
                          MakeKvTiers(kv.layouts, options.kv_tiers, options.enable_prefix_caching));
   std::unique_ptr<Engine> engine(new Engine(std::move(home), options));
-  engine->cache_ = std::make_unique<KvCache>(
-      engine->allocator_, std::move(kv.layouts), kv.blocks,
-      KvCacheOptions{.prefix_caching = options.enable_prefix_caching, .tiers = std::move(tiers)});
   CADRE_ASSIGN_OR_RETURN(engine->budget_,
                          ChooseTokenBudget(engine->ctx_, model, BudgetOptionsOf(options)));
-  engine->scheduler_ = std::make_unique<Scheduler>(
-      SchedulerOptions{.max_num_seqs = options.max_num_seqs,
-                       .max_num_batched_tokens = engine->budget_.step,
-                       .max_num_mixed_tokens = engine->budget_.mixed,
-                       .max_context = context,
-                       .chunked_prefill = options.enable_chunked_prefill,
-                       .growth_reserve = options.growth_reserve_tokens,
-                       .queue = options.queue},
-      *engine->cache_);
+  const SchedulerOptions scheduler{.max_num_seqs = options.max_num_seqs,
+                                   .max_num_batched_tokens = engine->budget_.step,
+                                   .max_num_mixed_tokens = engine->budget_.mixed,
+                                   .max_context = context,
+                                   .chunked_prefill = options.enable_chunked_prefill,
+                                   .growth_reserve = options.growth_reserve_tokens,
+                                   .queue = options.queue};
+  engine->lanes_ = std::make_unique<Lanes>(
+      engine->allocator_, kv,
+      Lanes::Options{.lanes = options.ranks == nullptr ? 1 : options.ranks->lanes(),
+                     .scheduler = scheduler,
+                     .prefix_caching = options.enable_prefix_caching,
+                     .tiers = std::move(tiers)});
   engine->options_.max_model_len = context;
   if (options.speculation.method != SpeculationMethod::kNone) {
     CADRE_ASSIGN_OR_RETURN(
         engine->speculation_,
         Speculation::Create(options.speculation, {.ctx = engine->ctx_,
                                                   .home = *engine->home_,
-                                                  .cache = *engine->cache_,
+                                                  .cache = engine->lanes_->own_cache(),
                                                   .max_context = context,
                                                   .max_num_batched_tokens = engine->budget_.step,
                                                   .max_num_seqs = options.max_num_seqs,
-                                                  .ranks = options.ranks != nullptr}));
+                                                  .ranks = options.ranks != nullptr,
+                                                  .lanes = engine->lanes_->count()}));
   }
   CADRE_RETURN_IF_ERROR(CheckEviction(options.eviction, model.spec(), engine->eviction_deps()));
   engine->last_step_ = Now();
@@ -128,7 +130,7 @@ absl::Status Engine::Submit(std::vector<GenerationRequest> requests,
     if (tokens > 0) {
       CADRE_ASSIGN_OR_RETURN(kept, MakeEvicting(request, options_.eviction, eviction_deps()));
     }
-    CADRE_RETURN_IF_ERROR(scheduler_->Admissible(tokens, request.sampling, kept.get()));
+    CADRE_RETURN_IF_ERROR(lanes_->Admissible(tokens, request.sampling, kept.get()));
     for (int32_t id : *request.prompt) {
       if (id < 0 || id >= vocab_)
         return InvalidArgument("prompt: token id {}, allowed are 0 to {}", id, vocab_ - 1);
@@ -204,7 +206,7 @@ bool Engine::TakeInput() {
   SleepCommands commands;
   {
     std::unique_lock lock(mutex_);
-    idle_ = scheduler_->running() + scheduler_->waiting() == 0;
+    idle_ = lanes_->running() + lanes_->waiting() == 0;
     const auto nothing_left = [this] { return idle_ && incoming_.empty(); };
     wake_.wait(lock, [&] {
       return stopping_ || !nothing_left() || !cancels_.empty() || sleep_.HasWork(nothing_left());
@@ -216,7 +218,7 @@ bool Engine::TakeInput() {
     incoming.swap(incoming_);
     cancels.swap(cancels_);
   }
-  for (auto& sequence : incoming) scheduler_->Add(std::move(sequence));
+  for (auto& sequence : incoming) lanes_->Add(std::move(sequence));
   for (uint64_t id : cancels) Finish(id, FinishReason::kCancelled);
   if (!commands.empty()) CarryOut(std::move(commands));
   return true;
@@ -227,15 +229,15 @@ void Engine::Loop() {
   while (TakeInput()) {
     if (!lost_.ok()) return Fail(lost_);
     if (sleep_level_ > 0) continue;
-    cache_->SetWeightVersion(weight_version());
-    std::vector<ScheduledChunk> chunks = scheduler_->Plan(Now());
+    lanes_->SetWeightVersion(weight_version());
+    std::vector<ScheduledChunk> chunks = lanes_->Plan(Now());
     PublishGauges();  // a long step must not hide what it runs
     if (speculation_ != nullptr) speculation_->Draft(chunks);
     absl::Status stepped = chunks.empty() ? absl::OkStatus() : Step(chunks);
     if (stepped.ok() && !chunks.empty()) stepped = PublishLoad();
     if (!stepped.ok()) return Fail(stepped);
     // Whoever waits may wait for blocks that are being read.
-    if (chunks.empty()) cache_->WaitForFetch();
+    if (chunks.empty()) lanes_->own_cache().WaitForFetch();
     CountStep(chunks);
     PublishGauges();
     outbox_.Flush();
@@ -271,14 +273,14 @@ void Engine::EndAll(FinishReason reason, const absl::Status& error) {
     std::lock_guard lock(mutex_);
     incoming.swap(incoming_);
   }
-  for (auto& sequence : incoming) scheduler_->Add(std::move(sequence));
-  for (uint64_t id : scheduler_->Ids()) Finish(id, reason, error);
+  for (auto& sequence : incoming) lanes_->Add(std::move(sequence));
+  for (uint64_t id : lanes_->Ids()) Finish(id, reason, error);
   outbox_.Flush();
   RefuseSleepers();
 }
 
 EvictionDeps Engine::eviction_deps() const {
-  return {.pool = cache_->pool(),
+  return {.pool = lanes_->own_cache().pool(),
           .latent = latent_,
           .speculation = speculation_ != nullptr,
           .ranks = options_.ranks != nullptr};
@@ -286,7 +288,8 @@ EvictionDeps Engine::eviction_deps() const {
 
 void Engine::Commit(Sequence& sequence, int64_t tokens) {
   if (sequence.evicting != nullptr) return;  // what it stores it keeps to itself
-  cache_->Commit(sequence.kv, std::span(sequence.tokens).first(static_cast<size_t>(tokens)));
+  lanes_->cache(sequence).Commit(sequence.kv,
+                                 std::span(sequence.tokens).first(static_cast<size_t>(tokens)));
 }
 
 void Engine::Emit(Sequence& sequence, TokenEvent event) {
@@ -295,7 +298,7 @@ void Engine::Emit(Sequence& sequence, TokenEvent event) {
 }
 
 std::unique_ptr<Sequence> Engine::Forget(uint64_t id) {
-  std::unique_ptr<Sequence> sequence = scheduler_->Remove(id);
+  std::unique_ptr<Sequence> sequence = lanes_->Remove(id);
   if (speculation_ != nullptr) speculation_->Forget(id);
   std::lock_guard lock(mutex_);
   bounds_.Leave(id, Now());
@@ -314,13 +317,13 @@ int64_t Engine::weight_version() const {
 void Engine::PublishGauges() {
   std::lock_guard lock(mutex_);
   weight_version_ = weight_version();
-  stats_.num_requests_running = scheduler_->running();
-  stats_.num_requests_waiting = scheduler_->waiting();
-  stats_.kv_cache_usage = cache_->usage();
-  stats_.num_preemptions = scheduler_->preemptions();
-  stats_.recomputed_tokens = scheduler_->recomputed_tokens();
-  stats_.prefix_cache_queries = scheduler_->prefix_queries();
-  stats_.prefix_cache_hits = scheduler_->prefix_hits();
+  stats_.num_requests_running = lanes_->running();
+  stats_.num_requests_waiting = lanes_->waiting();
+  stats_.kv_cache_usage = lanes_->kv_usage();
+  stats_.num_preemptions = lanes_->preemptions();
+  stats_.recomputed_tokens = lanes_->recomputed_tokens();
+  stats_.prefix_cache_queries = lanes_->prefix_queries();
+  stats_.prefix_cache_hits = lanes_->prefix_hits();
   if (speculation_ == nullptr) return;
   stats_.spec_decode_drafts = speculation_->stats().drafts;
   stats_.spec_decode_draft_tokens = speculation_->stats().draft_tokens;
@@ -345,7 +348,7 @@ absl::Status Engine::PublishLoad() {
     load_.Publish(load_.counts());
     return absl::OkStatus();
   }
-  const bool more = scheduler_->running() + scheduler_->waiting() > 0;
+  const bool more = lanes_->running() + lanes_->waiting() > 0;
   if (more && Now() - load_published_ < kLoadSeconds) return absl::OkStatus();
   load_published_ = Now();
   CADRE_RETURN_IF_ERROR(Tell({.kind = StepKind::kReport}));

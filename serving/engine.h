@@ -26,6 +26,7 @@
 #include "serving/expert_load.h"
 #include "serving/kv_budget.h"
 #include "serving/kv_plan.h"
+#include "serving/lanes.h"
 #include "serving/logit_rows.h"
 #include "serving/model_home.h"
 #include "serving/queue_bounds.h"
@@ -101,7 +102,7 @@ class Engine : public EngineClient {
   // Idempotent.
   void Stop();
 
-  int64_t kv_blocks() const { return cache_->blocks(); }
+  int64_t kv_blocks() const { return lanes_->blocks(); }
   const TokenBudget& token_budget() const { return budget_; }
 
  private:
@@ -113,7 +114,7 @@ class Engine : public EngineClient {
   absl::Status Step(std::span<const ScheduledChunk> chunks);
   // The forward of chunks that are not read by layers, and what it tells of their prompts.
   absl::Status RunChunks(StepForward& forward, std::span<const ScheduledChunk> chunks,
-                         const StepPlan& plan);
+                         std::span<const StepPlan> plans);
   // Reads shares of evicting sequences' prompts; those that are whole now are sampled with the
   // rest.
   void ReadShares(StepForward& forward, std::span<const ScheduledChunk> shares,
@@ -122,7 +123,10 @@ class Engine : public EngineClient {
   // Tells the other ranks, if any, what all of them do now; numbers the message.
   absl::Status Tell(StepMessage message);
   absl::Status Sample(StepForward& forward, std::span<const ScheduledChunk> chunks,
-                      const StepPlan& plan);
+                      std::span<const StepPlan> plans);
+  // Prompt logprobs and embeddings.
+  void ReadPrompts(StepForward& forward, std::span<const ScheduledChunk> chunks,
+                   std::span<const StepPlan> plans);
   // What went wrong with the other ranks in this step.
   absl::Status Failure() const;
   // The engine can go on no more.
@@ -171,9 +175,8 @@ class Engine : public EngineClient {
   Context ctx_;
   int64_t steps_told_ = 0;
   absl::Status lost_;  // what of the ranks made telling them fail
-  std::unique_ptr<KvCache> cache_;
+  std::unique_ptr<Lanes> lanes_;
   TokenBudget budget_;
-  std::unique_ptr<Scheduler> scheduler_;
   std::unique_ptr<Speculation> speculation_;  // null: none
   ExpertLoad load_;
   double load_published_ = 0;

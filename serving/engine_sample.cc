@@ -8,7 +8,7 @@ namespace cadre {
 // A round samples one row of every sequence that still has one: the first the row of its last known
 // token, each further one that of a guess that the round before has drawn.
 absl::Status Engine::Sample(StepForward& forward, std::span<const ScheduledChunk> chunks,
-                            const StepPlan& plan) {
+                            std::span<const StepPlan> plans) {
   std::vector<SampledRow> rows;
   int64_t sampled = 0;
   for (const ScheduledChunk& chunk : chunks) {
@@ -16,7 +16,7 @@ absl::Status Engine::Sample(StepForward& forward, std::span<const ScheduledChunk
     sampled += chunk.sampled_rows();
   }
   if (rows.empty()) return Failure();
-  const LogitRows logits = forward.Logits(plan.sample_rows);
+  const LogitRows logits = forward.Sampled(plans);
   CADRE_RETURN_IF_ERROR(Failure());
   for (size_t round = 0; !rows.empty(); ++round) {
     WaitForMasks(rows);

@@ -65,7 +65,7 @@ void Engine::GiveUpMemory(int level) {
 }
 
 void Engine::GiveUpOwnMemory(int level) {
-  if (sleep_level_ == 0) cache_->DropBytes();
+  if (sleep_level_ == 0) lanes_->DropBytes();
   if (sleep_level_ == 0 && speculation_ != nullptr) speculation_->GiveUpMemory();
   if (level == 2 && home_->model() != nullptr) {
     ctx_.parameters = nullptr;
@@ -93,9 +93,9 @@ absl::Status Engine::TakeOwnMemory() {
     sleep_level_ = 1;
   }
   if (sleep_level_ == 0) return absl::OkStatus();
-  CADRE_RETURN_IF_ERROR(
-      CheckKvMemory(options_.kv_cache_memory_bytes, cache_->pool().bytes(), options_.ranks));
-  cache_->AllocateBytes();
+  CADRE_RETURN_IF_ERROR(CheckKvMemory(options_.kv_cache_memory_bytes,
+                                      lanes_->own_cache().pool().bytes(), options_.ranks));
+  lanes_->AllocateBytes();
   if (speculation_ != nullptr) speculation_->TakeMemory();
   sleep_level_ = 0;
   return absl::OkStatus();

@@ -15,20 +15,23 @@ absl::Status Engine::Step(std::span<const ScheduledChunk> scheduled) {
   for (const ScheduledChunk& chunk : chunks) {
     if (chunk.sequence->evicting != nullptr) chunk.sequence->evicting->Append(chunk.begin);
   }
-  StepPlan plan = BuildStepPlan(chunks, *cache_);
-  TraceScope scope(options_.trace, "step",
-                   {{"sequences", scheduled.size()}, {"tokens", plan.tokens()}});
+  std::vector<StepPlan> plans = lanes_->BuildPlans(chunks);
+  int64_t tokens = 0;
+  for (const StepPlan& plan : plans) tokens += plan.tokens();
+  TraceScope scope(options_.trace, "step", {{"sequences", scheduled.size()}, {"tokens", tokens}});
   StepForward forward(ctx_, *home_->model(), options_.ranks);
-  if (!chunks.empty()) CADRE_RETURN_IF_ERROR(RunChunks(forward, chunks, plan));
-  ReadShares(forward, shares, &chunks, &plan);
-  return Sample(forward, chunks, plan);
+  if (!chunks.empty()) CADRE_RETURN_IF_ERROR(RunChunks(forward, chunks, plans));
+  ReadShares(forward, shares, &chunks, &plans.front());
+  return Sample(forward, chunks, plans);
 }
 
 absl::Status Engine::RunChunks(StepForward& forward, std::span<const ScheduledChunk> chunks,
-                               const StepPlan& plan) {
-  CADRE_RETURN_IF_ERROR(
-      Tell({.kind = StepKind::kRun, .weight_version = weight_version(), .plan = plan}));
-  for (const KvCopy& copy : plan.copies) cache_->Copy(copy);
+                               std::span<const StepPlan> plans) {
+  CADRE_RETURN_IF_ERROR(Tell({.kind = StepKind::kRun,
+                              .weight_version = weight_version(),
+                              .plans = {plans.begin(), plans.end()}}));
+  const StepPlan& plan = plans.front();
+  for (const KvCopy& copy : plan.copies) lanes_->own_cache().Copy(copy);
   LayerObserver observe;
   if (std::ranges::any_of(chunks, [](const auto& c) { return c.sequence->evicting != nullptr; })) {
     observe = [&](Context& ctx, const LayerQueries& queries) {
@@ -39,21 +42,36 @@ absl::Status Engine::RunChunks(StepForward& forward, std::span<const ScheduledCh
       }
     };
   }
-  forward.Run(plan, cache_->pool(), options_.attention_workers, observe);
+  forward.Run(plans, lanes_->own_cache().pool(), options_.attention_workers, observe);
   CADRE_RETURN_IF_ERROR(Failure());
   load_.Count(forward.routing());
+  ReadPrompts(forward, chunks, plans);
+  for (const ScheduledChunk& chunk : chunks) {
+    Commit(*chunk.sequence, std::min(chunk.end(), chunk.sequence->known_tokens()));
+  }
+  return absl::OkStatus();
+}
+
+// In the order that other ranks follow, see StepForward.
+void Engine::ReadPrompts(StepForward& forward, std::span<const ScheduledChunk> chunks,
+                         std::span<const StepPlan> plans) {
+  std::vector<int64_t> first_rows;  // in the chunks' lanes
+  std::vector<size_t> seen(plans.size(), 0);
+  for (const ScheduledChunk& chunk : chunks) {
+    const auto lane = static_cast<size_t>(chunk.sequence->lane);
+    first_rows.push_back(plans[lane].offsets[seen[lane]++]);
+  }
   for (size_t i = 0; i < chunks.size(); ++i) {
-    Sequence& sequence = *chunks[i].sequence;
-    if (sequence.request.sampling.prompt_logprobs >= 0)
-      ReportPrompt(forward, chunks[i], plan.offsets[i]);
-    Commit(sequence, std::min(chunks[i].end(), sequence.known_tokens()));
+    if (chunks[i].sequence->request.sampling.prompt_logprobs >= 0) {
+      ReportPrompt(forward, chunks[i], first_rows[i]);
+    }
   }
   for (size_t i = 0; i < chunks.size(); ++i) {
     const RowRange rows = PooledRows(chunks[i]);
     if (rows.count == 0) continue;
-    PoolHidden(ctx_, chunks[i], forward.Hidden({plan.offsets[i] + rows.begin, rows.count}));
+    PoolHidden(ctx_, chunks[i],
+               forward.Hidden(chunks[i].sequence->lane, {first_rows[i] + rows.begin, rows.count}));
   }
-  return absl::OkStatus();
 }
 
 void Engine::ReadShares(StepForward& forward, std::span<const ScheduledChunk> shares,
@@ -63,7 +81,7 @@ void Engine::ReadShares(StepForward& forward, std::span<const ScheduledChunk> sh
     EvictingSequence& evicting = *sequence.evicting;
     evicting.Read({.ctx = ctx_,
                    .model = *home_->model(),
-                   .cache = *cache_,
+                   .cache = lanes_->own_cache(),
                    .prompt = sequence.tokens,
                    .attention_workers = options_.attention_workers},
                   share.tokens);

@@ -66,19 +66,33 @@ class Follower {
           fmt::format("step {}: rank 0 has version {} of the weights, this rank {}", message.number,
                       message.weight_version, version));
     }
-    return CheckStep(message.plan, bounds_);
+    if (std::ssize(message.plans) != ranks_.lanes()) {
+      return DataLoss("step {}: {} plans for {} data-parallel ranks", message.number,
+                      message.plans.size(), ranks_.lanes());
+    }
+    for (const StepPlan& plan : message.plans) CADRE_RETURN_IF_ERROR(CheckStep(plan, bounds_));
+    return absl::OkStatus();
   }
 
   absl::Status RunStep(const StepMessage& message) {
     CADRE_RETURN_IF_ERROR(CheckMessage(message));
-    const StepPlan& plan = message.plan;
+    const std::vector<StepPlan>& plans = message.plans;
+    const StepPlan& plan = plans[static_cast<size_t>(ranks_.lane())];
     const TraceScope scope(options_.trace, "step", {{"tokens", plan.tokens()}});
     for (const KvCopy& copy : plan.copies) pool_.Copy(copy.from, copy.to);
     StepForward forward(ctx_, *home_.model(), &ranks_);
-    forward.Run(plan, pool_, options_.attention_workers);
-    for (const RowRange& rows : plan.scored) forward.Logits(rows);
-    for (const RowRange& rows : plan.pooled) forward.Hidden(rows);
-    if (!plan.sample_rows.empty()) forward.Logits(plan.sample_rows);
+    forward.Run(plans, pool_, options_.attention_workers);
+    for (int lane = 0; lane < ranks_.lanes(); ++lane) {
+      for (const RowRange& rows : plans[static_cast<size_t>(lane)].scored) {
+        forward.Logits(lane, rows);
+      }
+    }
+    for (int lane = 0; lane < ranks_.lanes(); ++lane) {
+      for (const RowRange& rows : plans[static_cast<size_t>(lane)].pooled) {
+        forward.Hidden(lane, rows);
+      }
+    }
+    forward.Sampled(plans);
     CADRE_RETURN_IF_ERROR(ranks_.failure());
     load_.Count(forward.routing());
     return absl::OkStatus();

@@ -18,6 +18,7 @@ class TokenConstraint;
 struct Sequence {
   GenerationRequest request;
   std::shared_ptr<EventSink> sink;
+  int lane = 0;                 // see serving/lanes.h
   std::vector<int32_t> tokens;  // the prompt, then what was sampled
   bool fetched = false;         // its prefix was asked for from the disk tier
   std::vector<int32_t> draft;   // guesses of what follows, in the step that is being run

@@ -34,18 +34,11 @@ absl::Status CheckUseless(const ParallelConfig& c) {
 }
 
 absl::Status CheckBuilt(const Layout& layout) {
-  struct Size {
-    const char* name;
-    int value;
-  };
-  for (const Size& size : {
-           Size{"context_parallel_size", layout.cp},
-           Size{"data_parallel_size", layout.dp},
-       }) {
-    if (size.value == 1) continue;
+  if (layout.cp > 1) {
     return Unimplemented(
-        "parallel.{} {}: serving knows tensor, expert and pipeline parallelism so far; allowed: 1",
-        size.name, size.value);
+        "parallel.context_parallel_size {}: serving knows tensor, expert, data and pipeline "
+        "parallelism so far; allowed: 1",
+        layout.cp);
   }
   if (layout.ep > 1 || layout.etp == 1 || layout.etp == layout.tp) return absl::OkStatus();
   return Unimplemented(

@@ -36,8 +36,13 @@ class ServingRanks {
   ModelPart part() const { return mesh_.part(); }
   // Ranks that share this one's memory.
   int ranks_on_host() const { return ranks_on_host_; }
-  // The one whose hidden states and logits rank 0 samples from.
-  int results_rank() const { return layout().world() / layout().pp * (layout().pp - 1); }
+  // Data-parallel ranks: see serving/lanes.h.
+  int lanes() const { return layout().dp; }
+  int lane() const { return mesh_.place().dp; }
+  // The one whose hidden states and logits rank 0 samples the lane's tokens from.
+  int results_rank(int lane) const {
+    return layout().tp * (lane + layout().dp * (layout().pp - 1));
+  }
   // For the context.
   ParallelGroups* groups() { return &groups_; }
 
@@ -47,7 +52,7 @@ class ServingRanks {
   absl::StatusOr<int64_t> Least(int64_t mine, const OpLabel& label);
 
   // Whether rank 0 sees what its mixture layers route alone, not what those of all ranks do.
-  bool routes_apart() const { return layout().pp > 1; }
+  bool routes_apart() const { return layout().pp * layout().dp > 1; }
   // The sum of what the ranks counted of their tokens and layers; of ranks that share tensors, and
   // so have the same tokens, the first one's counts. All call, with as many.
   absl::StatusOr<std::vector<int64_t>> SumCounts(std::span<const int64_t> own);

@@ -4,6 +4,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <condition_variable>
 #include <map>
 #include <memory>
@@ -79,7 +80,7 @@ inline config::ParallelConfig Sizes(int tp, int ep = 1, int pp = 1) {
   sizes.set_tensor_parallel_size(tp);
   sizes.set_pipeline_parallel_size(pp);
   sizes.set_expert_parallel_size(ep);
-  if (ep > 1) sizes.set_expert_tensor_parallel_size(tp / ep);
+  if (ep > 1) sizes.set_expert_tensor_parallel_size(std::max(tp / ep, 1));
   return sizes;
 }
 

@@ -22,10 +22,12 @@ std::vector<GenerationRequest> EmbeddingRequests() {
   return requests;
 }
 
-// A layout whose stages change no bit of a hidden state.
+// A layout that changes no bit of a hidden state.
 struct Case {
   const char* model;
+  int ep = 1;
   int pp = 1;
+  int dp = 1;
   int64_t max_num_batched_tokens = 2048;
 };
 
@@ -33,7 +35,7 @@ class EmbeddingRanksTest : public testing::TestWithParam<Case> {};
 
 TEST_P(EmbeddingRanksTest, AreThoseOfOneProcess) {
   const Case& c = GetParam();
-  const auto layout = LayoutOfServing(SpecOf(c.model), Sizes(1, 1, c.pp), c.pp);
+  const auto layout = LayoutOfServing(SpecOf(c.model), Sizes(1, c.ep, c.pp), c.pp * c.dp);
   ASSERT_TRUE(layout.ok()) << Message(layout.status());
   HostAllocator memory;
   EngineOptions options{.max_num_batched_tokens = c.max_num_batched_tokens,
@@ -42,7 +44,7 @@ TEST_P(EmbeddingRanksTest, AreThoseOfOneProcess) {
   auto alone = Engine::Create(*whole, options);
   ASSERT_TRUE(alone.ok()) << Message(alone.status());
   const Answers expected = Ask(**alone, EmbeddingRequests());
-  RunRanks(c.pp, [&](World& world) {
+  RunRanks(c.pp * c.dp, [&](World& world) {
     ServingRanks ranks(world, *layout, nullptr);
     EngineOptions own = options;
     own.ranks = &ranks;
@@ -61,9 +63,11 @@ TEST_P(EmbeddingRanksTest, AreThoseOfOneProcess) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Models, EmbeddingRanksTest,
-                         testing::Values(Case{"llama", 2, 45}, Case{"qwen3_moe", 2}),
+                         testing::Values(Case{"llama", 1, 2, 1, 45}, Case{"qwen3_moe", 2, 2, 2},
+                                         Case{"qwen3_moe", 2, 1, 2, 45}),
                          [](const auto& info) {
-                           return fmt::format("{}Pp{}", info.param.model, info.param.pp);
+                           return fmt::format("{}Pp{}Dp{}", info.param.model, info.param.pp,
+                                              info.param.dp);
                          });
 
 absl::Status Sleep(Engine& engine, int level) {
@@ -104,7 +108,7 @@ void SleepAndWake(Engine& engine, std::atomic<bool>& fails) {
 }
 
 TEST(ServingRanksSleep, AllRanksGiveTheirMemoryUpAndTakeItAgainOrNoneDoes) {
-  const auto layout = LayoutOfServing(SpecOf("qwen3_moe"), Sizes(2, 2, 2), 4);
+  const auto layout = LayoutOfServing(SpecOf("qwen3_moe"), Sizes(1, 2, 2), 4);
   ASSERT_TRUE(layout.ok()) << Message(layout.status());
   std::atomic<bool> fails = false;
   RunRanks(4, [&](World& world) {

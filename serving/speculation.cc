@@ -46,6 +46,9 @@ absl::StatusOr<std::unique_ptr<DraftProposer>> MakeProposer(const SpeculationOpt
 
 absl::StatusOr<std::unique_ptr<Speculation>> Speculation::Create(const SpeculationOptions& options,
                                                                  const SpeculationDeps& deps) {
+  if (deps.lanes > 1) {
+    return Unimplemented("speculative.method: not built over {} data-parallel ranks", deps.lanes);
+  }
   CADRE_ASSIGN_OR_RETURN(std::unique_ptr<DraftProposer> proposer, MakeProposer(options, deps));
   return std::unique_ptr<Speculation>(new Speculation(options, deps, std::move(proposer)));
 }

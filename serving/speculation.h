@@ -36,6 +36,7 @@ struct SpeculationDeps {
   int64_t max_num_batched_tokens = 0;
   int max_num_seqs = 0;
   bool ranks = false;  // other ranks hold parts of the model
+  int lanes = 1;       // see serving/lanes.h
 };
 
 struct SpeculationStats {
@@ -47,7 +48,7 @@ struct SpeculationStats {
 class Speculation {
  public:
   // kInvalidArgument: options that do not fit the model. kUnimplemented: kSelf over ranks, which
-  // follow whole steps only.
+  // follow whole steps only; several lanes.
   static absl::StatusOr<std::unique_ptr<Speculation>> Create(const SpeculationOptions& options,
                                                              const SpeculationDeps& deps);
 

@@ -1,5 +1,6 @@
 #include "serving/step_forward.h"
 
+#include <algorithm>
 #include <cstring>
 
 #include "parallel/groups.h"
@@ -9,6 +10,21 @@ namespace {
 
 constexpr OpLabel kLogitsLabel = {"logits"};
 constexpr OpLabel kHiddenLabel = {"hidden states"};
+
+// Rows of several lanes end to end; on ranks other than rank 0 nothing.
+LogitRows JoinRows(Context& ctx, std::vector<LogitRows> lanes) {
+  if (lanes.empty() || !lanes.front().logits.defined()) return {};
+  if (lanes.size() == 1) return std::move(lanes.front());
+  int64_t rows = 0;
+  for (const LogitRows& lane : lanes) rows += lane.logits.dim(0);
+  LogitRows all{.logits = ctx.Empty({rows, lanes.front().logits.dim(1)}, DType::kF32)};
+  float* next = all.logits.data<float>();
+  for (const LogitRows& lane : lanes) {
+    next = std::copy_n(lane.logits.data<float>(), lane.logits.numel(), next);
+    all.lse.insert(all.lse.end(), lane.lse.begin(), lane.lse.end());
+  }
+  return all;
+}
 
 Communicator* PipelineGroup(const Context& ctx) {
   return ctx.groups == nullptr ? nullptr : ctx.groups->pp;
@@ -26,13 +42,19 @@ Var StepForward::Receive(const Batch& batch, int stage) {
   return {x};
 }
 
-void StepForward::Run(const StepPlan& plan, const KvBlockPool& pool, int attention_workers,
-                      const LayerObserver& observe) {
+void StepForward::Run(std::span<const StepPlan> plans, const KvBlockPool& pool,
+                      int attention_workers, const LayerObserver& observe) {
+  const StepPlan& plan = plans[ranks_ == nullptr ? 0 : static_cast<size_t>(ranks_->lane())];
   Batch batch = MakeBatch(*ctx_.allocator, plan, pool);
   batch.observe = observe;
   batch.attention_workers = attention_workers;
+  ForwardOptions options;
+  for (const StepPlan& lane : plans) {
+    options.router.most_tokens = std::max(options.router.most_tokens, lane.tokens());
+  }
   const int stage = model_.decoder().part().stages.front();
-  DecoderOutput out = model_.decoder().ForwardStage(ctx_, stage, Receive(batch, stage), batch);
+  DecoderOutput out =
+      model_.decoder().ForwardStage(ctx_, stage, Receive(batch, stage), batch, options);
   hidden_ = std::move(out.hidden.value);
   routing_ = std::move(out.routing);
   if (model_.decoder().part().last()) return;
@@ -49,40 +71,51 @@ int64_t StepForward::Join(const Tensor& row) {
   return before;
 }
 
-LogitRows StepForward::Logits(const RowRange& rows) {
-  const bool last = model_.decoder().part().last();
-  return Gathered(last ? hidden_.Narrow(rows.begin, rows.count) : Tensor(), rows.count);
+bool StepForward::Holds(int lane) const {
+  return model_.decoder().part().last() && (ranks_ == nullptr || ranks_->lane() == lane);
 }
 
-LogitRows StepForward::Logits(std::span<const int64_t> rows) {
-  const bool last = model_.decoder().part().last();
-  return Gathered(last ? GatherRows(ctx_, hidden_, rows) : Tensor(),
-                  static_cast<int64_t>(rows.size()));
+LogitRows StepForward::Logits(int lane, const RowRange& rows) {
+  return Gathered(lane, Holds(lane) ? hidden_.Narrow(rows.begin, rows.count) : Tensor(),
+                  rows.count);
 }
 
-Tensor StepForward::Hidden(const RowRange& rows) {
-  const bool last = model_.decoder().part().last();
+Tensor StepForward::Hidden(int lane, const RowRange& rows) {
   const int64_t width = model_.spec().hidden;
-  return Hand(last ? hidden_.Narrow(rows.begin, rows.count) : Tensor(), Shape({rows.count, width}),
-              model_.dtype(), kHiddenLabel);
+  return Hand(lane, Holds(lane) ? hidden_.Narrow(rows.begin, rows.count) : Tensor(),
+              Shape({rows.count, width}), model_.dtype(), kHiddenLabel);
 }
 
-// hidden: of the last stage.
-LogitRows StepForward::Gathered(const Tensor& hidden, int64_t rows) {
+LogitRows StepForward::Sampled(std::span<const StepPlan> plans) {
+  std::vector<LogitRows> lanes;
+  for (size_t lane = 0; lane < plans.size(); ++lane) {
+    const std::vector<int64_t>& rows = plans[lane].sample_rows;
+    if (rows.empty()) continue;
+    const int index = static_cast<int>(lane);
+    lanes.push_back(Gathered(index, Holds(index) ? GatherRows(ctx_, hidden_, rows) : Tensor(),
+                             std::ssize(rows)));
+  }
+  return JoinRows(ctx_, std::move(lanes));
+}
+
+// hidden: of the lane's last stage.
+LogitRows StepForward::Gathered(int lane, const Tensor& hidden, int64_t rows) {
   LogitRows own;
-  if (model_.decoder().part().last()) own = ComputeLogits(ctx_, model_.decoder(), hidden);
-  if (ranks_ == nullptr || ranks_->results_rank() == 0) return own;
+  if (Holds(lane)) own = ComputeLogits(ctx_, model_.decoder(), hidden);
+  if (ranks_ == nullptr || ranks_->results_rank(lane) == 0) return own;
   const Tensor sums = Hand(
+      lane,
       Tensor::Of<float>(*ctx_.allocator, {std::ssize(own.lse)}, std::span<const float>(own.lse)),
       Shape({rows}), DType::kF32, kLogitsLabel);
-  LogitRows handed{
-      .logits = Hand(own.logits, Shape({rows, model_.spec().vocab}), DType::kF32, kLogitsLabel)};
+  LogitRows handed{.logits = Hand(lane, own.logits, Shape({rows, model_.spec().vocab}), DType::kF32,
+                                  kLogitsLabel)};
   if (sums.defined()) handed.lse.assign(sums.data<float>(), sums.data<float>() + rows);
   return handed;
 }
 
-Tensor StepForward::Hand(const Tensor& own, const Shape& shape, DType dtype, const OpLabel& label) {
-  const int owner = ranks_ == nullptr ? 0 : ranks_->results_rank();
+Tensor StepForward::Hand(int lane, const Tensor& own, const Shape& shape, DType dtype,
+                         const OpLabel& label) {
+  const int owner = ranks_ == nullptr ? 0 : ranks_->results_rank(lane);
   if (owner == 0) return own;
   Communicator& group = *ctx_.groups->world;
   if (group.rank() == owner) Landed(ctx_, *group.Send(own, 0, label), label);

@@ -1,10 +1,13 @@
 // StepForward: what every rank of a server does of one step, in the same order: the plan's forward
 // with its part of the weights, then the logits that the plan asks for. One process does all of it.
 //
-//   forward.Run(plan, pool);
-//   for (const RowRange& rows : plan.scored) forward.Logits(rows);
-//   for (const RowRange& rows : plan.pooled) forward.Hidden(rows);
-//   forward.Logits(plan.sample_rows);   // where there are some
+//   forward.Run(plans, pool);
+//   for (lane, rows of plans[lane].scored) forward.Logits(lane, rows);
+//   for (lane, rows of plans[lane].pooled) forward.Hidden(lane, rows);
+//   forward.Sampled(plans);
+//
+// A rank runs the plan of its lane (serving/lanes.h), of no tokens where there is nothing to do in
+// it, since the others' tokens may need its experts.
 //
 // Over ranks the results are on rank 0 alone: columns of the vocabulary are gathered, pipeline
 // stages hand their hidden states on, and the last one what it makes of them to rank 0. What fails
@@ -31,24 +34,28 @@ class StepForward {
   StepForward(Context& ctx, const Model& model, const ServingRanks* ranks)
       : ctx_(ctx), model_(model), ranks_(ranks) {}
 
-  // The plan is checked (step_message.h). attention_workers: see Batch.
-  void Run(const StepPlan& plan, const KvBlockPool& pool, int attention_workers,
+  // The plans, one a lane, are checked (step_message.h). attention_workers: see Batch.
+  void Run(std::span<const StepPlan> plans, const KvBlockPool& pool, int attention_workers,
            const LayerObserver& observe = {});
   // Adds a hidden state [1, D] to the last Run's, or to none; returns its row. In one process.
   int64_t Join(const Tensor& row);
-  // Of rows of the last Run.
-  LogitRows Logits(const RowRange& rows);
-  LogitRows Logits(std::span<const int64_t> rows);
+  // Of rows of the lane's plan in the last Run.
+  LogitRows Logits(int lane, const RowRange& rows);
   // After the final norm: [rows.count, D].
-  Tensor Hidden(const RowRange& rows);
+  Tensor Hidden(int lane, const RowRange& rows);
+  // Of the plans' sample_rows, lane after lane.
+  LogitRows Sampled(std::span<const StepPlan> plans);
   // Of the last Run's tokens and this rank's mixture layers.
   std::span<const LayerRouting> routing() const { return routing_; }
 
  private:
   Var Receive(const Batch& batch, int stage);
-  LogitRows Gathered(const Tensor& hidden, int64_t rows);
-  // Gives rank 0 what the rank that has the results computed; rank 0's own is of that shape, too.
-  Tensor Hand(const Tensor& own, const Shape& shape, DType dtype, const OpLabel& label);
+  // Whether this rank has the hidden states of the lane's last stage.
+  bool Holds(int lane) const;
+  LogitRows Gathered(int lane, const Tensor& hidden, int64_t rows);
+  // Gives rank 0 what the rank that has the lane's results computed; rank 0's own is of that shape,
+  // too.
+  Tensor Hand(int lane, const Tensor& own, const Shape& shape, DType dtype, const OpLabel& label);
 
   Context& ctx_;
   const Model& model_;

@@ -36,7 +36,7 @@ void VisitMessage(Message& message, Archive&& archive) {
   archive(message.number);
   archive(message.weight_version);
   archive(message.sleep_level);
-  VisitPlan(message.plan, archive);
+  archive.Plans(message.plans);
 }
 
 class Writer {
@@ -55,6 +55,10 @@ class Writer {
   void Tables(const std::vector<KvTable>& tables) {
     (*this)(static_cast<uint64_t>(tables.size()));
     for (const KvTable& table : tables) VisitTable(table, *this);
+  }
+  void Plans(const std::vector<StepPlan>& plans) {
+    (*this)(static_cast<uint64_t>(plans.size()));
+    for (const StepPlan& plan : plans) VisitPlan(plan, *this);
   }
   std::vector<std::byte> Take() { return std::move(bytes_); }
 
@@ -87,6 +91,11 @@ class Reader {
     // A table is at least its stride and three counts.
     tables.resize(Count(4 * sizeof(uint64_t)));
     for (KvTable& table : tables) VisitTable(table, *this);
+  }
+  void Plans(std::vector<StepPlan>& plans) {
+    // A plan is at least eight counts.
+    plans.resize(Count(8 * sizeof(uint64_t)));
+    for (StepPlan& plan : plans) VisitPlan(plan, *this);
   }
   bool whole() const { return ok_ && left_.empty(); }
 
@@ -193,8 +202,8 @@ absl::Status CheckStep(const StepPlan& plan, const StepBounds& bounds) {
   }
   const auto tokens = static_cast<int64_t>(plan.ids.size());
   const auto& offsets = plan.offsets;
-  if (tokens == 0 || plan.positions.size() != plan.ids.size() || offsets.size() < 2 ||
-      offsets.front() != 0 || offsets.back() != tokens || !std::ranges::is_sorted(offsets)) {
+  if (plan.positions.size() != plan.ids.size() || offsets.empty() || offsets.front() != 0 ||
+      offsets.back() != tokens || !std::ranges::is_sorted(offsets)) {
     return DataLoss("step: {} ids, {} positions and {} offsets do not fit", plan.ids.size(),
                     plan.positions.size(), offsets.size());
   }

@@ -24,10 +24,10 @@ enum class StepKind : int32_t {
 
 struct StepMessage {
   StepKind kind = StepKind::kRun;
-  int64_t number = 0;          // of the steps that rank 0 told, from 0
-  int64_t weight_version = 0;  // of kRun
-  int32_t sleep_level = 0;     // of kSleep
-  StepPlan plan;               // of kRun
+  int64_t number = 0;                // of the steps that rank 0 told, from 0
+  int64_t weight_version = 0;        // of kRun
+  int32_t sleep_level = 0;           // of kSleep
+  std::vector<StepPlan> plans = {};  // of kRun: one a lane
 };
 
 // For ranks of one program: numbers are as this machine has them.
@@ -43,7 +43,8 @@ struct StepBounds {
   int64_t block_size = 0;
   int layers = 0;
 };
-// kDataLoss: a plan that would read or write where it may not, or contradicts itself.
+// A plan may have no tokens. kDataLoss: one that would read or write where it may not, or
+// contradicts itself.
 absl::Status CheckStep(const StepPlan& plan, const StepBounds& bounds);
 
 }  // namespace cadre

@@ -9,17 +9,18 @@ namespace {
 StepMessage Message() {
   return {.number = 3,
           .weight_version = 7,
-          .plan = {.copies = {{1, 4}},
-                   .ids = {1, 2, 3},
-                   .positions = {16, 17, 0},
-                   .offsets = {0, 2, 3},
-                   .tables = {{.stride = 2,
-                               .blocks = {4, 2, 0, 0},
-                               .context_lengths = {18, 1},
-                               .slots = {32, 33, 0}}},
-                   .sample_rows = {1, 2},
-                   .scored = {{0, 2}},
-                   .pooled = {{1, 2}}}};
+          .plans = {{.copies = {{1, 4}},
+                     .ids = {1, 2, 3},
+                     .positions = {16, 17, 0},
+                     .offsets = {0, 2, 3},
+                     .tables = {{.stride = 2,
+                                 .blocks = {4, 2, 0, 0},
+                                 .context_lengths = {18, 1},
+                                 .slots = {32, 33, 0}}},
+                     .sample_rows = {1, 2},
+                     .scored = {{0, 2}},
+                     .pooled = {{1, 2}}},
+                    {.offsets = {0}, .tables = {{.stride = 1}}}}};
 }
 
 constexpr StepBounds kBounds = {
@@ -31,21 +32,24 @@ TEST(StepMessage, ComesBack) {
   ASSERT_TRUE(decoded.ok()) << decoded.status();
   EXPECT_EQ(decoded->number, 3);
   EXPECT_EQ(decoded->weight_version, 7);
-  ASSERT_EQ(decoded->plan.copies.size(), 1u);
-  EXPECT_EQ(decoded->plan.copies[0].to, 4);
-  EXPECT_EQ(decoded->plan.ids, message.plan.ids);
-  EXPECT_EQ(decoded->plan.positions, message.plan.positions);
-  EXPECT_EQ(decoded->plan.offsets, message.plan.offsets);
-  EXPECT_EQ(decoded->plan.sample_rows, message.plan.sample_rows);
-  ASSERT_EQ(decoded->plan.scored.size(), 1u);
-  EXPECT_EQ(decoded->plan.scored[0].count, 2);
-  ASSERT_EQ(decoded->plan.pooled.size(), 1u);
-  EXPECT_EQ(decoded->plan.pooled[0].begin, 1);
-  ASSERT_EQ(decoded->plan.tables.size(), 1u);
-  EXPECT_EQ(decoded->plan.tables[0].stride, 2);
-  EXPECT_EQ(decoded->plan.tables[0].blocks, message.plan.tables[0].blocks);
-  EXPECT_EQ(decoded->plan.tables[0].slots, message.plan.tables[0].slots);
-  EXPECT_TRUE(CheckStep(decoded->plan, kBounds).ok());
+  ASSERT_EQ(decoded->plans[0].copies.size(), 1u);
+  EXPECT_EQ(decoded->plans[0].copies[0].to, 4);
+  EXPECT_EQ(decoded->plans[0].ids, message.plans[0].ids);
+  EXPECT_EQ(decoded->plans[0].positions, message.plans[0].positions);
+  EXPECT_EQ(decoded->plans[0].offsets, message.plans[0].offsets);
+  EXPECT_EQ(decoded->plans[0].sample_rows, message.plans[0].sample_rows);
+  ASSERT_EQ(decoded->plans[0].scored.size(), 1u);
+  EXPECT_EQ(decoded->plans[0].scored[0].count, 2);
+  ASSERT_EQ(decoded->plans[0].pooled.size(), 1u);
+  EXPECT_EQ(decoded->plans[0].pooled[0].begin, 1);
+  ASSERT_EQ(decoded->plans[0].tables.size(), 1u);
+  EXPECT_EQ(decoded->plans[0].tables[0].stride, 2);
+  EXPECT_EQ(decoded->plans[0].tables[0].blocks, message.plans[0].tables[0].blocks);
+  EXPECT_EQ(decoded->plans[0].tables[0].slots, message.plans[0].tables[0].slots);
+  EXPECT_TRUE(CheckStep(decoded->plans[0], kBounds).ok());
+  ASSERT_EQ(decoded->plans.size(), 2u);
+  EXPECT_EQ(decoded->plans[1].tokens(), 0);
+  EXPECT_TRUE(CheckStep(decoded->plans[1], kBounds).ok()) << "nothing to do";
   const auto stop = DecodeStep(EncodeStep({.kind = StepKind::kStop}));
   ASSERT_TRUE(stop.ok());
   EXPECT_EQ(stop->kind, StepKind::kStop);
@@ -73,16 +77,17 @@ TEST(StepMessage, NoByteBreaksIt) {
       std::vector<std::byte> broken = bytes;
       broken[at] ^= static_cast<std::byte>(flip);
       const auto decoded = DecodeStep(broken);
-      if (!decoded.ok() || !CheckStep(decoded->plan, kBounds).ok()) continue;
-      for (const int64_t slot : decoded->plan.tables[0].slots) EXPECT_LT(slot, 5 * 16);
-      for (const int32_t id : decoded->plan.ids) EXPECT_LT(id, 10);
+      if (!decoded.ok() || decoded->plans.empty()) continue;
+      if (!CheckStep(decoded->plans[0], kBounds).ok()) continue;
+      for (const int64_t slot : decoded->plans[0].tables[0].slots) EXPECT_LT(slot, 5 * 16);
+      for (const int32_t id : decoded->plans[0].ids) EXPECT_LT(id, 10);
     }
   }
 }
 
 TEST(StepMessage, APlanThatCannotBeIsRefused) {
   const auto refused = [](auto change) {
-    StepPlan plan = Message().plan;
+    StepPlan plan = Message().plans[0];
     change(plan);
     return CheckStep(plan, kBounds).code() == absl::StatusCode::kDataLoss;
   };
@@ -97,6 +102,7 @@ TEST(StepMessage, APlanThatCannotBeIsRefused) {
   EXPECT_TRUE(refused([](StepPlan& p) { p.offsets = {0, 4, 3}; }));
   EXPECT_TRUE(refused([](StepPlan& p) { p.offsets = {1, 2, 3}; }));
   EXPECT_TRUE(refused([](StepPlan& p) { p.offsets.clear(); }));
+  EXPECT_TRUE(refused([](StepPlan& p) { p = {.offsets = {0}, .sample_rows = {0}}; }));
   EXPECT_TRUE(refused([](StepPlan& p) { p.tables.clear(); }));
   EXPECT_TRUE(refused([](StepPlan& p) { p.tables.resize(3, p.tables[0]); }));
   EXPECT_FALSE(refused([](StepPlan& p) { p.tables.resize(2, p.tables[0]); }));

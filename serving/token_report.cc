@@ -29,7 +29,7 @@ void ReportPrompt(StepForward& forward, const ScheduledChunk& chunk, int64_t fir
     sequence.prompt_reported = 1;
   }
   for (const RowRange& slice : slices) {
-    const LogitRows rows = forward.Logits({first_row + slice.begin, slice.count});
+    const LogitRows rows = forward.Logits(sequence.lane, {first_row + slice.begin, slice.count});
     for (int64_t i = 0; i < slice.count; ++i) {
       const int32_t token = sequence.tokens[sequence.prompt_reported + i];
       event.prompt_logprobs.push_back(

@@ -70,6 +70,20 @@ class Ranks(unittest.TestCase):
             for a, b in zip(logprobs, reference, strict=True):
                 self.assertLess(abs(a - b), 1e-4)
 
+    def test_data_parallel_ranks_answer_as_one(self):
+        body = {"prompt": [p for p in PROMPTS if isinstance(p, str)], "max_tokens": 20, "temperature": 0,
+                "logprobs": 1, "ignore_eos": True}
+        for flags in (F32, ("--weights", "int4", "--set", "kv_cache_dtype=int8")):
+            found = []
+            for ranks in (1, 2):
+                with serving(ranks, *flags) as process:
+                    # Together they are on both ranks; alone one rank has nothing to do.
+                    status, answer = e2e.post(process.port, "/v1/completions", body)
+                    self.assertEqual(status, 200)
+                    found.append([(c["text"], c["logprobs"]["token_logprobs"]) for c in answer["choices"]]
+                                 + answers(process))
+            self.assertEqual(found[1], found[0])
+
     def test_sigterm_drains_all_ranks(self):
         with serving(2, *TP, "--set", f"drain_timeout_s={e2e.TIMEOUT}") as process:
             ranks = children(process.pid)
