@@ -27,25 +27,25 @@ KeyAttention KeyAttentionOf(const ops::AttentionStatistics& statistics, int64_t 
                             int64_t kv_heads, bool summed) {
   const int64_t heads = statistics.sum.dim(0), n = statistics.sum.dim(1), group = heads / kv_heads;
   const auto size = static_cast<size_t>(kv_heads * n);
-  KeyAttention attention{.kv_heads = kv_heads, .keys = n};
-  std::vector<double> mean(size), variance(size);
-  const double count = summed ? 1.0 : static_cast<double>(queries);
+  const bool varies = !summed && queries > 1;
+  KeyAttention attention{.kv_heads = kv_heads, .keys = n, .mean = std::vector<float>(size)};
+  if (varies) attention.variance.resize(size);
+  const auto count = static_cast<double>(queries);
+  const auto share = static_cast<float>(1 / ((summed ? 1.0 : count) * static_cast<double>(group)));
   for (int64_t h = 0; h < heads; ++h) {
     const float* sum = statistics.sum.data<float>() + h * n;
-    const float* square = statistics.square.data<float>() + h * n;
-    for (int64_t j = 0; j < n; ++j) {
-      const auto at = static_cast<size_t>(h / group * n + j);
-      mean[at] += sum[j] / count;
-      if (summed || queries < 2) continue;
-      const double apart = square[j] - static_cast<double>(sum[j]) * sum[j] / count;
-      variance[at] += std::max(apart, 0.0) / (count - 1);
-    }
+    float* mean = attention.mean.data() + h / group * n;
+    for (int64_t j = 0; j < n; ++j) mean[j] += sum[j] * share;
     attention.entropy += statistics.entropy.data<float>()[h];
-  }
-  for (size_t i = 0; i < size; ++i) {
-    attention.total_variance += variance[i];
-    attention.mean.push_back(static_cast<float>(mean[i] / static_cast<double>(group)));
-    attention.variance.push_back(static_cast<float>(variance[i] / static_cast<double>(group)));
+    if (!varies) continue;
+    const float* square = statistics.square.data<float>() + h * n;
+    float* variance = attention.variance.data() + h / group * n;
+    for (int64_t j = 0; j < n; ++j) {
+      const double apart = square[j] - static_cast<double>(sum[j]) * sum[j] / count;
+      const double one = std::max(apart, 0.0) / (count - 1);
+      attention.total_variance += one;
+      variance[j] += static_cast<float>(one / static_cast<double>(group));
+    }
   }
   return attention;
 }

@@ -83,7 +83,8 @@ void Engine::ReadShares(StepForward& forward, std::span<const ScheduledChunk> sh
                    .model = *home_->model(),
                    .cache = lanes_->own_cache(),
                    .prompt = sequence.tokens,
-                   .attention_workers = options_.attention_workers},
+                   .attention_workers = options_.attention_workers,
+                   .load = &load_},
                   share.tokens);
     if (!evicting.read()) continue;
     plan->sample_rows.push_back(forward.Join(evicting.last_hidden()));

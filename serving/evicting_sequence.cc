@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "model/model.h"
+#include "serving/expert_load.h"
 
 namespace cadre {
 namespace {
@@ -148,8 +149,10 @@ void EvictingSequence::ReadChunk(const Reading& reading) {
     Observe(ctx, queries, begin, end);
   };
   Var& hidden = hidden_[chunk_];
-  hidden =
-      reading.model.decoder().ForwardLayers(reading.ctx, {layer, layer + 1}, hidden, batch).hidden;
+  DecoderOutput out =
+      reading.model.decoder().ForwardLayers(reading.ctx, {layer, layer + 1}, hidden, batch);
+  hidden = std::move(out.hidden);
+  if (reading.load != nullptr) reading.load->Count(out.routing);
   if (++chunk_ < hidden_.size()) return;
   EndLayer(reading.cache);
 }

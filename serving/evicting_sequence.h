@@ -21,6 +21,7 @@
 
 namespace cadre {
 
+class ExpertLoad;
 class Model;
 
 class EvictingSequence {
@@ -56,6 +57,7 @@ class EvictingSequence {
     KvCache& cache;
     std::span<const int32_t> prompt;
     int attention_workers = 0;
+    ExpertLoad* load = nullptr;  // counts what is routed
   };
   void Read(const Reading& reading, int64_t tokens);
   // [1, D] of the prompt's last token, once it is read.

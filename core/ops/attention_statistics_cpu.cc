@@ -27,11 +27,14 @@ class TileStatistics {
         rows_(args.forward.q.dim(0) * group_),
         entropies_(std::move(entropies)) {}
 
-  void Run(int64_t kv_head, int64_t tile, const AttentionWork& w) const {
+  // scratch: scratch_size() floats.
+  void Run(int64_t kv_head, int64_t tile, const AttentionWork& w, float* scratch) const {
     const int64_t first = tile * kAttentionKeyTile;
     const int64_t count = std::min(kAttentionKeyTile, args_.keys - first);
-    std::vector<float> sums(static_cast<size_t>(group_ * kAttentionKeyTile), 0.0f);
-    std::vector<float> squares = sums, entropies(static_cast<size_t>(group_), 0.0f);
+    std::fill_n(scratch, group_ * (2 * kAttentionKeyTile + 1), 0.0f);
+    float* const sums = scratch;
+    float* const squares = sums + group_ * kAttentionKeyTile;
+    float* const entropies = squares + group_ * kAttentionKeyTile;
     AttentionBlock block{.sequence = 0,
                          .kv_head = kv_head,
                          .tile_begin = tile,
@@ -58,6 +61,8 @@ class TileStatistics {
       entropies_.template data<float>()[tile * heads_ + head] = entropies[h];
     }
   }
+
+  int64_t scratch_size() const { return group_ * (2 * kAttentionKeyTile + 1); }
 
  private:
   // Adds a row's probabilities of the tile; returns what it adds to the entropy. Scores of what is
@@ -98,11 +103,13 @@ void Run(Context& ctx, const AttentionStatisticsKernelArgs& args, const Attentio
   const Forward<T, A, Pool> forward(args.forward, backend);
   const Tensor entropies = ctx.Empty({tiles, heads}, DType::kF32);
   const TileStatistics<Forward<T, A, Pool>> statistics(args, forward, entropies);
+  const Tensor sums = ctx.Empty({ctx.threads, statistics.scratch_size()}, DType::kF32);
   ParallelUnits(ctx, layout.kv_heads * tiles, [&](int64_t unit) {
-    const AttentionWork w =
-        AttentionWork::At(scratch.raw() + omp_get_thread_num() * bytes, layout, nullptr);
+    const int64_t thread = omp_get_thread_num();
+    const AttentionWork w = AttentionWork::At(scratch.raw() + thread * bytes, layout, nullptr);
     backend.begin();
-    statistics.Run(unit / tiles, unit % tiles, w);
+    statistics.Run(unit / tiles, unit % tiles, w,
+                   sums.data<float>() + thread * statistics.scratch_size());
     backend.end();
   });
   float* to = args.to.entropy.data<float>();
