@@ -26,26 +26,24 @@ __m512i NibbleTable(int zero) {
 template <int kBits>
 constexpr int kPairs = kBits == 4 ? 4 : 1;
 
+// What one load holds, and pair `index` of it.
 template <int kBits>
-inline void Widen(const std::byte* from, __m512i table, __m512bh* pairs) {
-  if constexpr (kBits == 4) {
-    const __m512i words = _mm512_loadu_si512(from);
-    pairs[0] = reinterpret_cast<__m512bh>(_mm512_permutexvar_epi16(words, table));
-    pairs[1] =
-        reinterpret_cast<__m512bh>(_mm512_permutexvar_epi16(_mm512_srli_epi16(words, 4), table));
-    pairs[2] =
-        reinterpret_cast<__m512bh>(_mm512_permutexvar_epi16(_mm512_srli_epi16(words, 8), table));
-    pairs[3] =
-        reinterpret_cast<__m512bh>(_mm512_permutexvar_epi16(_mm512_srli_epi16(words, 12), table));
-  } else {
-    // Eight significant bits: the fp32 number's upper half is the bf16 number.
-    auto wide = [&](const std::byte* at) {
-      const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(at));
-      return _mm512_castps_si512(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes)));
-    };
-    const __m512i even = _mm512_srli_epi32(wide(from), 16), odd = wide(from + kPanelColumns);
-    pairs[0] = reinterpret_cast<__m512bh>(_mm512_mask_blend_epi16(0xaaaaaaaau, even, odd));
-  }
+inline __m512i LoadCodes(const std::byte* from) {
+  if constexpr (kBits == 4) return _mm512_loadu_si512(from);
+  // Eight significant bits: the fp32 number's upper half is the bf16 number.
+  auto wide = [&](const std::byte* at) {
+    const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(at));
+    return _mm512_castps_si512(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes)));
+  };
+  const __m512i even = _mm512_srli_epi32(wide(from), 16), odd = wide(from + kPanelColumns);
+  return _mm512_mask_blend_epi16(0xaaaaaaaau, even, odd);
+}
+
+template <int kBits>
+inline __m512bh PairOf(__m512i codes, __m512i table, int index) {
+  if constexpr (kBits == 8) return reinterpret_cast<__m512bh>(codes);
+  const __m512i words = _mm512_srli_epi16(codes, static_cast<unsigned>(4 * index));
+  return reinterpret_cast<__m512bh>(_mm512_permutexvar_epi16(words, table));
 }
 
 __m512 Scales(const Tensor& scales, int64_t at) {
@@ -123,18 +121,23 @@ void AddGroups(const Rows& rows, const QuantizedMatrix& w, int64_t panel,
       const std::byte* left = rows.data + k / 2 * rows.step;
       const std::byte* ahead =
           codes + AheadOf(k * 2 * kBits, kCodeBytesAhead, panel_bytes, kPanels);
+      __m512i loaded[kPanels];
 #pragma GCC unroll 4
       for (int p = 0; p < kPanels; ++p) {
-        __m512bh pairs[kPairs<kBits>];
         __builtin_prefetch(ahead + p * panel_bytes);
-        Widen<kBits>(codes + p * panel_bytes + k * 2 * kBits, table, pairs);
+        loaded[p] = LoadCodes<kBits>(codes + p * panel_bytes + k * 2 * kBits);
+      }
 #pragma GCC unroll 4
-        for (int j = 0; j < kPairs<kBits>; ++j) {
+      for (int j = 0; j < kPairs<kBits>; ++j) {
+        __m512bh right[kPanels];
+#pragma GCC unroll 4
+        for (int p = 0; p < kPanels; ++p) right[p] = PairOf<kBits>(loaded[p], table, j);
+          // A row's pair is loaded once for all panels: loads are what there are fewest of.
 #pragma GCC unroll 8
-          for (int r = 0; r < kRows; ++r) {
-            const __m512bh pair = BroadcastPair(left + j * rows.step + r * rows.stride);
-            acc[r][p] = _mm512_dpbf16_ps(acc[r][p], pair, pairs[j]);
-          }
+        for (int r = 0; r < kRows; ++r) {
+          const __m512bh pair = BroadcastPair(left + j * rows.step + r * rows.stride);
+#pragma GCC unroll 4
+          for (int p = 0; p < kPanels; ++p) acc[r][p] = _mm512_dpbf16_ps(acc[r][p], pair, right[p]);
         }
       }
     }
