@@ -14,6 +14,10 @@ constexpr double kStuckSeconds = 30;
 // How old the counts of experts over ranks may be while steps run.
 constexpr double kLoadSeconds = 1;
 
+size_t LanesOf(const EngineOptions& options) {
+  return options.ranks == nullptr ? 1 : static_cast<size_t>(options.ranks->lanes());
+}
+
 int64_t ContextOf(const Model& model, const EngineOptions& options) {
   return options.max_model_len > 0 ? options.max_model_len : model.decoder().max_position();
 }
@@ -32,7 +36,7 @@ Engine::Engine(std::unique_ptr<ModelHome> home, const EngineOptions& options)
       latent_(HasLatentAttention(home_->model()->spec())),
       load_(home_->model()->spec()),
       bounds_({.sequences = static_cast<size_t>(options.max_queue_size) +
-                            static_cast<size_t>(options.max_num_seqs),
+                            static_cast<size_t>(options.max_num_seqs) * LanesOf(options),
                .per_tenant = static_cast<size_t>(options.max_requests_per_key)}) {
   ctx_ = {.allocator = &allocator_,
           .threads = options.threads,
@@ -82,12 +86,12 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(std::unique_ptr<ModelHome
                                    .chunked_prefill = options.enable_chunked_prefill,
                                    .growth_reserve = options.growth_reserve_tokens,
                                    .queue = options.queue};
-  engine->lanes_ = std::make_unique<Lanes>(
-      engine->allocator_, kv,
-      Lanes::Options{.lanes = options.ranks == nullptr ? 1 : options.ranks->lanes(),
-                     .scheduler = scheduler,
-                     .prefix_caching = options.enable_prefix_caching,
-                     .tiers = std::move(tiers)});
+  engine->lanes_ =
+      std::make_unique<Lanes>(engine->allocator_, kv,
+                              Lanes::Options{.lanes = static_cast<int>(LanesOf(options)),
+                                             .scheduler = scheduler,
+                                             .prefix_caching = options.enable_prefix_caching,
+                                             .tiers = std::move(tiers)});
   engine->options_.max_model_len = context;
   if (options.speculation.method != SpeculationMethod::kNone) {
     CADRE_ASSIGN_OR_RETURN(

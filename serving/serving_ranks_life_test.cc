@@ -70,6 +70,29 @@ INSTANTIATE_TEST_SUITE_P(Models, EmbeddingRanksTest,
                                               info.param.dp);
                          });
 
+TEST(ServingRanksQueue, HoldsWhatNoDataParallelRankRuns) {
+  const auto layout = LayoutOfServing(SpecOf("llama"), Sizes(1), 2);
+  ASSERT_TRUE(layout.ok()) << Message(layout.status());
+  HostAllocator memory;
+  RunRanks(2, [&](World& world) {
+    ServingRanks ranks(world, *layout, nullptr);
+    const auto model = MakeModel({.allocator = &memory}, "llama", ranks.part(), false);
+    const EngineOptions options{
+        .max_num_seqs = 1, .max_model_len = kContext, .max_queue_size = 1, .ranks = &ranks};
+    if (!ranks.leader()) {
+      EXPECT_TRUE(FollowSteps(*ModelHome::Of(*model), options, ranks).ok());
+      return;
+    }
+    auto engine = Engine::Create(*model, options);
+    ASSERT_TRUE(engine.ok()) << Message(engine.status());
+    EXPECT_EQ((*engine)->Submit({Request(0), Request(1), Request(2), Request(3)}, nullptr).code(),
+              absl::StatusCode::kResourceExhausted);
+    for (const auto& [id, answer] : Ask(**engine, {Request(0), Request(1), Request(2)})) {
+      EXPECT_EQ(answer.finish, FinishReason::kLength) << id;
+    }
+  });
+}
+
 absl::Status Sleep(Engine& engine, int level) {
   std::promise<absl::Status> slept;
   engine.Sleep(level, [&](absl::Status status) { slept.set_value(std::move(status)); });
