@@ -12,7 +12,7 @@ namespace cadre {
 namespace {
 
 constexpr double kTwice = 2.0;
-constexpr double kMostSeconds = 0.1;  // then the round is the last
+constexpr double kMostSeconds = 0.05;  // then the round is the last
 // More than most caches hold, so that weights come from memory as they do in a step.
 constexpr int64_t kMostElements = int64_t{48} << 20;
 constexpr int kRounds = 6;
@@ -106,7 +106,7 @@ absl::StatusOr<TokenBudget> ChooseTokenBudget(Context& ctx, const Model& model,
   if (options.ranks != nullptr) {
     CADRE_ASSIGN_OR_RETURN(budget.ridge, options.ranks->Least(budget.ridge, {"token budget"}));
   }
-  if (budget.mixed == 0) budget.mixed = budget.ridge + budget.ridge / 2;
+  if (budget.mixed == 0) budget.mixed = budget.ridge;
   budget.step = std::max(kPromptSteps * budget.ridge, options.max_num_seqs + budget.mixed);
   return budget;
 }

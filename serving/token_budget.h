@@ -26,7 +26,7 @@ struct RowTime {
 int64_t RidgeOf(std::span<const RowTime> times);
 
 // The ridge of this rank's projections in tokens of a step: one token has a row in each, but for
-// experts, of which it has top_k. Takes about a tenth of a second beside packing the weights
+// experts, of which it has top_k. Takes about a twentieth of a second beside packing the weights
 // that it multiplies with into ctx.packed. The caller alone uses ctx meanwhile.
 int64_t MeasureRidge(Context& ctx, const Model& model);
 
@@ -37,15 +37,13 @@ struct TokenBudget {
 };
 struct TokenBudgetOptions {
   int64_t max_num_batched_tokens = 0;  // 0: measured
-  int64_t max_num_mixed_tokens =
-      0;  // 0: from the ridge, or max_num_batched_tokens where that is set
+  int64_t max_num_mixed_tokens = 0;    // 0: the ridge, or max_num_batched_tokens where that is set
   int max_num_seqs = 0;
   ServingRanks* ranks = nullptr;  // all of them call at the same time, and have the same
 };
-// Measured, mixed is one and a half times the ridge: such a step takes about two and a half times
-// as long as one that decodes a single token, and a prompt passes at four fifths of the full rate
-// or so. Where nobody's next token waits for it, a step has four times the ridge; in any case there
-// is room for max_num_seqs tokens and those of prompts. Errors as ServingRanks'.
+// Measured, mixed is the ridge, so that such a step takes about twice as long as one that decodes a
+// single token. Where nobody's next token waits for it, a step has four times that; in any case
+// there is room for max_num_seqs tokens and those of prompts. Errors as ServingRanks'.
 absl::StatusOr<TokenBudget> ChooseTokenBudget(Context& ctx, const Model& model,
                                               const TokenBudgetOptions& options);
 
