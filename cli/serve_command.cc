@@ -5,6 +5,7 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <chrono>
+#include <future>
 #include <memory>
 #include <string>
 #include <thread>
@@ -103,7 +104,7 @@ absl::StatusOr<Place> FindPlace(const ServeFlags& flags, const config::ServeConf
 absl::StatusOr<std::unique_ptr<ModelHome>> OpenOwnPart(const config::ServeConfig& config,
                                                        const Compute& compute,
                                                        ServingRanks* ranks) {
-  ModelOptions options{.dtype = compute.dtype, .weights = compute.weights};
+  ModelOptions options{.dtype = compute.dtype, .weights = compute.weights, .pack = true};
   if (ranks != nullptr) options.decoder.part = ranks->part();
   const auto load = [&config, options, threads = compute.threads](Allocator& allocator) {
     const Context ctx{.allocator = &allocator, .threads = threads};
@@ -114,14 +115,24 @@ absl::StatusOr<std::unique_ptr<ModelHome>> OpenOwnPart(const config::ServeConfig
   return home;
 }
 
-absl::Status ServeHttp(const config::ServeConfig& config, const Compute& compute,
-                       HttpServerOptions http, std::unique_ptr<ModelHome> home,
-                       EngineOptions options) {
+// Loaded beside the weights, which take longer.
+struct TextParts {
+  std::unique_ptr<Tokenizer> tokenizer;
+  std::unique_ptr<ChatTemplate> chat;  // null: none
+};
+
+absl::StatusOr<TextParts> LoadTextParts(const config::ServeConfig& config, spdlog::logger& log) {
+  TextParts text;
   CADRE_ASSIGN_OR_RETURN(
-      std::unique_ptr<Tokenizer> tokenizer,
+      text.tokenizer,
       AsData(Tokenizer::Load(config.has_tokenizer() ? config.tokenizer() : config.model())));
-  CADRE_ASSIGN_OR_RETURN(std::unique_ptr<ChatTemplate> chat,
-                         OptionalTemplate(config.model(), config.chat_template(), *compute.log));
+  CADRE_ASSIGN_OR_RETURN(text.chat, OptionalTemplate(config.model(), config.chat_template(), log));
+  return text;
+}
+
+absl::Status ServeHttp(const config::ServeConfig& config, const Compute& compute,
+                       HttpServerOptions http, TextParts text, std::unique_ptr<ModelHome> home,
+                       EngineOptions options) {
   absl::Status failure;  // written before the engine's thread ends
   options.on_failure = [&failure](const absl::Status& status) {
     failure = status;
@@ -134,7 +145,7 @@ absl::Status ServeHttp(const config::ServeConfig& config, const Compute& compute
                          ToSpeculation(config.speculative(), draft_ctx, compute.dtype, &draft));
   CADRE_ASSIGN_OR_RETURN(std::unique_ptr<Engine> engine, Engine::Create(std::move(home), options));
   CADRE_ASSIGN_OR_RETURN(std::unique_ptr<HttpServer> server,
-                         HttpServer::Start(std::move(http), {tokenizer.get(), chat.get(),
+                         HttpServer::Start(std::move(http), {text.tokenizer.get(), text.chat.get(),
                                                              engine.get(), options.trace}));
   compute.log->info("serving {} at {}://{}:{}, context {}, {} KV blocks of {} tokens",
                     config.model(), config.has_tls_key_file() ? "https" : "http", config.host(),
@@ -161,12 +172,18 @@ absl::Status ServePlace(const ServeFlags& flags, const config::ServeConfig& conf
   Trace* trace = place.trace == nullptr ? nullptr : place.trace->trace();
   CADRE_ASSIGN_OR_RETURN(EngineOptions options, ToEngineOptions(config, compute, trace));
   options.ranks = place.serving.get();
+  std::future<absl::StatusOr<TextParts>> text;
+  if (options.ranks == nullptr || options.ranks->leader()) {
+    text = std::async(std::launch::async, [&] { return LoadTextParts(config, *compute.log); });
+  }
   CADRE_ASSIGN_OR_RETURN(std::unique_ptr<ModelHome> home,
                          OpenOwnPart(config, compute, options.ranks));
   if (options.ranks != nullptr && !options.ranks->leader()) {
     CADRE_RETURN_IF_ERROR(FollowSteps(*home, options, *options.ranks));
   } else {
-    CADRE_RETURN_IF_ERROR(ServeHttp(config, compute, std::move(http), std::move(home), options));
+    CADRE_ASSIGN_OR_RETURN(TextParts parts, text.get());
+    CADRE_RETURN_IF_ERROR(
+        ServeHttp(config, compute, std::move(http), std::move(parts), std::move(home), options));
   }
   return place.trace == nullptr ? absl::OkStatus() : place.trace->Finish(*compute.log);
 }

@@ -188,6 +188,10 @@ FileReader::~FileReader() {
   if (descriptor_ >= 0) close(descriptor_);
 }
 
+void FileReader::ReadInOrder() const {
+  posix_fadvise(descriptor_, 0, 0, POSIX_FADV_SEQUENTIAL);  // a hint: nothing hangs on it
+}
+
 absl::Status FileReader::ReadAt(int64_t offset, std::span<std::byte> bytes) const {
   while (!bytes.empty()) {
     const ssize_t n = pread(descriptor_, bytes.data(), bytes.size(), offset);

@@ -63,6 +63,8 @@ class FileReader {
 
   const std::string& path() const { return path_; }
   int64_t size() const { return size_; }  // when it was opened
+  // Tells the system that reads will follow one another, so that it reads further ahead of them.
+  void ReadInOrder() const;
   // Fills `bytes` from `offset` on; kDataLoss where the file ends before. From any thread.
   absl::Status ReadAt(int64_t offset, std::span<std::byte> bytes) const;
 

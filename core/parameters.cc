@@ -71,7 +71,9 @@ void ParameterStore::Allocate(Allocator& allocator, DType compute, AllocateOptio
     if (bucket.quantized) continue;
     const Shard all = {0, bucket.numel};
     bucket.parts = options.parts ? options.parts(bucket) : BucketParts{all, all};
-    bucket.weights = Tensor::Zeros(allocator, {bucket.parts.weights.numel}, bucket.dtype);
+    const Shape kept = {bucket.parts.weights.numel};
+    bucket.weights = options.zeroed ? Tensor::Zeros(allocator, kept, bucket.dtype)
+                                    : Tensor::Empty(allocator, kept, bucket.dtype);
     if (options.gradients && bucket.trainable) {
       bucket.gradients =
           Tensor::Zeros(allocator, {bucket.parts.gradients.numel}, bucket.gradient_dtype());
@@ -106,7 +108,7 @@ Tensor ParameterStore::Acquire(ParamId id, Lease lease) {
   CADRE_CHECK(!bucket.quantized || lease == Lease::kWrite, "{} has no floats", specs_[id].name);
   if (!bucket.shares_weights() && !bucket.quantized) return View(bucket.weights, id);
   if (lease == Lease::kWrite) {
-    place.written = Tensor::Zeros(*allocator_, specs_[id].shape, bucket.dtype);
+    place.written = Tensor::Empty(*allocator_, specs_[id].shape, bucket.dtype);
     return place.written;
   }
   CADRE_CHECK(gatherer_ != nullptr, "{} is kept in part, and nobody gathers it", specs_[id].name);

@@ -158,8 +158,9 @@ class ParameterStore {
   using Quantize = std::function<QuantizedParam(const Tensor&)>;
   struct AllocateOptions {
     bool gradients = false;
-    PartsOf parts;      // all where absent
-    Quantize quantize;  // called as a parameter that is kept quantized is released after writing
+    bool zeroed = true;  // false: weights are anything until they are written
+    PartsOf parts;       // all where absent
+    Quantize quantize;   // called as a parameter that is kept quantized is released after writing
   };
   // Called when the last weight closure that a bucket waits for in a backward pass has run. `last`:
   // in the last of the passes that are expected.
@@ -172,7 +173,8 @@ class ParameterStore {
   // Lays the parameters out in buckets, without memory for them: what a plan counts. After this no
   // parameter can be added.
   void MakeBuckets(DType compute);
-  // MakeBuckets, and memory for them. Gradients start at zero. The allocator outlives the store.
+  // MakeBuckets, and memory for them. Weights and gradients start at zero. The allocator outlives
+  // the store.
   void Allocate(Allocator& allocator, DType compute, AllocateOptions options);
 
   // Other ranks hold tensors of the model that this store has not, or not whole.

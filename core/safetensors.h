@@ -91,6 +91,10 @@ class SafetensorsFile {
   const SafetensorsMetadata& metadata() const { return header_.metadata; }
   const SafetensorsEntry* Find(std::string_view name) const;  // null where there is none
 
+  // Where an entry's bytes begin in the file.
+  int64_t OffsetOf(const SafetensorsEntry& entry) const {
+    return static_cast<int64_t>(header_.data_offset + entry.begin);
+  }
   // Of an entry of this file; lives as long as the file object. Not aligned beyond one byte.
   std::span<const std::byte> Bytes(const SafetensorsEntry& entry) const;
 

@@ -262,7 +262,7 @@ absl::StatusOr<std::unique_ptr<Model>> LoadGgufModel(const Context& ctx, const s
   if (as_stored) {
     store.KeepQuantized([&](const ParamSpec& spec) { return native.at(spec.name); });
   }
-  AllocateModel(ctx, options, model.get());
+  AllocateModel(ctx, options, /*zeroed=*/true, model.get());
   Context load = {.allocator = ctx.allocator, .threads = ctx.threads, .parameters = &store};
   for (ParamId id = 0; id < store.size(); ++id) {
     Fill(load, id, sources[static_cast<size_t>(id)], as_stored);

@@ -2,13 +2,11 @@
 #include <charconv>
 #include <cstring>
 
-#include "core/ops/elementwise.h"
 #include "core/safetensors_folder.h"
-#include "core/tape.h"
 #include "model/hf_config.h"
 #include "model/hf_folder.h"
-#include "model/param_layout.h"
 #include "model/quantized_folder.h"
+#include "model/read_params.h"
 
 namespace cadre {
 namespace {
@@ -54,30 +52,6 @@ absl::StatusOr<Found> Lookup(const OpenFolder& folder, const ParamSource& source
     return fp8 ? absl::UnimplementedError(message) : absl::InvalidArgumentError(message);
   }
   return found;
-}
-
-constexpr int64_t kPiece = int64_t{1} << 20;  // elements on their way into another dtype
-
-// Elements [begin, begin + flat's) of the parameter, all of them `found`'s.
-void Fill(Context& ctx, const ParamSpec& spec, const Found& found, int64_t begin,
-          const Tensor& flat) {
-  const DType dtype = *ToDType(found.entry->type);
-  const auto width = static_cast<int64_t>(SizeOf(dtype));
-  const std::byte* stored = found.Bytes().data();
-  auto copy = [&](int64_t from, int64_t to, std::byte* into) {
-    ForEachRun(spec, from, to, [&](const ParamRun& run) {
-      CopyElements({.width = SizeOf(dtype), .count = run.count, .from_stride = run.stored_stride},
-                   stored + run.stored * width, into + (run.local - from) * width);
-    });
-  };
-  const int64_t end = begin + flat.numel();
-  if (dtype == flat.dtype()) return copy(begin, end, flat.raw());
-  for (int64_t at = begin; at < end; at += kPiece) {
-    const int64_t count = std::min(kPiece, end - at);
-    Tensor staged = ctx.Empty({count}, dtype);
-    copy(at, at + count, staged.raw());
-    ops::ConvertInto(ctx, staged, flat.Narrow(at - begin, count));
-  }
 }
 
 // N of "model.layers.N.": -1 for another name.
@@ -151,30 +125,23 @@ absl::Status CheckWeights(const ParameterStore& store, const std::string& path,
 }
 
 absl::StatusOr<FolderTensors> LoadWeights(Context& ctx, const std::string& path,
-                                          const HfConfig& config) {
+                                          const HfConfig& config, const PackInto& pack) {
   CADRE_ASSIGN_OR_RETURN(SafetensorsFolder files, SafetensorsFolder::Open(path));
   OpenFolder folder{path, std::move(files)};
   ParameterStore& store = *ctx.parameters;
   // All checks come before the first weight changes.
   CADRE_ASSIGN_OR_RETURN(FolderTensors out, Check(folder, store, config));
   CADRE_ASSIGN_OR_RETURN(const WeightFormat format, FormatOfFolder(config, path));
+  store.WeightsChanged();  // before anything is packed
+  std::vector<ParamId> floats;
   for (ParamId id = 0; id < store.size(); ++id) {
     if (format != WeightFormat::kStored && store.spec(id).quantized) {
       store.SetQuantized(id, ReadQuantizedParam(ctx, folder.files, store.spec(id), format));
-      continue;
-    }
-    LeasedWeight weight(ctx, id, Lease::kWrite);
-    Tensor flat = weight.tensor().Reshape({weight.tensor().numel()});
-    int64_t done = 0;
-    for (const ParamSource& source : store.spec(id).sources) {
-      int64_t count = BlockElements(source);
-      if (count > 0) {
-        Fill(ctx, store.spec(id), folder.files.Find(source.tensor), done, flat.Narrow(done, count));
-      }
-      done += count;
+    } else {
+      floats.push_back(id);
     }
   }
-  store.WeightsChanged();
+  CADRE_RETURN_IF_ERROR(ReadParams(ctx, folder.files, floats, pack));
   return out;
 }
 

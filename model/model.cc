@@ -26,9 +26,10 @@ absl::StatusOr<std::unique_ptr<Model>> DescribeModel(HfConfig config, const Mode
                                  options.dtype);
 }
 
-void AllocateModel(const Context& ctx, const ModelOptions& options, Model* model) {
+void AllocateModel(const Context& ctx, const ModelOptions& options, bool zeroed, Model* model) {
   ParameterStore& store = model->parameters();
-  ParameterStore::AllocateOptions allocate{.gradients = options.gradients, .parts = options.parts};
+  ParameterStore::AllocateOptions allocate{
+      .gradients = options.gradients, .zeroed = zeroed, .parts = options.parts};
   if (options.weights != WeightFormat::kStored) {
     Context own = {.allocator = ctx.allocator, .threads = ctx.threads};
     allocate.quantize = [own, format = options.weights](const Tensor& weight) mutable {
@@ -62,7 +63,7 @@ absl::StatusOr<WeightFormat> WeightsToLoad(const HfConfig& config, const std::st
 absl::StatusOr<std::unique_ptr<Model>> CreateModel(const Context& ctx, HfConfig config,
                                                    const ModelOptions& options) {
   CADRE_ASSIGN_OR_RETURN(std::unique_ptr<Model> model, DescribeModel(std::move(config), options));
-  AllocateModel(ctx, options, model.get());
+  AllocateModel(ctx, options, /*zeroed=*/true, model.get());
   return model;
 }
 
@@ -75,12 +76,18 @@ absl::StatusOr<std::unique_ptr<Model>> LoadModel(const Context& ctx, const std::
   CADRE_ASSIGN_OR_RETURN(std::unique_ptr<Model> model, DescribeModel(std::move(config), options));
   // A config that claims more than the files hold must not allocate for it.
   CADRE_RETURN_IF_ERROR(CheckWeights(model->parameters(), folder, model->config()));
-  AllocateModel(ctx, options, model.get());
+  AllocateModel(ctx, options, /*zeroed=*/false, model.get());
   Context load = ctx;
   load.parameters = &model->parameters();
   load.packed = nullptr;
   load.tape = nullptr;
-  CADRE_ASSIGN_OR_RETURN(model->folder_tensors(), LoadWeights(load, folder, model->config()));
+  PackInto pack;
+  if (options.pack) {
+    pack.packed = &model->packed();
+    // A tied head is the first stage's embedding, too, where it multiplies nothing.
+    if (model->decoder().part().last()) pack.head = model->decoder().head();
+  }
+  CADRE_ASSIGN_OR_RETURN(model->folder_tensors(), LoadWeights(load, folder, model->config(), pack));
   return model;
 }
 

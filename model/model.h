@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "core/context.h"
+#include "core/ops/gemm.h"
 #include "core/parameters.h"
 #include "model/decoder.h"
 #include "model/hf_config.h"
@@ -31,6 +32,9 @@ struct ModelOptions {
   // How attention's, feed-forward and experts' projections are kept; embedding, head, norms and
   // routers stay as they are. Not with gradients.
   WeightFormat weights = WeightFormat::kStored;
+  // Loading packs each matrix while the next is read (Model::packed). For who serves: training
+  // would pack them anew after its first step. Not of GGUF files, nor of quantized weights.
+  bool pack = false;
   DecoderOptions decoder;
 };
 
@@ -51,6 +55,10 @@ class Model {
   // The compute dtype; parameters kept in fp32 have their own.
   DType dtype() const { return dtype_; }
 
+  // What loading has packed, for a context; allocated as the weights are. Whoever takes it out is
+  // gone before the model's allocator is.
+  PackedWeights& packed() { return packed_; }
+
   // Types and carried tensors of the folder that it was loaded from; empty for fresh weights.
   FolderTensors& folder_tensors() { return folder_tensors_; }
 
@@ -59,6 +67,7 @@ class Model {
   Decoder decoder_;
   std::unique_ptr<ParameterStore> store_;
   DType dtype_;
+  PackedWeights packed_;
   FolderTensors folder_tensors_;
 };
 

@@ -12,6 +12,7 @@ namespace cadre {
 absl::StatusOr<std::unique_ptr<Model>> DescribeModel(HfConfig config, const ModelOptions& options);
 
 // Memory; where options.weights is not kStored, floats written to a marked parameter become it.
-void AllocateModel(const Context& ctx, const ModelOptions& options, Model* model);
+// zeroed: the weights are, else they are anything until they are written.
+void AllocateModel(const Context& ctx, const ModelOptions& options, bool zeroed, Model* model);
 
 }  // namespace cadre

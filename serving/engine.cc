@@ -38,6 +38,7 @@ Engine::Engine(std::unique_ptr<ModelHome> home, const EngineOptions& options)
       bounds_({.sequences = static_cast<size_t>(options.max_queue_size) +
                             static_cast<size_t>(options.max_num_seqs) * LanesOf(options),
                .per_tenant = static_cast<size_t>(options.max_requests_per_key)}) {
+  packed_ = std::move(home_->model()->packed());
   ctx_ = {.allocator = &allocator_,
           .threads = options.threads,
           .parameters = &home_->model()->parameters(),

@@ -90,6 +90,7 @@ absl::Status Engine::TakeOwnMemory() {
   if (home_->model() == nullptr) {
     CADRE_RETURN_IF_ERROR(home_->Reload());
     ctx_.parameters = &home_->model()->parameters();
+    packed_ = std::move(home_->model()->packed());
     sleep_level_ = 1;
   }
   if (sleep_level_ == 0) return absl::OkStatus();

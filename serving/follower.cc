@@ -26,6 +26,7 @@ class Follower {
                  .blocks = pool_.blocks(),
                  .block_size = pool_.block_size(),
                  .layers = pool_.layers()}) {
+    packed_ = std::move(home.model()->packed());
     ctx_ = {.allocator = &allocator_,
             .threads = options.threads,
             .parameters = &home.model()->parameters(),
@@ -116,6 +117,7 @@ class Follower {
     if (home_.model() == nullptr) {
       CADRE_RETURN_IF_ERROR(home_.Reload());
       ctx_.parameters = &home_.model()->parameters();
+      packed_ = std::move(home_.model()->packed());
       sleep_level_ = 1;
     }
     CADRE_RETURN_IF_ERROR(CheckKvMemory(options_.kv_cache_memory_bytes, pool_.bytes(), &ranks_));
