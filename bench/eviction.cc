@@ -85,10 +85,10 @@ class Decoding {
     const PlannedTokens run{&kv_, std::span(&token, 1), index, &*sequence_};
     StepPlan plan = PlanTokens(std::span(&run, 1), *cache_);
     StepForward forward(ctx_, model_, nullptr);
-    forward.Run(plan, cache_->pool(), 0, [&](Context& ctx, const LayerQueries& queries) {
-      sequence_->Settle(ctx, queries, 0, 0);
-    });
-    return forward.Logits(RowRange{0, 1});
+    forward.Run(
+        std::span(&plan, 1), cache_->pool(), 0,
+        [&](Context& ctx, const LayerQueries& queries) { sequence_->Settle(ctx, queries, 0, 0); });
+    return forward.Logits(0, RowRange{0, 1});
   }
 
  private:
