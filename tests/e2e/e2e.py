@@ -5,6 +5,7 @@ import atexit
 import contextlib
 import http.client
 import json
+import os
 import pathlib
 import random
 import re
@@ -138,13 +139,19 @@ def wait_until(condition, process, what):
         time.sleep(0.02)
 
 
+def contents(log):
+    """What was written to a file whose writer goes on: the place where it writes is ours, too, so it
+    must not be moved."""
+    return os.pread(log.fileno(), os.fstat(log.fileno()).st_size, 0).decode(errors="replace")
+
+
 @contextlib.contextmanager
 def running(*arguments):
     """The program in the background; killed at the end where it still runs."""
     log = tempfile.TemporaryFile()
     process = subprocess.Popen([Options.cadre, *map(str, arguments)], cwd=ROOT, stdout=log,
                                stderr=subprocess.STDOUT)
-    process.output = lambda: (log.seek(0), log.read().decode(errors="replace"))[1]
+    process.output = lambda: contents(log)
     try:
         yield process
     finally:

@@ -47,8 +47,7 @@ class Server:
         self.port = 0
 
     def output(self):
-        self.log.seek(0)
-        return self.log.read().decode(errors="replace")
+        return e2e.contents(self.log)
 
     def wait_until_ready(self):
         """A process that ends before it is ready fails the test; ctest bounds the wait."""
@@ -60,6 +59,7 @@ class Server:
             with contextlib.suppress(OSError):
                 if self.port and self.get("/ready")[0] == 200:
                     return
+            time.sleep(0.02)
 
     def connection(self):
         return http.client.HTTPConnection("127.0.0.1", self.port, timeout=TIMEOUT)
