@@ -66,7 +66,7 @@ class Decoding {
     cache_.emplace(*ctx.allocator, layouts, blocks, KvCacheOptions{.prefix_caching = false});
     sequence_.emplace(cache_->pool(), std::move(policy), shape, answer);
     CADRE_CHECK(cache_->Extend(kv_, blocks * block_size), "{} blocks", blocks);
-    sequence_->Hold(kv_.blocks());
+    sequence_->Hold(*cache_, kv_.blocks());
   }
   ~Decoding() { cache_->Free(kv_); }
 

@@ -21,10 +21,10 @@ void Lengthen(std::vector<float>& rows, int64_t count, int64_t length) {
   rows = std::move(longer);
 }
 
-}  // namespace
-
-KeyAttention KeyAttentionOf(const ops::AttentionStatistics& statistics, int64_t queries,
-                            int64_t kv_heads, bool summed) {
+// T: the statistics' type.
+template <typename T>
+KeyAttention Weighed(const ops::AttentionStatistics& statistics, int64_t queries, int64_t kv_heads,
+                     bool summed) {
   const int64_t heads = statistics.sum.dim(0), n = statistics.sum.dim(1), group = heads / kv_heads;
   const auto size = static_cast<size_t>(kv_heads * n);
   const bool varies = !summed && queries > 1;
@@ -33,12 +33,12 @@ KeyAttention KeyAttentionOf(const ops::AttentionStatistics& statistics, int64_t 
   const auto count = static_cast<double>(queries);
   const auto share = static_cast<float>(1 / ((summed ? 1.0 : count) * static_cast<double>(group)));
   for (int64_t h = 0; h < heads; ++h) {
-    const float* sum = statistics.sum.data<float>() + h * n;
+    const T* sum = statistics.sum.data<T>() + h * n;
     float* mean = attention.mean.data() + h / group * n;
-    for (int64_t j = 0; j < n; ++j) mean[j] += sum[j] * share;
-    attention.entropy += statistics.entropy.data<float>()[h];
+    for (int64_t j = 0; j < n; ++j) mean[j] += static_cast<float>(sum[j]) * share;
+    attention.entropy += statistics.entropy.data<T>()[h];
     if (!varies) continue;
-    const float* square = statistics.square.data<float>() + h * n;
+    const T* square = statistics.square.data<T>() + h * n;
     float* variance = attention.variance.data() + h / group * n;
     for (int64_t j = 0; j < n; ++j) {
       const double apart = square[j] - static_cast<double>(sum[j]) * sum[j] / count;
@@ -48,6 +48,15 @@ KeyAttention KeyAttentionOf(const ops::AttentionStatistics& statistics, int64_t 
     }
   }
   return attention;
+}
+
+}  // namespace
+
+KeyAttention KeyAttentionOf(const ops::AttentionStatistics& statistics, int64_t queries,
+                            int64_t kv_heads, bool summed) {
+  return statistics.sum.dtype() == DType::kF64
+             ? Weighed<double>(statistics, queries, kv_heads, summed)
+             : Weighed<float>(statistics, queries, kv_heads, summed);
 }
 
 KeptKv::KeptKv(const KvBlockPool& pool, const KvEvictionPolicy& policy, const EvictionShape& shape,

@@ -18,11 +18,13 @@ constexpr char kLongConfig[] =
 
 class EvictionTest : public EngineTest {
  protected:
-  void SetUp() override {
+  void SetUp() override { Load(DType::kF32); }
+  void Load(DType dtype) {
+    engine_.reset();
     Context ctx{.allocator = &allocator_, .threads = 1};
     absl::StatusOr<HfConfig> config = ParseHfConfig(kLongConfig, "config.json");
     ASSERT_TRUE(config.ok());
-    model_ = *CreateModel(ctx, *std::move(config), {.dtype = DType::kF32});
+    model_ = *CreateModel(ctx, *std::move(config), {.dtype = dtype});
     ctx.parameters = &model_->parameters();
     InitializeParameters(ctx, 3);
     Start(Options());
@@ -61,6 +63,14 @@ TEST_P(EachPolicy, ThePromptIsReadWhole) {
     ASSERT_NO_FATAL_FAILURE(ExpectSame(full, kept, 1));
     EXPECT_EQ(Tokens(kept).size(), 8u);
     EXPECT_NE(full.back().logprob, kept.back().logprob) << "nothing was evicted";
+  }
+}
+
+TEST_P(EachPolicy, RunsInEveryType) {
+  for (const DType dtype : {DType::kF64, DType::kBF16}) {
+    Load(dtype);
+    const std::vector<TokenEvent> full = Run(Long(1, 300, 8));
+    ASSERT_NO_FATAL_FAILURE(ExpectSame(full, Run(Evicting(Long(1, 300, 8), GetParam(), 60)), 1));
   }
 }
 

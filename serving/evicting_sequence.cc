@@ -71,6 +71,13 @@ int64_t EvictingSequence::AttachPrefix(KvCache& cache, const PrefixRoot& root,
   return prefix_.stored();
 }
 
+void EvictingSequence::Hold(KvCache& cache, std::span<const int32_t> blocks) {
+  if (kept_->holds()) return;
+  // Copies that wait may read a block that is written now.
+  for (const KvCopy& copy : cache.TakeCopies()) cache.Copy(copy);
+  kept_->Hold(blocks);
+}
+
 void EvictingSequence::GiveWay(KvCache& cache) {
   if (!read() && prefix_.stored() > 0) {
     cache.Free(prefix_);

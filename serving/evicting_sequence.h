@@ -36,9 +36,7 @@ class EvictingSequence {
   int64_t AttachPrefix(KvCache& cache, const PrefixRoot& root, std::span<const int32_t> prompt);
   int64_t prefix_tokens() const { return prefix_.stored(); }
   // Its blocks, where it has none.
-  void Hold(std::span<const int32_t> blocks) {
-    if (!kept_->holds()) kept_->Hold(blocks);
-  }
+  void Hold(KvCache& cache, std::span<const int32_t> blocks);
   // Its blocks are another's from now on. A prompt that shared a prefix begins anew: that may be
   // gone when its turn comes again.
   void GiveWay(KvCache& cache);

@@ -82,7 +82,7 @@ bool Scheduler::Take(size_t index, int64_t tokens, Plans* plan) {
   Sequence& sequence = *running_[index];
   if (EvictingSequence* evicting = sequence.evicting.get()) {
     if (!Reserve(index, evicting->blocks() * cache_.block_size())) return false;
-    evicting->Hold(sequence.kv.blocks());
+    evicting->Hold(cache_, sequence.kv.blocks());
     plan->push_back({&sequence, sequence.known_tokens() - 1, tokens, !evicting->read()});
     return true;
   }

@@ -27,18 +27,6 @@ void Check(const Context& ctx, const AttentionStatisticsArgs& args) {
               "attention statistics: sinks");
 }
 
-// Attention itself, for its log-sum-exps; its output is dropped.
-void Attend(Context& ctx, const AttentionForwardArgs& args) {
-  switch (KernelFor(args.q)) {
-    case Kernel::kReference:
-      return AttentionForwardReference(ctx, args);
-    case Kernel::kCpu:
-      return AttentionForwardCpu(ctx, args);
-    case Kernel::kCuda:
-      NoCudaKernel("attention statistics");
-  }
-}
-
 void Observe(Context& ctx, const AttentionStatisticsKernelArgs& args) {
   switch (KernelFor(args.forward.q)) {
     case Kernel::kReference:
@@ -48,17 +36,6 @@ void Observe(Context& ctx, const AttentionStatisticsKernelArgs& args) {
     case Kernel::kCuda:
       NoCudaKernel("attention statistics");
   }
-}
-
-void FindSums(Context& ctx, AttentionForwardArgs* forward, ParamId sinks) {
-  const Tensor& q = forward->q;
-  const DType dtype = q.dtype() == DType::kF64 ? DType::kF64 : DType::kF32;
-  forward->out = ctx.Empty({q.dim(0), q.dim(1), forward->kv.layout.value_dim}, q.dtype());
-  forward->lse = ctx.Empty({q.dim(0), q.dim(1)}, dtype);
-  if (sinks == kNoParam) return Attend(ctx, *forward);
-  LeasedWeight weight(ctx, sinks, Lease::kForward);
-  forward->sinks = weight.tensor();
-  Attend(ctx, *forward);
 }
 
 }  // namespace
@@ -79,7 +56,15 @@ AttentionStatistics ObserveAttention(Context& ctx, const AttentionStatisticsArgs
                                                    .lse = args.lse},
                                        .keys = args.keys,
                                        .to = to};
-  if (!args.lse.defined()) FindSums(ctx, &kernel.forward, args.sinks);
+  if (!args.lse.defined()) {
+    kernel.forward.lse = ctx.Empty({queries, heads}, dtype);
+    PagedAttention(ctx, args.q, args.kv,
+                   {.scale = args.scale,
+                    .sliding_window = args.sliding_window,
+                    .sinks = args.sinks,
+                    .offsets = offsets},
+                   args.query_positions, kernel.forward.lse);
+  }
   Observe(ctx, kernel);
   return to;
 }
