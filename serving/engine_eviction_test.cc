@@ -168,7 +168,7 @@ TEST_F(EvictionTest, RefusesWhatDoesNotGoTogether) {
   EXPECT_THAT(refusal(Evicting(Long(1, 100, 5), "cake", 0)), HasSubstr("no kv_budget is given"));
   GenerationRequest choice = Evicting(Long(1, 100, 5), "cake", 40);
   choice.sampling.choice = 1;
-  EXPECT_THAT(refusal(choice), HasSubstr("n: 2 choices"));
+  EXPECT_THAT(refusal(choice), HasSubstr("n: more than one choice"));
   GenerationRequest scored = Evicting(Long(1, 100, 5), "cake", 40);
   scored.sampling.prompt_logprobs = 1;
   EXPECT_THAT(refusal(scored), HasSubstr("logprobs of the prompt"));
@@ -185,6 +185,13 @@ TEST_F(EvictionTest, RefusesWhatDoesNotGoTogether) {
   ASSERT_NO_FATAL_FAILURE(ExpectSame(own, Run(Evicting(Long(2, 300, 20), "cake", 80)), 0));
   const std::vector<TokenEvent> named = Run(Evicting(Long(1, 300, 20), "cake", 80));
   ASSERT_NO_FATAL_FAILURE(ExpectSame(own, named, 20));
+
+  bounded.eviction.budget = 20;
+  EXPECT_THAT(Message(Engine::Create(*model_, bounded).status()),
+              HasSubstr("kv_eviction.budget: 20, at least 50"));
+  bounded.eviction.most_budget = 49;
+  EXPECT_THAT(Message(Engine::Create(*model_, bounded).status()),
+              HasSubstr("kv_eviction.max_budget: 49, under"));
 
   EngineOptions guessing = Options();
   guessing.speculation.method = SpeculationMethod::kNgram;

@@ -16,14 +16,15 @@ absl::Status CheckPolicy(const KvEvictionPolicy& policy, const EvictionDeps& dep
   return InvalidArgument("kv_eviction: {} is not built for latent attention", policy.name());
 }
 
-absl::Status CheckBudget(int64_t budget, const KvEvictionPolicy& policy,
+// field: what names the budget.
+absl::Status CheckBudget(const char* field, int64_t budget, const KvEvictionPolicy& policy,
                          const EvictionOptions& options) {
   const int64_t least = std::max(policy.least_budget(), options.least_budget);
   if (budget < least) {
-    return InvalidArgument("kv_budget: {}, at least {} with {} here", budget, least, policy.name());
+    return InvalidArgument("{}: {}, at least {} with {} here", field, budget, least, policy.name());
   }
   if (options.most_budget > 0 && budget > options.most_budget) {
-    return InvalidArgument("kv_budget: {}, at most {} here", budget, options.most_budget);
+    return InvalidArgument("{}: {}, at most {} here", field, budget, options.most_budget);
   }
   return absl::OkStatus();
 }
@@ -43,6 +44,10 @@ absl::Status CheckEviction(const EvictionOptions& options, const DecoderSpec& sp
                            options.budget);
   }
   CADRE_ASSIGN_OR_RETURN(const auto policy, MakeEvictionPolicy(options.policy, options.cake));
+  if (options.most_budget > 0 && options.most_budget < options.least_budget) {
+    return InvalidArgument("kv_eviction.max_budget: {}, under kv_eviction.min_budget of {}",
+                           options.most_budget, options.least_budget);
+  }
   if (deps.ranks) return InvalidArgument("kv_eviction.policy: not built for several ranks");
   for (size_t l = 0; l < spec.layers.size(); ++l) {
     const int64_t window = spec.layers[l].attention.window;
@@ -58,7 +63,7 @@ absl::Status CheckEviction(const EvictionOptions& options, const DecoderSpec& sp
   if (deps.speculation) {
     return InvalidArgument("kv_eviction.budget: {}, not together with speculation", options.budget);
   }
-  return CheckBudget(options.budget, *policy, options);
+  return CheckBudget("kv_eviction.budget", options.budget, *policy, options);
 }
 
 absl::StatusOr<std::unique_ptr<EvictingSequence>> MakeEvicting(const GenerationRequest& request,
@@ -78,10 +83,9 @@ absl::StatusOr<std::unique_ptr<EvictingSequence>> MakeEvicting(const GenerationR
   const std::string& name = request.kv_eviction.empty() ? options.policy : request.kv_eviction;
   CADRE_ASSIGN_OR_RETURN(auto policy, MakeEvictionPolicy(name, options.cake));
   CADRE_RETURN_IF_ERROR(CheckPolicy(*policy, deps));
-  CADRE_RETURN_IF_ERROR(CheckBudget(budget, *policy, options));
+  CADRE_RETURN_IF_ERROR(CheckBudget("kv_budget", budget, *policy, options));
   if (request.sampling.choice > 0) {
-    return InvalidArgument("n: {} choices, not together with kv_budget",
-                           request.sampling.choice + 1);
+    return InvalidArgument("n: more than one choice, not together with kv_budget");
   }
   if (deps.speculation) {
     return InvalidArgument("kv_budget: not together with speculation, which this server does");
