@@ -5,10 +5,11 @@
 // bench/eviction_text.py), with the full cache and with each policy at budgets that are shares of
 // the prompt.
 //
-//   OMP_WAIT_POLICY=passive GOMP_SPINCOUNT=300 bench_eviction --speed [--context N] [--share 0.05]
+//   OMP_WAIT_POLICY=passive GOMP_SPINCOUNT=300 bench_eviction --speed [--large] [--context N]
+//                                                             [--share 0.05]
 // Attention and whole steps of one sequence that decodes at that context, with the full cache and
-// with a share of it, of a random model; the step against the bytes that it reads over the
-// bandwidth measured in the same run.
+// with a share of it, of a random model; each step against the bytes that it reads over the
+// bandwidth measured just before it.
 //
 // Both run what the engine runs (serving/evicting_sequence.h), without its queue.
 #include <CLI/CLI.hpp>
@@ -38,7 +39,7 @@ struct Flags {
                                        "cake",          "h2o",    "tova"};
   std::vector<double> budgets = {0.1, 0.15, 0.2};
   int count = 1 << 30, threads = 2;
-  bool speed = false;
+  bool speed = false, large = false;
   int64_t context = 32768;
   double share = 0.05;
   int block_size = 64;
@@ -202,7 +203,7 @@ void FillRandomly(Context& ctx, Decoding& decoding, int64_t tokens) {
 
 struct Times {
   double attention = 1e30, upkeep = 1e30;  // of all layers
-  std::vector<double> steps;
+  std::vector<double> steps, shares;  // of a step, the time that its bytes take at the bandwidth
 };
 
 // Attention alone over all layers, and the policy's look at it besides.
@@ -212,6 +213,7 @@ void TimeAttention(Context& ctx, const Model& model, Decoding& decoding, Times* 
   const Tensor q = ctx.Zeros({1, spec.heads, spec.head_dim}, model.dtype());
   const Tensor lse = ctx.Empty({1, spec.heads}, DType::kF32);
   const int32_t offsets[] = {0, 1};
+  KeyAttention seen{.kv_heads = pool.layout(0).kv_heads};
   double attention = 0, upkeep = 0;
   for (int layer = 0; layer < pool.layers(); ++layer) {
     const auto length = static_cast<int32_t>(decoding.kept().count(layer));
@@ -225,9 +227,9 @@ void TimeAttention(Context& ctx, const Model& model, Decoding& decoding, Times* 
     ops::PagedAttention(ctx, q, view, {.scale = 0.1f, .offsets = offsets}, {}, lse);
     attention += Now() - start;
     start = Now();
-    KeyAttentionOf(
+    WeighKeys(
         ops::ObserveAttention(ctx, {.q = q, .kv = view, .scale = 0.1f, .keys = length, .lse = lse}),
-        1, pool.layout(0).kv_heads, false);
+        1, false, &seen);
     upkeep += Now() - start;
   }
   times->attention = std::min(times->attention, attention);
@@ -282,36 +284,38 @@ void Speed(Context& ctx, Model& model, const Flags& flags) {
   ways.push_back({"full", make("snapkv", flags.context)});
   ways.push_back({"snapkv", make("snapkv", budget)});
   ways.push_back({"cake", make("cake", budget)});
-  double bandwidth = 0;
+  std::vector<double> bandwidths;
+  const double weights = WeightBytes(model);
   for (int round = 0; round < 40; ++round) {
-    if (round % 4 == 0) bandwidth = std::max(bandwidth, ReadBandwidth(flags.threads, 1L << 29, 2));
     for (Way& way : ways) {
+      bandwidths.push_back(ReadBandwidth(flags.threads, 1L << 28, 2));
       const double start = Now();
       way.decoding->Step(round, flags.context + round);
       way.times.steps.push_back(Now() - start);
+      way.times.shares.push_back((weights + KvBytes(*way.decoding)) / bandwidths.back() /
+                                 way.times.steps.back());
       if (round % 4 == 0) TimeAttention(ctx, model, *way.decoding, &way.times);
     }
   }
-  const double weights = WeightBytes(model), full = ways.front().times.attention;
+  const double full = ways.front().times.attention;
   std::printf("context %ld, budget %ld, weights %.0f MB, read bandwidth %.1f GB/s\n",
               static_cast<long>(flags.context), static_cast<long>(budget), weights / 1e6,
-              bandwidth / 1e9);
+              Median(bandwidths) / 1e9);
   std::printf(
       "| cache  | KV MB | attention ms | full over it | and the policy's look | step ms | bytes / "
       "bandwidth over step |\n");
   for (Way& way : ways) {
     const Times& t = way.times;
-    const double bytes = weights + KvBytes(*way.decoding);
     const double looked = t.attention + (std::string(way.name) == "cake" ? t.upkeep : 0);
     std::printf("| %-6s | %5.0f | %8.3f | %5.1fx | %5.1fx | %7.2f | %.2f |\n", way.name,
                 KvBytes(*way.decoding) / 1e6, t.attention * 1e3, full / t.attention, full / looked,
-                Median(t.steps) * 1e3, bytes / bandwidth / Median(t.steps));
+                Median(t.steps) * 1e3, Median(t.shares));
   }
 }
 
 absl::StatusOr<std::unique_ptr<Model>> MakeModel(Context& ctx, const Flags& flags) {
   if (!flags.model.empty()) return LoadModel(ctx, flags.model, {});
-  HfConfig config = BenchConfig(false);
+  HfConfig config = flags.large ? LargeConfig() : BenchConfig(false);
   CADRE_ASSIGN_OR_RETURN(
       auto model,
       CreateModel(ctx, std::move(config), {.decoder = {.max_position = flags.context + 512}}));
@@ -334,6 +338,7 @@ int main(int argc, char** argv) {
   app.add_option("--count", flags.count, "texts");
   app.add_option("--threads", flags.threads);
   app.add_flag("--speed", flags.speed);
+  app.add_flag("--large", flags.large, "--speed: 850M parameters instead of 162M");
   app.add_option("--context", flags.context)->check(CLI::Range(1024, 1 << 20));
   app.add_option("--share", flags.share)->check(CLI::Range(0.001, 1.0));
   app.add_option("--block-size", flags.block_size)->check(CLI::IsMember({16, 32, 64, 128}));

@@ -83,7 +83,7 @@ class Cake : public KvEvictionPolicy {
   }
 
   void Update(const KeyAttention& newest, std::span<float> scores) const override {
-    std::ranges::copy(PooledOverNeighbours(newest.mean, newest.kv_heads), scores.begin());
+    PoolOverNeighbours(newest.mean, newest.kv_heads, scores);
   }
 
  private:

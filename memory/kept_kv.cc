@@ -6,30 +6,35 @@
 #include <limits>
 
 #include "core/ops/kv_copy.h"
+#include "core/parallel_for.h"
 
 namespace cadre {
 namespace {
 
-// Rows get `length` values, those at the end new and 0.
-void Lengthen(std::vector<float>& rows, int64_t count, int64_t length) {
+// Rows get `length` values, those at the end new and 0. spare: room to do it in.
+void Lengthen(std::vector<float>& rows, int64_t count, int64_t length, std::vector<float>& spare) {
   const int64_t before = static_cast<int64_t>(rows.size()) / count;
   if (before == length) return;
-  std::vector<float> longer(static_cast<size_t>(count * length), 0.0f);
+  spare.assign(static_cast<size_t>(count * length), 0.0f);
   for (int64_t r = 0; r < count; ++r) {
-    std::copy_n(rows.begin() + r * before, before, longer.begin() + r * length);
+    std::copy_n(rows.begin() + r * before, before, spare.begin() + r * length);
   }
-  rows = std::move(longer);
+  std::swap(rows, spare);
 }
 
 // T: the statistics' type.
 template <typename T>
-KeyAttention Weighed(const ops::AttentionStatistics& statistics, int64_t queries, int64_t kv_heads,
-                     bool summed) {
+void Weigh(const ops::AttentionStatistics& statistics, int64_t queries, bool summed,
+           KeyAttention* to) {
+  KeyAttention& attention = *to;
+  const int64_t kv_heads = attention.kv_heads;
   const int64_t heads = statistics.sum.dim(0), n = statistics.sum.dim(1), group = heads / kv_heads;
   const auto size = static_cast<size_t>(kv_heads * n);
   const bool varies = !summed && queries > 1;
-  KeyAttention attention{.kv_heads = kv_heads, .keys = n, .mean = std::vector<float>(size)};
-  if (varies) attention.variance.resize(size);
+  attention.keys = n;
+  attention.mean.assign(size, 0.0f);
+  attention.variance.assign(varies ? size : 0, 0.0f);
+  attention.entropy = attention.total_variance = 0;
   const auto count = static_cast<double>(queries);
   const auto share = static_cast<float>(1 / ((summed ? 1.0 : count) * static_cast<double>(group)));
   for (int64_t h = 0; h < heads; ++h) {
@@ -47,16 +52,14 @@ KeyAttention Weighed(const ops::AttentionStatistics& statistics, int64_t queries
       variance[j] += static_cast<float>(one / static_cast<double>(group));
     }
   }
-  return attention;
 }
 
 }  // namespace
 
-KeyAttention KeyAttentionOf(const ops::AttentionStatistics& statistics, int64_t queries,
-                            int64_t kv_heads, bool summed) {
-  return statistics.sum.dtype() == DType::kF64
-             ? Weighed<double>(statistics, queries, kv_heads, summed)
-             : Weighed<float>(statistics, queries, kv_heads, summed);
+void WeighKeys(const ops::AttentionStatistics& statistics, int64_t queries, bool summed,
+               KeyAttention* to) {
+  if (statistics.sum.dtype() == DType::kF64) return Weigh<double>(statistics, queries, summed, to);
+  Weigh<float>(statistics, queries, summed, to);
 }
 
 KeptKv::KeptKv(const KvBlockPool& pool, const KvEvictionPolicy& policy, const EvictionShape& shape,
@@ -214,6 +217,16 @@ void KeptKv::Shrink(Layer& layer, int64_t keep) {
   }
 }
 
+template <typename Body>
+void KeptKv::ForHeads(const Context& ctx, const Layer& layer, Body&& body) const {
+  // Fewer keys are not worth waking a thread.
+  constexpr int64_t kKeys = 4096;
+  ParallelFor(ctx, heads_, std::max<int64_t>(kKeys / std::max<int64_t>(layer.count, 1), 1),
+              [&](int64_t begin, int64_t end) {
+                for (int64_t h = begin; h < end; ++h) body(h);
+              });
+}
+
 void KeptKv::Append(int32_t position) {
   for (Layer& layer : layers_) {
     const auto slot = static_cast<int32_t>(layer.count++);
@@ -228,43 +241,53 @@ void KeptKv::Append(int32_t position) {
   }
 }
 
-KeyAttention KeptKv::OldestFirst(const Layer& layer, const KeyAttention& by_slot) const {
-  KeyAttention attention{.kv_heads = heads_, .keys = layer.count};
-  if (by_slot.mean.empty()) return attention;
+void KeptKv::OrderNewest(const Context& ctx, const Layer& layer, const KeyAttention& by_slot) {
+  KeyAttention& attention = newest_;
+  attention.kv_heads = heads_;
+  attention.keys = layer.count;
+  attention.mean.clear();
+  if (by_slot.mean.empty()) return;
   CADRE_CHECK(by_slot.keys == layer.count, "{} keys of {}", by_slot.keys, layer.count);
-  attention.mean.reserve(by_slot.mean.size());
-  for (int64_t h = 0; h < heads_; ++h) {
-    const float* row = by_slot.mean.data() + h * layer.count;
-    for (const Key& key : layer.keys[static_cast<size_t>(h)]) {
-      attention.mean.push_back(row[key.slot]);
-    }
-  }
-  return attention;
+  attention.mean.resize(by_slot.mean.size());
+  ForHeads(ctx, layer, [&](int64_t h) {
+    const float* from = by_slot.mean.data() + h * layer.count;
+    float* to = attention.mean.data() + h * layer.count;
+    for (const Key& key : layer.keys[static_cast<size_t>(h)]) *to++ = from[key.slot];
+  });
 }
 
-void KeptKv::Settle(int index, const KeyAttention& by_slot) {
+void KeptKv::Settle(const Context& ctx, int index, const KeyAttention& by_slot) {
   if (!policy_.evicts_answers()) return;
   Layer& layer = layers_[index];
-  Lengthen(layer.scores, heads_, layer.count);
-  policy_.Update(OldestFirst(layer, by_slot), layer.scores);
+  Lengthen(layer.scores, heads_, layer.count, spare_);
+  OrderNewest(ctx, layer, by_slot);
+  policy_.Update(newest_, layer.scores);
   if (layer.count <= layer.most) return;
-  for (int64_t h = 0; h < heads_; ++h) DropWorst(layer, h);
-  std::erase_if(layer.scores, [](float score) { return std::isnan(score); });
+  spare_.resize(static_cast<size_t>(heads_ * (layer.count - 1)));
+  ForHeads(ctx, layer,
+           [&](int64_t h) { DropWorst(layer, h, spare_.data() + h * (layer.count - 1)); });
+  std::swap(layer.scores, spare_);
   --layer.count;
   GiveUnits(layer, layer.units, UnitsFor(layer.count));
 }
 
-// Its score becomes no number. Ties: the newest goes.
-void KeptKv::DropWorst(Layer& layer, int64_t head) {
+// left: the scores of the others. Ties: the newest goes.
+void KeptKv::DropWorst(Layer& layer, int64_t head, float* left) {
   std::vector<Key>& keys = layer.keys[static_cast<size_t>(head)];
-  float* scores = layer.scores.data() + head * layer.count;
+  const float* scores = layer.scores.data() + head * layer.count;
   const int64_t candidates = std::max<int64_t>(layer.count - policy_.Recent(shape_.budget), 1);
   int64_t worst = 0;
-  for (int64_t i = 0; i < layer.count; ++i) {
-    if (std::isnan(scores[i])) scores[i] = -std::numeric_limits<float>::infinity();
-    if (i < candidates && scores[i] <= scores[worst]) worst = i;
+  float least = std::numeric_limits<float>::infinity();
+  for (int64_t i = 0; i < candidates; ++i) {
+    // What is no number is worth nothing.
+    const float score = std::isnan(scores[i]) ? -std::numeric_limits<float>::infinity() : scores[i];
+    if (score <= least) {
+      least = score;
+      worst = i;
+    }
   }
-  scores[worst] = std::numeric_limits<float>::quiet_NaN();
+  left = std::copy_n(scores, worst, left);
+  std::copy_n(scores + worst + 1, layer.count - worst - 1, left);
   const auto last = static_cast<int32_t>(layer.count - 1);
   const int32_t hole = keys[static_cast<size_t>(worst)].slot;
   keys.erase(keys.begin() + worst);

@@ -17,7 +17,7 @@
 //   kept.Append(position);                    // room for one in every layer
 //   for every layer:
 //     ... its key goes to NewestSlot(layer); attention reads table(layer), count(layer) slots ...
-//     kept.Settle(layer, attention);          // a full layer drops a key of each head
+//     kept.Settle(ctx, layer, attention);     // a full layer drops a key of each head
 //
 // Keys lie rotated by their true positions, so attention needs to know none. A policy with
 // positions_in_cache() keeps them unrotated: see RawSlot and Ordered.
@@ -31,16 +31,18 @@
 #include <span>
 #include <vector>
 
+#include "core/context.h"
 #include "core/ops/attention_statistics.h"
 #include "memory/kv_block_pool.h"
 #include "memory/kv_eviction.h"
 
 namespace cadre {
 
-// What `queries` queries paid attention to, as policies weigh it. `summed`: over the queries
-// instead of their mean, as KeyAttention has it for Queries::kAll.
-KeyAttention KeyAttentionOf(const ops::AttentionStatistics& statistics, int64_t queries,
-                            int64_t kv_heads, bool summed);
+// What `queries` queries paid attention to, as policies weigh it, into `to`, whose kv_heads is set
+// and whose memory is used again. `summed`: over the queries instead of their mean, as KeyAttention
+// has it for Queries::kAll.
+void WeighKeys(const ops::AttentionStatistics& statistics, int64_t queries, bool summed,
+               KeyAttention* to);
 
 class KeptKv {
  public:
@@ -72,7 +74,7 @@ class KeptKv {
   void Append(int32_t position);
   // attention: of the newest query to the layer's slots, in their order; ignored where the policy
   // does not evict answers.
-  void Settle(int layer, const KeyAttention& attention);
+  void Settle(const Context& ctx, int layer, const KeyAttention& attention);
 
   std::span<const int32_t> table(int layer) const { return layers_[layer].units; }
   int64_t count(int layer) const { return layers_[layer].count; }
@@ -116,8 +118,11 @@ class KeptKv {
                 int64_t to) const;
   // Keeps `keep` keys of each head beside the recent ones.
   void Shrink(Layer& layer, int64_t keep);
-  void DropWorst(Layer& layer, int64_t head);
-  KeyAttention OldestFirst(const Layer& layer, const KeyAttention& by_slot) const;
+  template <typename Body>
+  void ForHeads(const Context& ctx, const Layer& layer, Body&& body) const;
+  void DropWorst(Layer& layer, int64_t head, float* left);
+  // newest_ becomes by_slot's mean, oldest first.
+  void OrderNewest(const Context& ctx, const Layer& layer, const KeyAttention& by_slot);
 
   const KvBlockPool& pool_;
   const KvEvictionPolicy& policy_;
@@ -128,6 +133,9 @@ class KeptKv {
   std::vector<int32_t> free_, scratch_;
   int64_t held_ = 0, peak_ = 0;
   std::vector<std::byte> swapped_;
+  // Kept for their memory: taking it anew for every layer of every token costs more than the work.
+  KeyAttention newest_;
+  std::vector<float> spare_;
 };
 
 }  // namespace cadre

@@ -241,7 +241,7 @@ TEST_P(EachPolicy, AnswersGrowOrStayAsThePolicySays) {
           }
         }
         ASSERT_EQ(by_age.mean.size(), static_cast<size_t>(kHeads * n));
-        kept_->Settle(layer, by_slot);
+        kept_->Settle(ctx_, layer, by_slot);
         if (!policy_->evicts_answers()) continue;
         std::vector<float> scores;
         for (int64_t h = 0; h < kHeads; ++h) {
@@ -281,7 +281,7 @@ TEST_P(EachPolicy, AnswersGrowOrStayAsThePolicySays) {
 INSTANTIATE_TEST_SUITE_P(Policies, EachPolicy, testing::ValuesIn(kPolicies),
                          [](const auto& info) { return std::string(info.param); });
 
-TEST(KeyAttentionOfTest, AveragesOverQueriesAndTheHeadsOfAGroup) {
+TEST(WeighKeysTest, AveragesOverQueriesAndTheHeadsOfAGroup) {
   HostAllocator allocator;
   // 4 heads, 2 KV heads, one key, 2 queries; p of head h: 0.1 (h + 1) and 0.2 (h + 1).
   std::vector<float> sum, square, entropy;
@@ -294,14 +294,15 @@ TEST(KeyAttentionOfTest, AveragesOverQueriesAndTheHeadsOfAGroup) {
   const ops::AttentionStatistics statistics{Tensor::Of<float>(allocator, {4, 1}, sum),
                                             Tensor::Of<float>(allocator, {4, 1}, square),
                                             Tensor::Of<float>(allocator, {4}, entropy)};
-  const KeyAttention mean = KeyAttentionOf(statistics, 2, 2, false);
+  KeyAttention mean{.kv_heads = 2}, summed{.kv_heads = 2};
+  WeighKeys(statistics, 2, false, &mean);
   EXPECT_NEAR(mean.mean[0], (0.15 + 0.3) / 2, 1e-6);
   EXPECT_NEAR(mean.mean[1], (0.45 + 0.6) / 2, 1e-6);
   // Of two numbers, half the square of their distance.
   EXPECT_NEAR(mean.variance[1], (0.045 + 0.08) / 2, 1e-6);
   EXPECT_NEAR(mean.total_variance, 0.005 + 0.02 + 0.045 + 0.08, 1e-6);
   EXPECT_NEAR(mean.entropy, 10, 1e-6);
-  const KeyAttention summed = KeyAttentionOf(statistics, 2, 2, true);
+  WeighKeys(statistics, 2, true, &summed);
   EXPECT_NEAR(summed.mean[0], (0.3 + 0.6) / 2, 1e-6);
 }
 

@@ -35,20 +35,32 @@ std::vector<int32_t> SelectKept(std::span<const float> scores, int64_t keep, int
 }
 
 std::vector<float> PooledOverNeighbours(const std::vector<float>& rows, int64_t row_count) {
+  std::vector<float> pooled(rows.size());
+  PoolOverNeighbours(rows, row_count, pooled);
+  return pooled;
+}
+
+void PoolOverNeighbours(std::span<const float> rows, int64_t row_count, std::span<float> pooled) {
   constexpr int64_t kReach = 2, kWidth = 2 * kReach + 1;
   const int64_t n = row_count == 0 ? 0 : static_cast<int64_t>(rows.size()) / row_count;
-  std::vector<float> pooled(rows.size());
   for (int64_t row = 0; row < row_count; ++row) {
     const float* from = rows.data() + row * n;
-    for (int64_t i = 0; i < n; ++i) {
+    float* to = pooled.data() + row * n;
+    const auto at_an_end = [&](int64_t i) {
       double sum = 0;
       for (int64_t j = std::max<int64_t>(i - kReach, 0); j <= std::min(i + kReach, n - 1); ++j) {
         sum += from[j];
       }
-      pooled[static_cast<size_t>(row * n + i)] = static_cast<float>(sum / kWidth);
+      to[i] = static_cast<float>(sum / kWidth);
+    };
+    const int64_t inner = std::max(n - kReach, kReach);
+    for (int64_t i = 0; i < std::min(kReach, n); ++i) at_an_end(i);
+    for (int64_t i = kReach; i < inner; ++i) {
+      const double sum = double{from[i - 2]} + from[i - 1] + from[i] + from[i + 1] + from[i + 2];
+      to[i] = static_cast<float>(sum / kWidth);
     }
+    for (int64_t i = inner; i < n; ++i) at_an_end(i);
   }
-  return pooled;
 }
 
 absl::StatusOr<std::unique_ptr<KvEvictionPolicy>> MakeEvictionPolicy(std::string_view name,

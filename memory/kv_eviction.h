@@ -96,6 +96,7 @@ std::vector<int32_t> SelectKept(std::span<const float> scores, int64_t keep, int
 // Averages over five neighbours in a row, zero beyond its ends (torch's avg_pool1d, kernel 5,
 // padding 2): a key is worth what stands around it.
 std::vector<float> PooledOverNeighbours(const std::vector<float>& rows, int64_t row_count);
+void PoolOverNeighbours(std::span<const float> rows, int64_t row_count, std::span<float> pooled);
 
 struct CakeOptions {
   double tau1 = 1, tau2 = 1;  // temperatures of entropy and variance

@@ -177,12 +177,12 @@ void EvictingSequence::Observe(Context& ctx, const LayerQueries& queries, int64_
   args.q = args.q.Narrow(end - begin - rows, rows);
   args.lse = args.lse.Narrow(end - begin - rows, rows);
   args.keys = observed == Queries::kWindow ? end - rows : end;
-  const KeyAttention found =
-      KeyAttentionOf(ops::ObserveAttention(ctx, args), rows, attention_.kv_heads, all);
+  KeyAttention found{.kv_heads = attention_.kv_heads};
+  WeighKeys(ops::ObserveAttention(ctx, args), rows, all, &found);
   if (all) {
     Add(&attention_, found, shape_.tokens);
   } else {
-    attention_ = found;
+    attention_ = std::move(found);
   }
 }
 
@@ -199,17 +199,17 @@ void EvictingSequence::EndLayer(KvCache& cache) {
 void EvictingSequence::Settle(Context& ctx, const LayerQueries& queries, int64_t row,
                               int64_t sequence) {
   if (!policy_->evicts_answers()) return;
-  KeyAttention attention;
+  newest_.kv_heads = pool_.layout(0).kv_heads;
+  newest_.mean.clear();
   if (policy_->observed() != Queries::kNone) {
     ops::AttentionStatisticsArgs args = queries.attention;
     args.q = args.q.Narrow(row, 1);
     args.lse = args.lse.Narrow(row, 1);
     args.kv = OneSequence(args.kv, sequence);
     args.keys = kept_->count(queries.layer);
-    attention = KeyAttentionOf(ops::ObserveAttention(ctx, args), 1, pool_.layout(0).kv_heads,
-                               policy_->observed() == Queries::kAll);
+    WeighKeys(ops::ObserveAttention(ctx, args), 1, policy_->observed() == Queries::kAll, &newest_);
   }
-  kept_->Settle(queries.layer, attention);
+  kept_->Settle(ctx, queries.layer, newest_);
 }
 
 }  // namespace cadre

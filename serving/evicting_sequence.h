@@ -88,6 +88,7 @@ class EvictingSequence {
   std::vector<int64_t> bounds_;  // of the chunks
   std::vector<Var> hidden_;      // of each chunk, what the next layer takes
   KeyAttention attention_;       // to the layer in work
+  KeyAttention newest_;          // of the newest token, in one layer
   size_t chunk_ = 0;
   int64_t layer_ = 0;
   Tensor last_hidden_;

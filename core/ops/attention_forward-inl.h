@@ -62,8 +62,10 @@ class Forward {
   }
 
   // w.scores of one tile, not yet scaled and minus infinity where hidden, and seen. Returns the
-  // tile's values, or null where they are codes, which lie unpacked in w.
-  const Pool* Scores(const AttentionBlock& block, int64_t tile, const AttentionWork& w) const {
+  // tile's values, or null where they are codes, which lie unpacked in w. values_next: they will be
+  // read.
+  const Pool* Scores(const AttentionBlock& block, int64_t tile, const AttentionWork& w,
+                     bool values_next) const {
     const int64_t first = tile * kAttentionKeyTile, n = Columns(block, first);
     const Pool *k = nullptr, *v = nullptr;
     if (layout_.quantized()) {
@@ -80,7 +82,9 @@ class Forward {
                      .ldc = kAttentionKeyTile,
                      .m = block.rows,
                      .n = n,
-                     .k = keys_});
+                     .k = keys_,
+                     .next = values_next ? reinterpret_cast<const std::byte*>(v) : nullptr,
+                     .next_bytes = Bytes(n * values_)});
     }
     Mask(block, first, n, w);
     return v;
@@ -89,7 +93,7 @@ class Forward {
   // part, part_max, part_sum and seen of one tile.
   void Tile(const AttentionBlock& block, int64_t tile, const AttentionWork& w) const {
     const int64_t n = Columns(block, tile * kAttentionKeyTile);
-    const Pool* v = Scores(block, tile, w);
+    const Pool* v = Scores(block, tile, w, true);
     Softmax(block.rows, n, w);
     if (layout_.quantized()) return codes_.Values(block.rows, n, w);
     backend_.gemm({.a = w.p,
@@ -101,7 +105,9 @@ class Forward {
                    .ldc = values_,
                    .m = block.rows,
                    .n = values_,
-                   .k = n});
+                   .k = n,
+                   .next = NextKeys(block, tile),
+                   .next_bytes = Bytes(kAttentionKeyTile * keys_)});
   }
 
   // Folds the next tile's partials into the running sums.
@@ -220,6 +226,16 @@ class Forward {
       std::memcpy(values, from + size * keys_ + slot % size * values_, 16 * values_ * sizeof(Pool));
       for (int64_t s = left; s < 16; ++s) ClearValue(values, s);
     }
+  }
+
+  static int64_t Bytes(int64_t elements) { return elements * static_cast<int64_t>(sizeof(Pool)); }
+
+  // The keys of the tile behind this one, where there is one that is read in place.
+  const std::byte* NextKeys(const AttentionBlock& block, int64_t tile) const {
+    const int64_t size = layout_.block_size, first = (tile + 1) * kAttentionKeyTile;
+    if (tile + 1 >= block.tile_end || size % kAttentionKeyTile != 0) return nullptr;
+    return args_.kv.Head(args_.kv.Block(block.sequence, first / size), block.kv_head) +
+           Bytes(first % size * keys_);
   }
 
   void ClearValue(Pool* values, int64_t slot) const {

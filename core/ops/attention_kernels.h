@@ -22,6 +22,10 @@ struct AttentionGemm {
   int64_t ldc = 0;
   int64_t m = 0, n = 0, k = 0;
   bool accumulate = false;
+  // Bytes that will be read next, or null: kernels that wait for memory rather than multiply bring
+  // them nearer meanwhile.
+  const std::byte* next = nullptr;
+  int64_t next_bytes = 0;
 };
 
 // Kernels and what must run around their use on each thread. `bf16`: A is bf16 and B holds pairs.

@@ -43,7 +43,7 @@ class TileStatistics {
     for (; block.row < rows_; block.row += kAttentionRows) {
       block.rows = std::min(kAttentionRows, rows_ - block.row);
       forward_.Queries(block, w);
-      forward_.Scores(block, tile, w);
+      forward_.Scores(block, tile, w, false);
       for (int64_t r = 0; r < block.rows; ++r) {
         const int64_t h = (block.row + r) % group_;
         const int64_t query = (block.row + r) / group_;
