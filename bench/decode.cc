@@ -147,6 +147,7 @@ double WeightBytes(Model& model) {
 absl::StatusOr<std::unique_ptr<Model>> MakeModel(Context& ctx, const Flags& flags) {
   ModelOptions options;
   CADRE_ASSIGN_OR_RETURN(options.weights, ParseWeightFormat(flags.weights));
+  options.weights = ForProductsAlone(options.weights, options.dtype);
   if (!flags.model.empty()) return LoadModel(ctx, flags.model, options);
   CADRE_ASSIGN_OR_RETURN(
       auto model, CreateModel(ctx, flags.large ? LargeConfig() : BenchConfig(false), options));

@@ -1,49 +1,66 @@
 #!/usr/bin/env python3
-"""Text whose ends depend on what stood far before them: for bench_eviction.
+"""Python programs of this machine as texts for bench_eviction: names and lines come again and again,
+so what stood far before a line helps to guess it.
 
-  eviction_text.py train N SEED > train.txt    N documents, one a line
-  eviction_text.py test N SEED > test.jsonl    {"prompt": ..., "tail": ...}, one a line
+  eviction_text.py train FOLDER... > train.jsonl         {"text": ...} a line
+  eviction_text.py test COUNT FOLDER... > test.jsonl     {"prompt": ..., "tail": ...} a line
 
-A document describes people, each by a name and eight words that nobody else has, and then recalls
-some of them. A test's
-prompt describes more of them and ends in the middle of one recall; its tail is the rest of it."""
+No file gives to both. A prompt is 3,300 characters of a file (about 1,000 tokens of a tokenizer of
+4,096 that was trained on the same), a tail the 160 after it, both from a line's start. Beside every
+second file stands a text in which a part comes twice: models this small learn to copy sooner by it."""
+import hashlib
 import json
+import pathlib
 import random
 import sys
 
-SYLLABLES = ["ka", "zor", "mi", "len", "tu", "ba", "rix", "so", "ve", "dan", "po", "gri"]
-WORDS = ["".join((a, b, c)) for a in SYLLABLES for b in SYLLABLES for c in SYLLABLES]
+PROMPT, TAIL, COPIED = 3300, 160, 1500
 
 
-def person(rng, left):
-    return left.pop(), [left.pop() for _ in range(8)]
+def files(folders):
+    """(file's text, whether it is for tests), every text once."""
+    seen = set()
+    for path in sorted(p for folder in folders for p in pathlib.Path(folder).rglob("*.py")):
+        try:
+            text = path.read_text(encoding="ascii")
+        except (OSError, UnicodeDecodeError):
+            continue
+        digest = hashlib.sha256(text.encode()).digest()
+        if len(text) >= 2 * PROMPT and digest not in seen:
+            seen.add(digest)
+            yield text, digest[0] < 16
 
 
-def described(name, words):
-    return f"{name} has {' '.join(words)} ."
+def line_start(text, at):
+    return text.find("\n", at) + 1 or len(text)
 
 
-def document(rng, described_people, recalls):
-    left = rng.sample(WORDS, 9 * described_people)
-    people = [person(rng, left) for _ in range(described_people)]
-    parts = [described(*p) for p in people]
-    recalled = [rng.choice(people) for _ in range(recalls)]
-    return parts, recalled
+def train(folders):
+    rng = random.Random(1)
+    texts = [text for text, tested in files(folders) if not tested]
+    rng.shuffle(texts)
+    for text in texts:
+        print(json.dumps({"text": text}))
+        if rng.random() < 0.5:
+            begin = line_start(text, rng.randrange(len(text) - COPIED))
+            part, other = text[begin:begin + COPIED], rng.choice(texts)[:rng.randrange(COPIED)]
+            print(json.dumps({"text": f"{part}\n{other}\n{part}"}))
 
 
-def main():
-    kind, count, seed = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-    rng = random.Random(f"{kind} {seed}")
-    for _ in range(count):
-        if kind == "train":
-            parts, recalled = document(rng, rng.randint(10, 50), rng.randint(50, 70))
-            print(" ".join(parts + [described(*p) for p in recalled]))
-        else:
-            parts, recalled = document(rng, 90, 3)
-            name, words = recalled[-1]
-            parts += [described(*p) for p in recalled[:-1]]
-            print(json.dumps({"prompt": " ".join(parts + [name, "has", words[0]]),
-                              "tail": " " + " ".join(words[1:]) + " ."}))
+def test(count, folders):
+    rng = random.Random(2)
+    texts = [text for text, tested in files(folders) if tested]
+    for i in range(count):
+        text = texts[i % len(texts)]
+        begin = line_start(text, rng.randrange(len(text) - PROMPT - 2 * TAIL))
+        end = line_start(text, begin + PROMPT)
+        if end + TAIL > len(text):
+            begin = line_start(text, len(text) - PROMPT - 3 * TAIL)
+            end = begin + PROMPT
+        print(json.dumps({"prompt": text[begin:end], "tail": text[end:end + TAIL]}))
 
 
-main()
+if sys.argv[1] == "train":
+    train(sys.argv[2:])
+else:
+    test(int(sys.argv[2]), sys.argv[3:])

@@ -26,5 +26,5 @@ log: {tensorboard: false}
 JOB
   run_logged train "$cadre" train -c "$dir/job.yaml" --output "$dir/run"
   run_logged export "$cadre" checkpoint convert "$dir/run/checkpoints/$(readlink "$dir/run/checkpoints/latest")" --to "$dir/model"
-  rm -r "$dir/run" "$dir/tokens"
+  rm -r "$dir/run" "$dir"/tokens.*
 }

@@ -125,7 +125,9 @@ absl::Status RunGenerate(const GenerateFlags& flags) {
   Context ctx{.allocator = &allocator, .threads = compute.threads};
   CADRE_ASSIGN_OR_RETURN(
       std::unique_ptr<Model> model,
-      AsData(LoadModel(ctx, flags.model, {.dtype = compute.dtype, .weights = compute.weights})));
+      AsData(LoadModel(
+          ctx, flags.model,
+          {.dtype = compute.dtype, .weights = ForProductsAlone(compute.weights, compute.dtype)})));
   std::unique_ptr<Tokenizer> tokenizer;
   // Ids in, ids out works without a tokenizer.
   if (auto loaded = AsData(Tokenizer::Load(flags.model)); loaded.ok())

@@ -104,7 +104,9 @@ absl::StatusOr<Place> FindPlace(const ServeFlags& flags, const config::ServeConf
 absl::StatusOr<std::unique_ptr<ModelHome>> OpenOwnPart(const config::ServeConfig& config,
                                                        const Compute& compute,
                                                        ServingRanks* ranks) {
-  ModelOptions options{.dtype = compute.dtype, .weights = compute.weights, .pack = true};
+  ModelOptions options{.dtype = compute.dtype,
+                       .weights = ForProductsAlone(compute.weights, compute.dtype),
+                       .pack = true};
   if (ranks != nullptr) options.decoder.part = ranks->part();
   const auto load = [&config, options, threads = compute.threads](Allocator& allocator) {
     const Context ctx{.allocator = &allocator, .threads = threads};

@@ -131,8 +131,11 @@ absl::StatusOr<SpeculationOptions> ToSpeculation(const config::SpeculativeConfig
       break;
     case config::SPECULATION_METHOD_DRAFT_MODEL:
       options.method = SpeculationMethod::kDraftModel;
-      CADRE_ASSIGN_OR_RETURN(*draft,
-                             AsData(LoadModel(ctx, ModelFolder(config.model()), {.dtype = dtype})));
+      CADRE_ASSIGN_OR_RETURN(
+          *draft, AsData(LoadModel(ctx, ModelFolder(config.model()),
+                                   {.dtype = dtype,
+                                    .weights = ForProductsAlone(WeightFormat::kStored, dtype),
+                                    .pack = true})));
       options.draft = draft->get();
       break;
   }

@@ -5,11 +5,13 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <filesystem>
 #include <system_error>
 #include <utility>
+#include <vector>
 
 namespace cadre {
 namespace {
@@ -172,6 +174,7 @@ absl::StatusOr<FileReader> FileReader::Open(const std::string& path) {
   CADRE_ASSIGN_OR_RETURN(reader.size_, RegularFileSize(file.get(), path));
   reader.path_ = path;
   reader.descriptor_ = file.Release();
+  reader.direct_ = open(path.c_str(), O_RDONLY | O_CLOEXEC | O_DIRECT);
   return reader;
 }
 
@@ -180,16 +183,55 @@ FileReader::FileReader(FileReader&& other) noexcept { *this = std::move(other); 
 FileReader& FileReader::operator=(FileReader&& other) noexcept {
   std::swap(path_, other.path_);
   std::swap(descriptor_, other.descriptor_);
+  std::swap(direct_, other.direct_);
   std::swap(size_, other.size_);
   return *this;
 }
 
 FileReader::~FileReader() {
   if (descriptor_ >= 0) close(descriptor_);
+  if (direct_ >= 0) close(direct_);
 }
 
-void FileReader::ReadInOrder() const {
-  posix_fadvise(descriptor_, 0, 0, POSIX_FADV_SEQUENTIAL);  // a hint: nothing hangs on it
+bool FileReader::Cached(int64_t offset, int64_t count) const {
+  // A read that may not wait (RWF_NOWAIT) would make the system read ahead.
+  const auto page = static_cast<int64_t>(sysconf(_SC_PAGESIZE));
+  const int64_t begin = offset / page * page;
+  const auto bytes = static_cast<size_t>(offset + count - begin);
+  void* map = mmap(nullptr, bytes, PROT_READ, MAP_SHARED, descriptor_, begin);
+  if (map == MAP_FAILED) return true;
+  std::vector<unsigned char> pages((bytes + static_cast<size_t>(page) - 1) /
+                                   static_cast<size_t>(page));
+  const bool known = mincore(map, bytes, pages.data()) == 0;
+  munmap(map, bytes);
+  return !known || std::ranges::all_of(pages, [](unsigned char state) { return state & 1; });
+}
+
+std::span<const std::byte> FileReader::ReadDirect(int64_t offset, int64_t count,
+                                                  const DirectWindow& window) const {
+  if (direct_ < 0) return {};
+  const int64_t begin = offset / kDirectAlignment * kDirectAlignment, end = offset + count;
+  const int64_t wanted = (end - begin + kDirectAlignment - 1) / kDirectAlignment * kDirectAlignment;
+  CADRE_CHECK(wanted <= std::ssize(window.bytes()), "{} bytes at {} into a window of {}", count,
+              offset, window.bytes().size());
+  int64_t have = 0;
+  while (begin + have < end) {
+    const ssize_t n = pread(direct_, window.bytes().data() + have,
+                            static_cast<size_t>(wanted - have), begin + have);
+    if (n < 0 && errno == EINTR) continue;
+    if (n <= 0) return {};
+    have += n;
+    // A file's end comes in the middle of a line; what is beyond cannot be read.
+    if (have % kDirectAlignment != 0 && begin + have < end) return {};
+  }
+  return window.bytes().subspan(static_cast<size_t>(offset - begin), static_cast<size_t>(count));
+}
+
+DirectWindow::DirectWindow(int64_t bytes)
+    : size_(static_cast<size_t>((bytes + kDirectAlignment - 1) / kDirectAlignment *
+                                kDirectAlignment)),
+      data_(static_cast<std::byte*>(std::aligned_alloc(kDirectAlignment, size_))) {
+  CADRE_CHECK(data_ != nullptr, "out of memory: {} bytes", size_);
 }
 
 absl::Status FileReader::ReadAt(int64_t offset, std::span<std::byte> bytes) const {

@@ -12,6 +12,8 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstdlib>
+#include <memory>
 #include <span>
 #include <string>
 #include <string_view>
@@ -52,6 +54,21 @@ class MappedFile {
   size_t size_ = 0;
 };
 
+// Room to read into past the system's cache.
+inline constexpr int64_t kDirectAlignment = 4096;
+class DirectWindow {
+ public:
+  explicit DirectWindow(int64_t bytes);  // rounded up to kDirectAlignment
+  std::span<std::byte> bytes() const { return {data_.get(), size_}; }
+
+ private:
+  struct Free {
+    void operator()(std::byte* data) const { std::free(data); }
+  };
+  size_t size_;
+  std::unique_ptr<std::byte, Free> data_;
+};
+
 // A regular file read in pieces, where a mapping would keep every page once read in the process's
 // memory, or where the file may shrink: that is an error here, never a signal.
 class FileReader {
@@ -63,8 +80,13 @@ class FileReader {
 
   const std::string& path() const { return path_; }
   int64_t size() const { return size_; }  // when it was opened
-  // Tells the system that reads will follow one another, so that it reads further ahead of them.
-  void ReadInOrder() const;
+  // Whether the system's cache has all of these bytes, or that cannot be told (mincore(2)).
+  bool Cached(int64_t offset, int64_t count) const;
+  // Reads past the system's cache, for bytes that are read once; from any thread. The part of
+  // `window` that has [offset, offset + count), which it holds with kDirectAlignment to spare at
+  // either end; empty where the file or its system cannot, or it ends before: then ReadAt says.
+  std::span<const std::byte> ReadDirect(int64_t offset, int64_t count,
+                                        const DirectWindow& window) const;
   // Fills `bytes` from `offset` on; kDataLoss where the file ends before. From any thread.
   absl::Status ReadAt(int64_t offset, std::span<std::byte> bytes) const;
 
@@ -72,6 +94,7 @@ class FileReader {
   FileReader() = default;
   std::string path_;
   int descriptor_ = -1;
+  int direct_ = -1;  // for ReadDirect; -1: not possible
   int64_t size_ = 0;
 };
 

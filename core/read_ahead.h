@@ -1,15 +1,17 @@
-// ReadAhead: a thread that reads pieces of files in the order given, while others work with what
-// is there already. One piece after the other of several MB is how disks, and the system's own
-// reading ahead, are fastest.
+// ReadAhead: threads that read pieces of files in the order given, while others work with what is
+// there already. Pieces that lie one behind the other are read together, 16 MiB at a time and past
+// the system's cache where that has them not: so disks are fastest, and a cache that nobody will
+// read again takes no memory from others.
 //
 //   ReadAhead reader;
-//   const uint64_t last = reader.Add({&file, offset, memory});   // file.ReadInOrder() was called
+//   const uint64_t last = reader.Add({&file, offset, memory});
 //   ...
 //   CADRE_RETURN_IF_ERROR(reader.Wait(last));                    // memory is filled
 //
 // Add and Wait from one thread. Files and memory outlive the pieces, or the object.
 #pragma once
 
+#include <array>
 #include <condition_variable>
 #include <cstddef>
 #include <cstdint>
@@ -41,22 +43,31 @@ class ReadAhead {
 
   // The piece's number, from 1.
   uint64_t Add(const Piece& piece);
-  // Until this piece and those before it are read. The error of the first that could not be, as
-  // FileReader::ReadAt's; nothing is read after it.
+  // Until this piece and those before it are read. The error of one that could not be, as
+  // FileReader::ReadAt's, is that of all behind it, and of those that were read with it.
   absl::Status Wait(uint64_t piece);
 
  private:
-  void Loop();
-  absl::Status Read(const Piece& piece);
+  // Neighbours, read by one thread at once.
+  struct Run {
+    uint64_t first = 0;  // number of the first piece
+    std::vector<Piece> pieces;
+  };
 
-  std::vector<std::byte> scratch_;  // of the thread
+  void Loop();
+  Run TakeRun();
+  static absl::Status Read(const Run& run, DirectWindow& window);
+
   std::mutex mutex_;
   std::condition_variable changed_;
   std::deque<Piece> waiting_;
-  uint64_t added_ = 0, done_ = 0;
+  std::deque<bool> read_;          // of the pieces behind done_
+  uint64_t added_ = 0, done_ = 0;  // done_: this piece and all before it are read
   absl::Status failure_;
+  uint64_t failed_ = 0;  // the first piece that could not be read; those before it were all begun
   bool stopping_ = false;
-  std::thread thread_;
+  // While one copies what it has read, the disk works for the other.
+  std::array<std::thread, 2> threads_;
 };
 
 }  // namespace cadre

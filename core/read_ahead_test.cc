@@ -1,9 +1,10 @@
 #include "core/read_ahead.h"
 
+#include <fcntl.h>
 #include <gtest/gtest.h>
+#include <unistd.h>
 
-#include <filesystem>
-#include <fstream>
+#include <algorithm>
 #include <string>
 
 namespace cadre {
@@ -21,7 +22,6 @@ TEST(ReadAhead, FillsPiecesInTheirOrder) {
   const std::string path = WriteBytes("read_ahead", 100000);
   const auto file = FileReader::Open(path);
   ASSERT_TRUE(file.ok());
-  file->ReadInOrder();
   const std::string whole = *ReadFile(path);
   std::string got(100000, '\0');
   const auto bytes = std::as_writable_bytes(std::span(got));
@@ -52,6 +52,38 @@ TEST(ReadAhead, APieceThatCannotBeReadIsTheErrorOfAllBehindIt) {
   EXPECT_EQ(reader.Wait(past).code(), absl::StatusCode::kDataLoss);
   EXPECT_EQ(reader.Wait(behind).code(), absl::StatusCode::kDataLoss);
   EXPECT_TRUE(reader.Wait(good).ok());
+}
+
+// Pieces that begin and end anywhere, over several windows, with holes, from a cold cache and from
+// a warm one.
+TEST(ReadAhead, ReadsPastTheCacheWhatLiesAnywhere) {
+  constexpr size_t kBytes = (size_t{40} << 20) + 1234;
+  const std::string path = WriteBytes("read_ahead_large", kBytes);
+  const std::string whole = *ReadFile(path);
+  for (const bool cold : {true, false}) {
+    const auto file = FileReader::Open(path);
+    ASSERT_TRUE(file.ok());
+    if (cold) {
+      const int descriptor = open(path.c_str(), O_RDONLY);
+      ASSERT_EQ(fdatasync(descriptor), 0);
+      posix_fadvise(descriptor, 0, 0, POSIX_FADV_DONTNEED);
+      close(descriptor);
+    }
+    std::string got(kBytes, '\0'), expected(kBytes, '\0');
+    const auto bytes = std::as_writable_bytes(std::span(got));
+    ReadAhead reader;
+    uint64_t last = 0;
+    size_t at = 7;
+    for (size_t i = 0; at < kBytes; ++i) {
+      const size_t count = std::min<size_t>(1 + i * 700001 % 5000000, kBytes - at);
+      last = reader.Add(
+          {.file = &*file, .offset = static_cast<int64_t>(at), .to = bytes.subspan(at, count)});
+      expected.replace(at, count, whole, at, count);
+      at += count + (i % 5 == 4 ? 333 : 0);
+    }
+    ASSERT_TRUE(reader.Wait(last).ok());
+    EXPECT_EQ(got == expected, true) << (cold ? "cold" : "warm");
+  }
 }
 
 TEST(ReadAhead, EndsWithPiecesLeft) {

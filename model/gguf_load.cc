@@ -200,9 +200,9 @@ void FillFloats(Context& ctx, const std::vector<Rows>& sources, const Tensor& we
   }
 }
 
-void Fill(Context& ctx, ParamId id, const std::vector<Rows>& sources, bool as_stored) {
+void Fill(Context& ctx, ParamId id, const std::vector<Rows>& sources, bool integers) {
   ParameterStore& store = *ctx.parameters;
-  if (!store.spec(id).quantized || !as_stored) {
+  if (!integers) {
     LeasedWeight weight(ctx, id, Lease::kWrite);
     return FillFloats(ctx, sources, weight.tensor());
   }
@@ -247,7 +247,8 @@ absl::StatusOr<std::unique_ptr<Model>> LoadGgufModel(const Context& ctx, const s
   ParameterStore& store = model->parameters();
   std::vector<std::vector<Rows>> sources;
   std::map<std::string, bool> native;
-  const bool as_stored = options.weights == WeightFormat::kStored;
+  const bool as_stored =
+      options.weights == WeightFormat::kStored || options.weights == WeightFormat::kPanels;
   for (ParamId id = 0; id < store.size(); ++id) {
     CADRE_ASSIGN_OR_RETURN(std::vector<Rows> found,
                            FindSources(gguf, model->spec(), store.spec(id)));
@@ -260,12 +261,13 @@ absl::StatusOr<std::unique_ptr<Model>> LoadGgufModel(const Context& ctx, const s
   }
   CADRE_RETURN_IF_ERROR(CheckLeftovers(gguf, sources));
   if (as_stored) {
-    store.KeepQuantized([&](const ParamSpec& spec) { return native.at(spec.name); });
+    store.KeepQuantized(
+        [&](const ParamSpec& spec) { return spec.quantized || native.at(spec.name); });
   }
   AllocateModel(ctx, options, /*zeroed=*/true, model.get());
   Context load = {.allocator = ctx.allocator, .threads = ctx.threads, .parameters = &store};
   for (ParamId id = 0; id < store.size(); ++id) {
-    Fill(load, id, sources[static_cast<size_t>(id)], as_stored);
+    Fill(load, id, sources[static_cast<size_t>(id)], as_stored && native[store.spec(id).name]);
   }
   store.WeightsChanged();
   return model;

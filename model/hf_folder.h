@@ -38,7 +38,7 @@ struct FolderTensors {
   std::vector<CarriedTensor> carried;
 };
 
-// Where to pack the matrices of products as they come; nowhere where `packed` is null.
+// Where to pack the head as it comes; nowhere where `packed` is null.
 struct PackInto {
   PackedWeights* packed = nullptr;
   ParamId head = kNoParam;  // the one that makes logits, which may be the embedding
@@ -47,8 +47,9 @@ struct PackInto {
 // Fills every parameter of ctx.parameters, reading only what this rank holds; where that is a part
 // of the model, tensors that no parameter takes are left to other ranks. kNotFound: no weights
 // there, or a tensor is missing. kInvalidArgument: a tensor that the model has not, or of another
-// shape or type. kUnimplemented: quantized weights. One thread reads, in the order of the files and
-// at most 256 MiB or one parameter ahead of the caller's, which converts and packs (ctx.threads).
+// shape or type. kUnimplemented: quantized weights. They are read in the order of the files, at
+// most 96 MiB or one parameter ahead of the caller's thread, which converts and packs
+// (ctx.threads).
 absl::StatusOr<FolderTensors> LoadWeights(Context& ctx, const std::string& folder,
                                           const HfConfig& config, const PackInto& pack = {});
 

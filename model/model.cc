@@ -14,13 +14,20 @@ absl::StatusOr<WeightFormat> ParseWeightFormat(std::string_view name) {
   return InvalidArgument("weights '{}': allowed are stored, int8 and int4", name);
 }
 
+WeightFormat ForProductsAlone(WeightFormat weights, DType dtype) {
+  return weights == WeightFormat::kStored && dtype != DType::kF64 ? WeightFormat::kPanels : weights;
+}
+
 absl::StatusOr<std::unique_ptr<Model>> DescribeModel(HfConfig config, const ModelOptions& options) {
   CADRE_ASSIGN_OR_RETURN(DecoderSpec spec, ResolveModelConfig(config.model));
   auto store = std::make_unique<ParameterStore>();
   CADRE_ASSIGN_OR_RETURN(Decoder decoder, Decoder::Create(spec, options.decoder, *store));
   if (options.weights != WeightFormat::kStored) {
     CADRE_CHECK(!options.gradients, "quantized weights with gradients");
-    store->KeepQuantized([](const ParamSpec& spec) { return spec.use == ParamUse::kProjection; });
+    const bool head = options.weights == WeightFormat::kPanels;
+    store->KeepQuantized([head](const ParamSpec& spec) {
+      return spec.use == ParamUse::kProjection || (head && spec.use == ParamUse::kHead);
+    });
   }
   return std::make_unique<Model>(std::move(config), std::move(decoder), std::move(store),
                                  options.dtype);
@@ -52,7 +59,9 @@ absl::StatusOr<WeightFormat> WeightsToLoad(const HfConfig& config, const std::st
   if (wanted.gradients) {
     return InvalidArgument("{}: its weights are quantized, which are not trained", folder);
   }
-  if (wanted.weights != WeightFormat::kStored && wanted.weights != stored) {
+  const bool as_stored =
+      wanted.weights == WeightFormat::kStored || wanted.weights == WeightFormat::kPanels;
+  if (!as_stored && wanted.weights != stored) {
     return InvalidArgument("{}: is quantized already: weights can only be 'stored'", folder);
   }
   return stored;

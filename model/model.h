@@ -25,6 +25,9 @@ namespace cadre {
 // "stored", "int8", "int4".
 absl::StatusOr<WeightFormat> ParseWeightFormat(std::string_view name);
 
+// How who serves keeps weights that a user wants so: floats as panels.
+WeightFormat ForProductsAlone(WeightFormat weights, DType dtype);
+
 struct ModelOptions {
   DType dtype = DType::kBF16;  // kBF16, kF32 or kF64
   bool gradients = false;
@@ -32,8 +35,8 @@ struct ModelOptions {
   // How attention's, feed-forward and experts' projections are kept; embedding, head, norms and
   // routers stay as they are. Not with gradients.
   WeightFormat weights = WeightFormat::kStored;
-  // Loading packs each matrix while the next is read (Model::packed). For who serves: training
-  // would pack them anew after its first step. Not of GGUF files, nor of quantized weights.
+  // Loading packs the head, too, where it is the embedding (Model::packed): for who serves. Not of
+  // GGUF files.
   bool pack = false;
   DecoderOptions decoder;
 };

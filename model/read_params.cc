@@ -17,9 +17,9 @@ namespace {
 
 using Found = SafetensorsFolder::Tensor;
 
-constexpr int64_t kPiece = int64_t{1} << 20;         // elements on their way into another dtype
-constexpr int64_t kReadPiece = int64_t{8} << 20;     // bytes of one read
-constexpr int64_t kMostUnread = int64_t{256} << 20;  // bytes asked for and not yet used
+constexpr int64_t kPiece = int64_t{1} << 20;        // elements on their way into another dtype
+constexpr int64_t kReadPiece = int64_t{8} << 20;    // bytes of one read
+constexpr int64_t kMostUnread = int64_t{48} << 20;  // bytes asked for and not yet used
 
 // Elements [begin, begin + flat's) of the parameter, all of them `found`'s.
 void Fill(Context& ctx, const ParamSpec& spec, const Found& found, int64_t begin,
@@ -103,7 +103,6 @@ class Loader {
     const auto known = readers_.find(&file);
     if (known != readers_.end()) return &known->second;
     CADRE_ASSIGN_OR_RETURN(FileReader opened, FileReader::Open(file.path()));
-    opened.ReadInOrder();
     return &readers_.emplace(&file, std::move(opened)).first->second;
   }
 
@@ -173,17 +172,11 @@ class Loader {
   }
 
   void Pack(ParamId id, const Tensor& weight) {
-    const ParamSpec& spec = ctx_.parameters->spec(id);
-    const bool multiplies = spec.use != ParamUse::kOther || id == pack_.head;
-    if (pack_.packed == nullptr || !multiplies || spec.quantized || weight.dtype() == DType::kF64)
+    if (pack_.packed == nullptr || id != pack_.head || ctx_.parameters->spec(id).quantized ||
+        weight.dtype() == DType::kF64) {
       return;
-    const auto forward = PackedWeights::Direction::kForward;
-    if (weight.shape().rank() == 2) pack_.packed->Get(ctx_, id, -1, forward, weight);
-    if (weight.shape().rank() != 3) return;
-    for (int64_t e = 0; e < weight.dim(0); ++e) {
-      const Tensor matrix = weight.Narrow(e, 1).Reshape({weight.dim(1), weight.dim(2)});
-      pack_.packed->Get(ctx_, id, e, forward, matrix);
     }
+    pack_.packed->Get(ctx_, id, -1, PackedWeights::Direction::kForward, weight);
   }
 
   Context& ctx_;

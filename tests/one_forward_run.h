@@ -68,7 +68,7 @@ class Trained {
     CADRE_CHECK(trainer.ok(), "{}", Message(trainer.status()));
     const absl::Status ran = (*trainer)->Run();
     CADRE_CHECK(ran.ok(), "{}", Message(ran));
-    serving_ = Load(false);
+    serving_ = Load(false, WeightFormat::kPanels);  // as `cadre serve` keeps them
     training_ = Load(true);
   }
 

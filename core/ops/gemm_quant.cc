@@ -79,7 +79,19 @@ bool QuantizedWeightGemm(Context& ctx, const QuantizedWeightArgs& args) {
   if (args.c.numel() == 0) return true;
   const std::vector<QuantizedMatrix>& runs =
       (*param)[static_cast<size_t>(std::max<int64_t>(args.expert, 0))];
-  if (args.a.dtype() != DType::kBF16) {
+  const QuantizedMatrix& first = runs.front();
+  const DType floats = first.bits == 32 ? DType::kF32 : DType::kBF16;
+  if (first.floats() && args.a.dtype() == floats) {
+    const Panels panels{.k = first.k,
+                        .n = first.n,
+                        .k_padded = first.k_padded,
+                        .dtype = floats,
+                        .data = first.codes};
+    PanelGemm(ctx,
+              {.a = {args.a.raw(), args.a.dim(0)}, .b = panels, .c = args.c, .bias = args.bias});
+    return true;
+  }
+  if (first.floats() || args.a.dtype() != DType::kBF16) {
     Gemm(ctx, {.a = args.a,
                .b = Dequantize(ctx, runs, args.a.dtype()),
                .c = args.c,

@@ -27,8 +27,8 @@ struct QuantGemmArgs {
 void QuantGemm(Context& ctx, const QuantGemmArgs& args);
 
 // c = a w^T (+ bias) where parameter `param` is quantized (matrix `expert` of a stack; -1: it is
-// one matrix): true. Else nothing, and false. f32 and f64 multiply by the dequantized matrix,
-// slowly: the yardstick.
+// one matrix): true. Else nothing, and false. Other types than the kernel's multiply by the
+// dequantized matrix, slowly: the yardstick. Panels of floats multiply as core/ops/gemm.h says.
 struct QuantizedWeightArgs {
   ParamId param;
   int64_t expert = -1;

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <cstring>
 #include <vector>
 
 #include "core/host_allocator.h"
@@ -11,6 +12,7 @@
 #include "core/ops/op_check.h"
 #include "core/ops/quantize.h"
 #include "core/random.h"
+#include "core/tape.h"
 
 namespace cadre::ops {
 namespace {
@@ -166,6 +168,38 @@ TEST_F(QuantTest, ZerosAndRowsApart) {
                                                      QuantizeRows(ctx_, w.Narrow(7, 33), format)});
     EXPECT_TRUE(SameBits(Dequantize(ctx_, {cut}, DType::kF32), whole));
     for (int64_t k = 0; k < 96; ++k) EXPECT_EQ(whole.data<float>()[96 + k], 0.0f);
+  }
+}
+
+// Floats in panels alone: the same bits as from the weights as they were, and none lost.
+TEST_F(QuantTest, PanelsMultiplyAsTheMatrixDoes) {
+  for (const DType dtype : {DType::kBF16, DType::kF32}) {
+    ParameterStore store;
+    const ParamId id = store.Add({.name = "w", .shape = {3, 37, 70}});
+    store.KeepQuantized([](const ParamSpec&) { return true; });
+    store.Allocate(*ctx_.allocator, dtype, {.quantize = [this](const Tensor& w) {
+      return QuantizeParam(ctx_, w, WeightFormat::kPanels);
+    }});
+    ctx_.parameters = &store;
+    const Tensor w = Normal({3, 37, 70}, 1, dtype), x = Normal({5, 70}, 2, dtype);
+    const Tensor bias = Normal({37}, 3, dtype);
+    {
+      LeasedWeight lease(ctx_, id, Lease::kWrite);
+      std::memcpy(lease.tensor().raw(), w.raw(), w.bytes());
+    }
+    for (int64_t e = 0; e < 3; ++e) {
+      const Tensor matrix = w.Narrow(e, 1).Reshape({37, 70});
+      const Tensor expected = ctx_.Empty({5, 37}, dtype), got = ctx_.Empty({5, 37}, dtype);
+      Gemm(ctx_, {.a = x, .b = matrix, .c = expected, .transpose_b = true, .bias = bias});
+      ASSERT_TRUE(
+          QuantizedWeightGemm(ctx_, {.param = id, .expert = e, .a = x, .c = got, .bias = bias}));
+      EXPECT_EQ(std::memcmp(got.raw(), expected.raw(), got.bytes()), 0) << Name(dtype) << e;
+      const Tensor back = Dequantize(ctx_, (*store.quantized(id))[static_cast<size_t>(e)], dtype);
+      EXPECT_EQ(std::memcmp(back.raw(), matrix.raw(), back.bytes()), 0) << Name(dtype) << e;
+    }
+    // Panels of K and N rounded up, and nothing beside them.
+    EXPECT_EQ(store.quantized_bytes(), size_t{3 * 48} * (dtype == DType::kBF16 ? 96 * 2 : 70 * 4));
+    ctx_.parameters = nullptr;
   }
 }
 

@@ -108,7 +108,7 @@ void CombineAny(Context& ctx, const CombineArgs& args) {
                         weights == nullptr ? nullptr : weights + t * k, k, d});
         T* y = args.y.data<T>() + t * d;
         if (token.k == 0) {
-          std::memset(y, 0, static_cast<size_t>(d) * sizeof(T));
+          std::fill_n(y, d, T());
         } else {
           CombineToken(token, y);
         }

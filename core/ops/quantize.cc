@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "core/ops/gemm_panels.h"
 #include "core/parallel_for.h"
 
 namespace cadre::ops {
@@ -175,18 +176,51 @@ QuantizedMatrix PackQuantized(Context& ctx, const std::vector<QuantizedRows>& pa
   return to;
 }
 
+namespace {
+
+QuantizedMatrix Packed(Context& ctx, const Tensor& w) {
+  Panels panels;
+  PackPanels(ctx, w, /*transposed=*/true, panels);
+  return {.n = panels.n,
+          .k = panels.k,
+          .k_padded = panels.k_padded,
+          .bits = 8 * static_cast<int>(SizeOf(panels.dtype)),
+          .group = panels.k_padded,
+          .codes = panels.data};
+}
+
+// Of a matrix of floats.
+double FloatAt(const QuantizedMatrix& matrix, int64_t row, int64_t k) {
+  const std::byte* panel = matrix.codes.raw() + row / kPanelRows * matrix.panel_bytes();
+  const int64_t r = row % kPanelRows;
+  if (matrix.bits == 32) return reinterpret_cast<const float*>(panel)[k * kPanelRows + r];
+  return static_cast<double>(static_cast<float>(
+      reinterpret_cast<const BF16*>(panel)[(k / 2 * kPanelRows + r) * 2 + k % 2]));
+}
+
+}  // namespace
+
 QuantizedParam QuantizeParam(Context& ctx, const Tensor& w, WeightFormat format) {
   QuantizedParam param;
   const int64_t columns = w.dim(-1), matrices = w.shape().rank() == 3 ? w.dim(0) : 1;
   const Tensor all = w.Reshape({w.numel() / columns, columns});
   const int64_t rows = all.dim(0) / matrices;
   for (int64_t i = 0; i < matrices; ++i) {
-    param.push_back({PackQuantized(ctx, {QuantizeRows(ctx, all.Narrow(i * rows, rows), format)})});
+    const Tensor matrix = all.Narrow(i * rows, rows);
+    if (format == WeightFormat::kPanels) {
+      param.push_back({Packed(ctx, matrix)});
+    } else {
+      param.push_back({PackQuantized(ctx, {QuantizeRows(ctx, matrix, format)})});
+    }
   }
   return param;
 }
 
 void DequantizeRow(const QuantizedMatrix& matrix, int64_t row, double* to) {
+  if (matrix.floats()) {
+    for (int64_t k = 0; k < matrix.k; ++k) to[k] = FloatAt(matrix, row, k);
+    return;
+  }
   const int64_t groups = matrix.groups();
   for (int64_t k = 0; k < matrix.k; ++k) {
     const int64_t group = k / matrix.group;

@@ -22,7 +22,7 @@ QuantizedRows QuantizeRows(Context& ctx, const Tensor& w, WeightFormat format);
 // `parts` one below the other, all with the same K, bits, group, zero, and mins or none.
 QuantizedMatrix PackQuantized(Context& ctx, const std::vector<QuantizedRows>& parts);
 
-// A parameter's matrix [N, K] or stack [E, N, K] at once.
+// A parameter's matrix [N, K] or stack [E, N, K] at once; format is not kStored.
 QuantizedParam QuantizeParam(Context& ctx, const Tensor& w, WeightFormat format);
 
 // Elements [row, row + 1) x [0, k) in double precision; what the kernels multiply by, exactly.
