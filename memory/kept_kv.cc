@@ -32,7 +32,7 @@ void Weigh(const ops::AttentionStatistics& statistics, int64_t queries, bool sum
   const auto size = static_cast<size_t>(kv_heads * n);
   const bool varies = !summed && queries > 1;
   attention.keys = n;
-  attention.mean.assign(size, 0.0f);
+  attention.mean.resize(size);
   attention.variance.assign(varies ? size : 0, 0.0f);
   attention.entropy = attention.total_variance = 0;
   const auto count = static_cast<double>(queries);
@@ -40,7 +40,11 @@ void Weigh(const ops::AttentionStatistics& statistics, int64_t queries, bool sum
   for (int64_t h = 0; h < heads; ++h) {
     const T* sum = statistics.sum.data<T>() + h * n;
     float* mean = attention.mean.data() + h / group * n;
-    for (int64_t j = 0; j < n; ++j) mean[j] += static_cast<float>(sum[j]) * share;
+    if (h % group == 0) {
+      for (int64_t j = 0; j < n; ++j) mean[j] = static_cast<float>(sum[j]) * share;
+    } else {
+      for (int64_t j = 0; j < n; ++j) mean[j] += static_cast<float>(sum[j]) * share;
+    }
     attention.entropy += statistics.entropy.data<T>()[h];
     if (!varies) continue;
     const T* square = statistics.square.data<T>() + h * n;

@@ -47,17 +47,16 @@ void PoolOverNeighbours(std::span<const float> rows, int64_t row_count, std::spa
     const float* from = rows.data() + row * n;
     float* to = pooled.data() + row * n;
     const auto at_an_end = [&](int64_t i) {
-      double sum = 0;
+      float sum = 0;
       for (int64_t j = std::max<int64_t>(i - kReach, 0); j <= std::min(i + kReach, n - 1); ++j) {
         sum += from[j];
       }
-      to[i] = static_cast<float>(sum / kWidth);
+      to[i] = sum / kWidth;
     };
     const int64_t inner = std::max(n - kReach, kReach);
     for (int64_t i = 0; i < std::min(kReach, n); ++i) at_an_end(i);
     for (int64_t i = kReach; i < inner; ++i) {
-      const double sum = double{from[i - 2]} + from[i - 1] + from[i] + from[i + 1] + from[i + 2];
-      to[i] = static_cast<float>(sum / kWidth);
+      to[i] = (from[i - 2] + from[i - 1] + from[i] + from[i + 1] + from[i + 2]) / kWidth;
     }
     for (int64_t i = inner; i < n; ++i) at_an_end(i);
   }
