@@ -104,7 +104,8 @@ struct Text {
   std::vector<int32_t> prompt, tail;
 };
 
-std::vector<Text> ReadTexts(const Flags& flags) {
+// Those that are longer than the model's context are left out.
+std::vector<Text> ReadTexts(const Flags& flags, size_t context) {
   auto tokenizer = Tokenizer::Load(flags.model);
   CADRE_CHECK(tokenizer.ok(), "{}", Message(tokenizer.status()));
   std::ifstream lines(flags.texts);
@@ -112,8 +113,9 @@ std::vector<Text> ReadTexts(const Flags& flags) {
   for (std::string line;
        std::getline(lines, line) && static_cast<int>(texts.size()) < flags.count;) {
     const auto text = nlohmann::json::parse(line);
-    texts.push_back({(*tokenizer)->Encode(text["prompt"].get<std::string>()),
-                     (*tokenizer)->Encode(text["tail"].get<std::string>())});
+    Text ids{(*tokenizer)->Encode(text["prompt"].get<std::string>()),
+             (*tokenizer)->Encode(text["tail"].get<std::string>())};
+    if (ids.prompt.size() + ids.tail.size() <= context) texts.push_back(std::move(ids));
   }
   CADRE_CHECK(!texts.empty(), "{}: no texts", flags.texts);
   return texts;
@@ -147,7 +149,8 @@ double TailLoss(Context& ctx, const Model& model, const Text& text, const Flags&
 }
 
 void Perplexities(Context& ctx, const Model& model, const Flags& flags) {
-  const std::vector<Text> texts = ReadTexts(flags);
+  const std::vector<Text> texts =
+      ReadTexts(flags, static_cast<size_t>(model.config().model.max_position_embeddings()));
   const auto measure = [&](const std::string& policy, double share) {
     Loss loss;
     for (const Text& text : texts) {

@@ -3,11 +3,17 @@
 so what stood far before a line helps to guess it.
 
   eviction_text.py train FOLDER... > train.jsonl         {"text": ...} a line
+  eviction_text.py copies COUNT LENGTH FOLDER... > copies.jsonl
   eviction_text.py test COUNT FOLDER... > test.jsonl     {"prompt": ..., "tail": ...} a line
+  eviction_text.py recall COUNT FOLDER... > recall.jsonl
 
 No file gives to both. A prompt is 3,300 characters of a file (about 1,000 tokens of a tokenizer of
-4,096 that was trained on the same), a tail the 160 after it, both from a line's start. Beside every
-second file stands a text in which a part comes twice: models this small learn to copy sooner by it."""
+4,096 that was trained on the same), a tail the 160 after it, both from a line's start. In a text of
+`recall` the prompt ends within the repetition of a part that stands at its start, with 1,400 characters
+of another file between, and the tail goes on with the part. Beside every second file of `train` stands
+a text in which a part comes twice like that; `copies` are COUNT texts of about LENGTH characters that
+repeat a part of an eighth to a third of that again and again, with other files between. A small model
+learns to copy from short ones first (900, in sequences of 256), then from long ones (3,600)."""
 import hashlib
 import json
 import pathlib
@@ -47,6 +53,22 @@ def train(folders):
             print(json.dumps({"text": f"{part}\n{other}\n{part}"}))
 
 
+def copies(count, length, folders):
+    rng = random.Random(4)
+    texts = [text for text, tested in files(folders) if not tested]
+
+    def piece(size):
+        text = rng.choice(texts)
+        begin = rng.randrange(len(text) - size)
+        return text[begin:begin + size]
+
+    for _ in range(count):
+        part = text = piece(rng.randint(length // 8, length // 3))
+        while len(text) < length:
+            text += "\n" + piece(rng.randint(length // 50, length // 3)) + "\n" + part
+        print(json.dumps({"text": text}))
+
+
 def test(count, folders):
     rng = random.Random(2)
     texts = [text for text, tested in files(folders) if tested]
@@ -60,7 +82,21 @@ def test(count, folders):
         print(json.dumps({"prompt": text[begin:end], "tail": text[end:end + TAIL]}))
 
 
+def recall(count, folders):
+    rng = random.Random(3)
+    texts = [text for text, tested in files(folders) if tested]
+    for i in range(count):
+        text, other = texts[i % len(texts)], rng.choice(texts)
+        begin = line_start(text, rng.randrange(len(text) - 2 * COPIED))
+        part, between = text[begin:begin + COPIED], other[line_start(other, COPIED):][:1400]
+        again = line_start(part, 400)
+        print(json.dumps({"prompt": f"{part}\n{between}\n{part[:again]}",
+                          "tail": part[again:again + TAIL]}))
+
+
 if sys.argv[1] == "train":
     train(sys.argv[2:])
+elif sys.argv[1] == "copies":
+    copies(int(sys.argv[2]), int(sys.argv[3]), sys.argv[4:])
 else:
-    test(int(sys.argv[2]), sys.argv[3:])
+    {"test": test, "recall": recall}[sys.argv[1]](int(sys.argv[2]), sys.argv[3:])
