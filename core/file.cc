@@ -174,7 +174,9 @@ absl::StatusOr<FileReader> FileReader::Open(const std::string& path) {
   CADRE_ASSIGN_OR_RETURN(reader.size_, RegularFileSize(file.get(), path));
   reader.path_ = path;
   reader.descriptor_ = file.Release();
-  reader.direct_ = open(path.c_str(), O_RDONLY | O_CLOEXEC | O_DIRECT);
+  // The same file, also where another one has taken its name meanwhile.
+  const std::string same = fmt::format("/proc/self/fd/{}", reader.descriptor_);
+  reader.direct_ = open(same.c_str(), O_RDONLY | O_CLOEXEC | O_DIRECT);
   return reader;
 }
 
@@ -221,7 +223,7 @@ std::span<const std::byte> FileReader::ReadDirect(int64_t offset, int64_t count,
     if (n < 0 && errno == EINTR) continue;
     if (n <= 0) return {};
     have += n;
-    // A file's end comes in the middle of a line; what is beyond cannot be read.
+    // The file ended here: nothing can be read from an unaligned place on.
     if (have % kDirectAlignment != 0 && begin + have < end) return {};
   }
   return window.bytes().subspan(static_cast<size_t>(offset - begin), static_cast<size_t>(count));

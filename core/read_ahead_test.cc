@@ -18,6 +18,13 @@ std::string WriteBytes(const std::string& name, size_t count) {
   return path;
 }
 
+void DropFromCache(const std::string& path) {
+  const int descriptor = open(path.c_str(), O_RDONLY);
+  ASSERT_EQ(fdatasync(descriptor), 0);
+  posix_fadvise(descriptor, 0, 0, POSIX_FADV_DONTNEED);
+  close(descriptor);
+}
+
 TEST(ReadAhead, FillsPiecesInTheirOrder) {
   const std::string path = WriteBytes("read_ahead", 100000);
   const auto file = FileReader::Open(path);
@@ -63,12 +70,7 @@ TEST(ReadAhead, ReadsPastTheCacheWhatLiesAnywhere) {
   for (const bool cold : {true, false}) {
     const auto file = FileReader::Open(path);
     ASSERT_TRUE(file.ok());
-    if (cold) {
-      const int descriptor = open(path.c_str(), O_RDONLY);
-      ASSERT_EQ(fdatasync(descriptor), 0);
-      posix_fadvise(descriptor, 0, 0, POSIX_FADV_DONTNEED);
-      close(descriptor);
-    }
+    if (cold) DropFromCache(path);
     std::string got(kBytes, '\0'), expected(kBytes, '\0');
     const auto bytes = std::as_writable_bytes(std::span(got));
     ReadAhead reader;
