@@ -236,6 +236,8 @@ absl::StatusOr<NodeId> JsonSchemaWriter::Values(const Json& schema, const Place&
   std::vector<NodeId> choices;
   for (const Json& value : values) {
     work_ += CountValues(value);
+    if (work_ > kMaxWork) return Error(place, "the schema is too large once its parts are merged");
+    CADRE_RETURN_IF_ERROR(g_.Check(limits_));
     if (fits(value)) choices.push_back(json_.Literal(value));
   }
   return g_.Choice(std::move(choices));

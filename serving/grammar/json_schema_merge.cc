@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <set>
 
 namespace cadre {
 namespace {
@@ -10,10 +11,24 @@ using Json = nlohmann::ordered_json;
 
 Json AsList(const Json& value) { return value.is_array() ? value : Json::array({value}); }
 
+// Lists may have as many values as a schema's text has room for.
+class ValueSet {
+ public:
+  explicit ValueSet(const Json& list) {
+    for (const Json& value : list) Add(value);
+  }
+  void Add(const Json& value) { values_.insert(value); }
+  bool Has(const Json& value) const { return values_.contains(value); }
+
+ private:
+  std::set<Json> values_;
+};
+
 Json Intersection(const Json& a, const Json& b) {
   Json both = Json::array();
+  const ValueSet in_b(b);
   for (const Json& value : a) {
-    if (std::ranges::find(b, value) != b.end()) both.push_back(value);
+    if (in_b.Has(value)) both.push_back(value);
   }
   return both;
 }
@@ -62,8 +77,11 @@ absl::Status MergeKeyword(const std::string& name, const Json& value, Json* into
     return MergeProperties(value, &*there);
   }
   if (name == "required" && there->is_array() && value.is_array()) {
+    ValueSet names(*there);
     for (const Json& one : value) {
-      if (std::ranges::find(*there, one) == there->end()) there->push_back(one);
+      if (names.Has(one)) continue;
+      names.Add(one);
+      there->push_back(one);
     }
   } else if (name == "type") {
     *there = TypesInBoth(AsList(*there), AsList(value));

@@ -166,6 +166,28 @@ TEST(JsonSchema, HostileSchemasAreRefusedInBoundedTime) {
   }
 }
 
+// Compared each with each, these take minutes.
+TEST(JsonSchema, LongListsAreMergedAndBounded) {
+  Json first = Json::array(), second = Json::array(), names = Json::array();
+  for (int i = 0; i < 30000; ++i) {
+    first.push_back(i);
+    second.push_back(i + 29998);
+    names.push_back(std::to_string(i));
+  }
+  const Json both = {{"allOf", {{{"enum", first}}, {{"enum", second}}}}};
+  auto parsed = ParseJsonSchema(both);
+  ASSERT_TRUE(parsed.ok()) << Message(parsed.status());
+  EXPECT_EQ(Match(*parsed, "29999"), "ok");
+  EXPECT_EQ(Match(*parsed, "30000"), "30000");
+  const Json object = {{"type", "object"}, {"required", names}};
+  EXPECT_THAT(Refusal(object.dump().c_str()), HasSubstr("'required' has 30000 names"));
+  const Json twice = {{"allOf", {object, object}}};
+  EXPECT_THAT(Refusal(twice.dump().c_str()), HasSubstr("'required' has 30000 names"));
+  Json lists = Json::array();
+  for (int i = 0; i < 40; ++i) lists.push_back({{"enum", first}});
+  EXPECT_THAT(Message(ParseJsonSchema({{"anyOf", lists}}).status()), HasSubstr("parts"));
+}
+
 std::shared_ptr<const TokenTrie> Vocabulary(uint32_t seed) {
   std::vector<std::string> tokens;
   for (int byte = 0; byte < 256; ++byte) tokens.push_back(std::string(1, static_cast<char>(byte)));

@@ -14,6 +14,7 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 constexpr size_t kMaxKeyLength = 256;  // of names that other keys must differ from
+constexpr size_t kMaxRequired = 1024;  // each is looked for among the properties
 
 }  // namespace
 
@@ -115,6 +116,10 @@ absl::StatusOr<NodeId> JsonSchemaWriter::Object(const Json& schema, const Place&
   const Json required = schema.value("required", Json::array());
   if (!properties.is_object()) return Error(place, "'properties' must be an object");
   if (!required.is_array()) return Error(place, "'required' must be a list of names");
+  if (required.size() > kMaxRequired) {
+    return Error(place, fmt::format("'required' has {} names, allowed are {}", required.size(),
+                                    kMaxRequired));
+  }
   const bool described = schema.contains("properties");
   // What stands for names that `properties` does not list.
   const Json other = schema.value("additionalProperties", Json(!described));

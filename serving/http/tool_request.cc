@@ -18,8 +18,9 @@ bool IsToolName(const Json& name) {
   });
 }
 
-// False: `fields` has the error.
-bool ReadTool(JsonFields* fields, const Json& tool, const std::string& where, Tool* out) {
+// False: `fields` has the error. `bytes`: of the parameters so far.
+bool ReadTool(JsonFields* fields, const Json& tool, const std::string& where, size_t* bytes,
+              Tool* out) {
   auto fail = [&](const char* message) {
     fields->Fail(fmt::format("{}{}", where, message), "tools");
     return false;
@@ -38,6 +39,14 @@ bool ReadTool(JsonFields* fields, const Json& tool, const std::string& where, To
   }
   out->name = function["name"].get<std::string>();
   if (!parameters.is_null() && !parameters.empty()) out->parameters = parameters.dump();
+  *bytes += out->parameters.size();
+  const size_t most = GrammarLimits().max_text_bytes;
+  if (*bytes > most) {
+    fields->Fail(
+        fmt::format("{}: the tools' parameters have more than {} bytes together", where, most),
+        "tools");
+    return false;
+  }
   return true;
 }
 
@@ -101,9 +110,11 @@ ToolRequest ReadTools(JsonFields* fields, std::string* prompt_tools) {
     fields->Fail(fmt::format("'tools' must be a list of at most {} tools", kMaxTools), "tools");
     return request;
   }
+  size_t bytes = 0;
   for (size_t i = 0; i < tools->size(); ++i) {
     Tool tool;
-    if (!ReadTool(fields, (*tools)[i], fmt::format("tools[{}]", i), &tool)) return request;
+    const std::string where = fmt::format("tools[{}]", i);
+    if (!ReadTool(fields, (*tools)[i], where, &bytes, &tool)) return request;
     request.tools.push_back(std::move(tool));
   }
   ReadChoice(fields, &request);
