@@ -175,9 +175,13 @@ void Engine::Cancel(uint64_t id) {
 
 ModelInfo Engine::Info() const {
   std::lock_guard lock(mutex_);
+  // What keeps to a budget takes its blocks by that.
+  const int64_t held = options_.eviction.budget > 0 ? options_.max_model_len : lanes_->capacity();
   return {.max_context = static_cast<int>(options_.max_model_len),
+          .max_sequence = static_cast<int>(std::min(options_.max_model_len, held)),
           .vocab_size = static_cast<int>(vocab_),
           .hidden_size = static_cast<int>(hidden_),
+          .takes_priority = options_.queue.policy != SchedulingPolicy::kFcfs,
           .weight_version = weight_version_};
 }
 
@@ -186,10 +190,12 @@ EngineHealth Engine::Health() const {
   EngineHealth health{.ready = true, .seconds_since_step = Now() - last_step_};
   if (stopping_ || !failure_.ok()) {
     health.ready = false;
-    health.reason = failure_.ok() ? "the engine is stopping" : Message(failure_);
-  } else if (std::string asleep = sleep_.Refusal(); !asleep.empty()) {
+    health.reason = failure_.ok() ? "the engine is stopping" : "the engine has failed";
+    health.failure = Message(failure_);
+  } else if (std::string asleep = sleep_.State(); !asleep.empty()) {
     health.ready = false;
     health.reason = asleep;
+    health.failure = sleep_.failure();
   } else if (!idle_ && health.seconds_since_step > kStuckSeconds) {
     health.ready = false;
     health.reason = fmt::format("no step ended for {:.0f} s", health.seconds_since_step);

@@ -110,7 +110,8 @@ TEST_F(EngineSleepTest, LevelTwoLoadsTheWeightsAgain) {
   EXPECT_EQ(engine_->Health().reason, "asleep at level 2");
   fails = true;
   EXPECT_EQ(Wake().status().code(), absl::StatusCode::kNotFound);
-  EXPECT_EQ(engine_->Health().reason, "asleep at level 2: models/gone: no such folder");
+  EXPECT_EQ(engine_->Health().reason, "asleep at level 2, waking failed");
+  EXPECT_EQ(engine_->Health().failure, "models/gone: no such folder");
   EXPECT_EQ(Refusal(request), absl::StatusCode::kUnavailable);
   fails = false;
   EXPECT_EQ(*Wake(), 8);

@@ -43,6 +43,11 @@ class Lanes {
     return *lanes_[static_cast<size_t>(sequence.lane)].cache;
   }
   int64_t blocks() const;
+  // Tokens that fit a lane.
+  int64_t capacity() const {
+    const KvCache& cache = *lanes_.front().cache;
+    return cache.blocks() * cache.block_size();
+  }
   double kv_usage() const;  // see KvCache::usage
   void SetWeightVersion(int64_t version);
   // See KvCache.

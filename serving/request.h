@@ -119,14 +119,20 @@ class EventSink {
 // Fixed facts of the loaded model, except weight_version.
 struct ModelInfo {
   int max_context = 0;  // prompt and generated tokens together
+  // As many of one request fit the KV cache; less than the context where that is small. Budgets
+  // (kv_budget) aside.
+  int max_sequence = 0;
   int vocab_size = 0;
-  int hidden_size = 0;  // values of an embedding
+  int hidden_size = 0;          // values of an embedding
+  bool takes_priority = false;  // GenerationRequest::priority says something to the queue's policy
   int64_t weight_version = 0;
 };
 
 struct EngineHealth {
   bool ready = false;  // weights are loaded, and a step ended recently or nothing is to do
-  std::string reason;  // why not, in one line; empty when ready
+  // Why not, in one line; empty when ready. Anyone may read the reason; the failure behind it, if
+  // there is one, may name files and machines.
+  std::string reason, failure;
   double seconds_since_step = 0;
 };
 

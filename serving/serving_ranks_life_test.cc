@@ -123,7 +123,8 @@ void SleepAndWake(Engine& engine, std::atomic<bool>& fails) {
   EXPECT_TRUE(Sleep(engine, 1).ok()) << "it does already";
   fails = true;
   EXPECT_EQ(Message(Wake(engine)), "rank 3: models/gone: no such folder");
-  EXPECT_EQ(engine.Health().reason, "asleep at level 2: rank 3: models/gone: no such folder");
+  EXPECT_EQ(engine.Health().reason, "asleep at level 2, waking failed");
+  EXPECT_EQ(engine.Health().failure, "rank 3: models/gone: no such folder");
   fails = false;
   EXPECT_TRUE(Wake(engine).ok());
   expect_the_same();
@@ -189,7 +190,7 @@ TEST(ServingRanksFailure, ALostRankEndsAllRequestsAndIsNamed) {
       EXPECT_THAT(Message(answer.error), testing::HasSubstr("rank 1 is lost in"));
     }
     EXPECT_FALSE((*engine)->Health().ready);
-    EXPECT_THAT((*engine)->Health().reason, testing::HasSubstr("rank 1"));
+    EXPECT_THAT((*engine)->Health().failure, testing::HasSubstr("rank 1"));
     EXPECT_EQ((*engine)->Submit({Request(99)}, nullptr).code(), absl::StatusCode::kUnavailable);
     (*engine)->Stop();
     ASSERT_EQ(failures.size(), 1u);

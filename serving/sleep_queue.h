@@ -52,13 +52,18 @@ class SleepQueue {
     changing_ = false;
   }
 
-  // Why requests are refused, in one line; empty where they are not.
+  // Why requests are refused, in a few words; empty where they are not.
+  std::string State() const {
+    if (level_ > 0) {
+      return fmt::format("asleep at level {}{}", level_, failure_.empty() ? "" : ", waking failed");
+    }
+    return changing_ || !asked_.sleeps.empty() ? "falling asleep" : "";
+  }
+  // Why it could not wake.
+  const std::string& failure() const { return failure_; }
+  // Both.
   std::string Refusal() const {
-    if (level_ > 0 && !failure_.empty())
-      return fmt::format("asleep at level {}: {}", level_, failure_);
-    if (level_ > 0) return fmt::format("asleep at level {}", level_);
-    if (changing_ || !asked_.sleeps.empty()) return "falling asleep";
-    return "";
+    return failure_.empty() ? State() : fmt::format("{}: {}", State(), failure_);
   }
 
  private:

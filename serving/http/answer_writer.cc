@@ -11,7 +11,10 @@ AnswerWriter::AnswerWriter(const Tokenizer& tokenizer, AnswerFacts facts)
     : tokenizer_(tokenizer),
       facts_(std::move(facts)),
       choices_(facts_.num_choices()),
-      unfinished_(facts_.num_choices()) {}
+      unfinished_(facts_.num_choices()) {
+  if (!facts_.message.reasoning) return;
+  for (Choice& choice : choices_) choice.thoughts.emplace(facts_.message.begins_in_reasoning);
+}
 
 AnswerWriter::~AnswerWriter() = default;
 
@@ -43,13 +46,22 @@ void AnswerWriter::Count(Choice* choice, const ChoiceDelta& delta, size_t own_by
   choice->characters += CountCharacters(delta.text);
   bool failed = delta.finish == FinishReason::kError || delta.finish == FinishReason::kCancelled;
   if (failed && error_.ok()) {
-    error_ = delta.error.ok() ? Unavailable("the request was cancelled") : delta.error;
+    // Whoever cancels a request reads no more of it; else it is the server that ends.
+    error_ = delta.error.ok() ? Unavailable("the server stopped before the answer was complete")
+                              : delta.error;
   }
   if (delta.finish != FinishReason::kNone) {
     choice->finish = delta.finish;
     choice->stop = delta.stop;
     --unfinished_;
   }
+}
+
+void AnswerWriter::CountThoughts(Choice* choice, const ChoiceDelta& delta) {
+  if (!choice->thoughts || choice->thoughts->over()) return;
+  ReasoningSplitter::Output ignored;
+  choice->thoughts->Push(delta.text, &ignored);
+  choice->thinking_tokens += delta.tokens;
 }
 
 bool AnswerWriter::Take(ChoiceDelta* delta, bool* first) {
@@ -69,6 +81,7 @@ bool AnswerWriter::Take(ChoiceDelta* delta, bool* first) {
         characters + CountCharacters(std::string_view(delta->text).substr(0, inside));
   }
   const size_t own_bytes = delta->text.size();
+  CountThoughts(&choice, *delta);
   if (echoes) Echo(index, delta);
   if (facts_.return_token_ids && delta->token >= 0) choice.token_ids.push_back(delta->token);
   if (*first) choice.embedding = std::move(delta->embedding);
@@ -100,7 +113,9 @@ AnswerUsage AnswerWriter::CountUsage() const {
     usage.prompt += static_cast<int64_t>(one.ids->size());
   }
   for (size_t i = 0; i < choices_.size(); ++i) {
-    usage.completion += choices_[i].tokens;
+    const Choice& choice = choices_[i];
+    usage.completion += choice.tokens;
+    if (choice.thoughts && choice.thoughts->thought()) usage.reasoning += choice.thinking_tokens;
     if (i % static_cast<size_t>(facts_.n) == 0) usage.cached += choices_[i].cached_tokens;
   }
   return usage;

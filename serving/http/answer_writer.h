@@ -8,6 +8,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -51,7 +52,8 @@ struct AnswerFacts {
 struct AnswerUsage {
   int64_t prompt = 0;
   int64_t completion = 0;
-  int64_t cached = 0;  // of the prompts' tokens, those found in the prefix cache
+  int64_t cached = 0;     // of the prompts' tokens, those found in the prefix cache
+  int64_t reasoning = 0;  // of the completion's, those of thoughts, the closing tag's with them
 };
 
 class AnswerWriter {
@@ -89,6 +91,8 @@ class AnswerWriter {
     std::string stop;  // the stop string that ended it, if one did
     int tokens = 0;
     int cached_tokens = 0;
+    std::optional<ReasoningSplitter> thoughts;  // of a model that may think
+    int thinking_tokens = 0;                    // those in which thoughts were not over yet
     bool begun = false;
     size_t bytes = 0;       // of the sequence's own text so far
     size_t characters = 0;  // of the echo and the text so far
@@ -113,6 +117,7 @@ class AnswerWriter {
  private:
   void Echo(size_t index, ChoiceDelta* delta);
   void Count(Choice* choice, const ChoiceDelta& delta, size_t own_bytes);
+  static void CountThoughts(Choice* choice, const ChoiceDelta& delta);
   // Brings a delta into the books; false where the choice had ended before. `first` as in Events.
   bool Take(ChoiceDelta* delta, bool* first);
 

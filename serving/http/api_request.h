@@ -20,12 +20,14 @@ namespace cadre {
 using PromptInput = std::variant<std::string, std::vector<int32_t>>;
 
 struct ApiRequest {
-  bool chat = false;                       // chat_input is rendered; else the prompts are taken
-  std::string model;                       // empty: not named
-  std::string request_id;                  // the client's own, [A-Za-z0-9._-]{1,64}; empty: none
-  ChatInput chat_input;                    // chat
-  std::vector<PromptInput> prompts;        // the others
-  std::string input_field = "prompt";      // which field the prompts or messages came in
+  bool chat = false;                   // chat_input is rendered; else the prompts are taken
+  std::string model;                   // empty: not named
+  std::string request_id;              // the client's own, [A-Za-z0-9._-]{1,64}; empty: none
+  ChatInput chat_input;                // chat
+  std::vector<PromptInput> prompts;    // the others
+  std::string input_field = "prompt";  // which field the prompts or messages came in
+  // Of each prompt the last so many tokens are taken; -1: as many as there is room for; 0: all.
+  int truncate_prompt_tokens = 0;
   std::optional<bool> add_special_tokens;  // absent: to prompts, but not to what a template made
   // temperature ... logit_bias, min_tokens, logprobs and the request's own stop_token_ids are
   // final; seed is where has_seed; the rest is for the service to fill.

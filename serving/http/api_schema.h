@@ -28,6 +28,8 @@ struct SchemaContext {
   const SamplingDefaults& defaults;
   const SchemaLimits& limits;
   int vocab_size = 0;   // token ids are below it
+  int max_context = 0;  // tokens of a prompt at most
+  bool takes_priority = false;
   int hidden_size = 0;  // values of an embedding
 };
 

@@ -96,6 +96,17 @@ TEST_F(ApiSchemaTest, SchemaErrorsNameTheField) {
       {{{"guided_regex", "a"}, {"response_format", {{"type", "json_object"}}}}, "guided_regex"},
       {{{"chat_template_kwargs", {{"chat_template", "x"}}}}, "chat_template_kwargs"},
       {{{"min_tokens", 9}, {"max_tokens", 5}}, "min_tokens"},
+      {{{"typical_p", 0.9}}, "typical_p"},
+      {{{"mirostat", 2}}, "mirostat"},
+      {{{"dry_multiplier", 0.8}}, "dry_multiplier"},
+      {{{"xtc_probability", 0.5}}, "xtc_probability"},
+      {{{"n_probs", 3}}, "n_probs"},
+      {{{"repeat_penalty", 1.1}}, "repeat_penalty"},
+      {{{"n_predict", 5}}, "n_predict"},
+      {{{"spaces_between_special_tokens", false}}, "spaces_between_special_tokens"},
+      {{{"return_tokens_as_token_ids", true}}, "return_tokens_as_token_ids"},
+      {{{"store", true}}, "store"},
+      {{{"truncate_prompt_tokens", 0}}, "truncate_prompt_tokens"},
       {{{"stream", 1}}, "stream"}};
   for (const auto& [fields, param] : cases) {
     Reply reply = Chat(fields);
@@ -124,9 +135,34 @@ TEST_F(ApiSchemaTest, SchemaErrorsNameTheField) {
       {"response_format", {{"type", "text"}}},
       {"logit_bias", nullptr},
       {"zebra", 1},
+      {"top_logprobs", 0},
+      {"store", false},
+      {"typical_p", 1.0},
+      {"mirostat", 0},
+      {"mirostat_tau", 5},
+      {"dry_multiplier", 0},
+      {"dry_base", 1.75},
+      {"xtc_probability", 0},
+      {"repeat_penalty", 1},
+      {"spaces_between_special_tokens", true},
       {"user", "me"},
       {"messages", {{{"role", "user"}, {"content", {{{"type", "text"}, {"text", "a"}}}}}}}};
   EXPECT_EQ(Chat(fine).status, 200);
+}
+
+TEST_F(ApiSchemaTest, BodiesOfTooManyValuesAreRefusedBeforeTheyAreRead) {
+  for (const char* one : {"\"a\"", "[5]", "{}", "\"\""}) {
+    std::string list = one;
+    for (int i = 0; i < 300000; ++i) list.append(",").append(one);
+    const Json error =
+        Raw(PostText("/v1/completions", fmt::format(R"({{"prompt":[{}]}})", list))).json()["error"];
+    EXPECT_EQ(error["code"], "invalid_json") << one;
+    EXPECT_NE(error["message"].get<std::string>().find("texts, lists and objects"),
+              std::string::npos);
+  }
+  const Json many(129, "a");
+  EXPECT_EQ(Complete({{"prompt", many}}).json()["error"]["param"], "prompt");
+  EXPECT_EQ(Complete({{"prompt", {"a", "b"}}, {"n", 65}}).json()["error"]["param"], "prompt");
 }
 
 // An object's names are searched one by one as it is read: without a bound this takes minutes.
@@ -170,6 +206,7 @@ class Folder {
 TEST(SamplingDefaultsTest, ComeFromGenerationConfig) {
   auto defaults = Folder({{"generation_config.json",
                            R"({"temperature": 0.6, "top_k": 20, "top_p": 0.9, "min_p": null,
+                               "repetition_penalty": 1.05, "max_new_tokens": 2048,
                                "eos_token_id": [9, 3, 9], "do_sample": true})"},
                           {"config.json", R"({"eos_token_id": 5})"}})
                       .Load();
@@ -178,6 +215,8 @@ TEST(SamplingDefaultsTest, ComeFromGenerationConfig) {
   EXPECT_EQ(defaults->top_k, 20);
   EXPECT_FLOAT_EQ(defaults->top_p, 0.9f);
   EXPECT_EQ(defaults->min_p, 0);
+  EXPECT_FLOAT_EQ(defaults->repetition_penalty, 1.05f);
+  EXPECT_EQ(defaults->max_new_tokens, 2048);
   EXPECT_EQ(defaults->eos_token_ids, (std::vector<int32_t>{3, 9}));
 }
 
@@ -188,6 +227,8 @@ TEST(SamplingDefaultsTest, EndsOfSequenceFallBackToTheConfig) {
   ASSERT_TRUE(none.ok());
   EXPECT_TRUE(none->eos_token_ids.empty());
   EXPECT_EQ(none->temperature, 1);
+  EXPECT_EQ(none->repetition_penalty, 1);
+  EXPECT_EQ(none->max_new_tokens, 0);
 }
 
 TEST(SamplingDefaultsTest, BadValuesNameFileAndField) {
@@ -195,6 +236,8 @@ TEST(SamplingDefaultsTest, BadValuesNameFileAndField) {
        std::map<std::string, std::string>{{R"({"temperature": -1})", "temperature"},
                                           {R"({"top_p": "x"})", "top_p"},
                                           {R"({"top_k": 1.5})", "top_k"},
+                                          {R"({"repetition_penalty": 0})", "repetition_penalty"},
+                                          {R"({"max_new_tokens": "x"})", "max_new_tokens"},
                                           {R"({"eos_token_id": [-2]})", "eos_token_id"},
                                           {R"({"eos_token_id": 99999999999})", "eos_token_id"},
                                           {"{", "JSON"},

@@ -13,7 +13,8 @@ constexpr int kMaxInt = std::numeric_limits<int>::max();
 void ReadChatLogprobs(JsonFields* fields, const SchemaContext& context, ApiRequest* request) {
   bool wanted = fields->Bool("logprobs").value_or(false);
   auto top = fields->Integer("top_logprobs", 0, context.limits.max_logprobs);
-  if (top && !wanted) fields->Fail("'top_logprobs' needs 'logprobs': true", "top_logprobs");
+  if (top.value_or(0) > 0 && !wanted)
+    fields->Fail("'top_logprobs' needs 'logprobs': true", "top_logprobs");
   if (wanted) request->sampling.logprobs = static_cast<int>(top.value_or(0));
 }
 
@@ -25,7 +26,8 @@ std::optional<ApiError> ParseChatRequest(std::string_view body, const SchemaCont
   if (auto error = ParseJsonObject(body, &object)) return error;
   request->chat = true;
   JsonFields fields(object);
-  ReadScheduling(&fields, request);
+  ReadScheduling(&fields, context, request);
+  ReadTruncation(&fields, request);
   ReadStream(&fields, request);
   ReadSampling(&fields, context, request);
   ReadChoices(&fields, context, request);

@@ -12,7 +12,8 @@ std::optional<ApiError> ParseCompletionRequest(std::string_view body, const Sche
   Json object;
   if (auto error = ParseJsonObject(body, &object)) return error;
   JsonFields fields(object);
-  ReadScheduling(&fields, request);
+  ReadScheduling(&fields, context, request);
+  ReadTruncation(&fields, request);
   ReadStream(&fields, request);
   ReadSampling(&fields, context, request);
   ReadChoices(&fields, context, request);

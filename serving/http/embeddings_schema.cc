@@ -10,12 +10,12 @@ std::optional<ApiError> ParseEmbeddingsRequest(std::string_view body, const Sche
   Json object;
   if (auto error = ParseJsonObject(body, &object)) return error;
   JsonFields fields(object);
-  request->model = fields.String("model").value_or("");
   request->input_field = "input";
   request->embeds = true;
   request->max_tokens = 0;
+  ReadScheduling(&fields, context, request);
+  ReadTruncation(&fields, request);
   ReadPrompts(&fields, context, request);
-  ReadScheduling(&fields, request);
   const std::string format = fields.String("encoding_format").value_or("float");
   if (format != "float" && format != "base64") {
     fields.Fail(

@@ -10,19 +10,28 @@ namespace {
 constexpr int kMaxNesting = 64;
 // Names of an object are searched one after the other while it is read.
 constexpr int kMaxNames = 1024;
+// Parsed, one of these takes some hundred bytes, whatever it took in the text; numbers take fewer.
+constexpr int kMaxTexts = 1 << 18, kMaxValues = 1 << 22;
 
 // What of the text is over the bounds, before any of it is parsed; it need not be JSON.
 std::string OverBounds(std::string_view text) {
   std::array<int, kMaxNesting + 1> names = {};  // of the open object or array at each depth
-  int depth = 0;
+  int depth = 0, texts = 0, values = 0;
   bool in_string = false;
   for (size_t i = 0; i < text.size(); ++i) {
     const char c = text[i];
     if (in_string) {
       if (c == '\\') ++i;
       if (c == '"') in_string = false;
-    } else if (c == '"') {
+      continue;
+    }
+    if ((c == '"' || c == '[' || c == '{') && ++texts > kMaxTexts) {
+      return fmt::format("has more than {} texts, lists and objects", kMaxTexts);
+    }
+    if (c == '"') {
       in_string = true;
+    } else if (c == ',' && ++values > kMaxValues) {
+      return fmt::format("has more than {} values", kMaxValues);
     } else if (c == '[' || c == '{') {
       if (++depth > kMaxNesting) return fmt::format("is nested more than {} deep", kMaxNesting);
       names[static_cast<size_t>(depth)] = 0;

@@ -17,7 +17,8 @@ namespace cadre {
 
 using Json = nlohmann::ordered_json;  // keeps the order of keys: templates show tools as sent
 
-// 400 for malformed JSON, invalid UTF-8, nesting over 64 and anything but an object.
+// 400 for malformed JSON, invalid UTF-8, nesting over 64, more values than any request needs and
+// anything but an object.
 std::optional<ApiError> ParseJsonObject(std::string_view text, Json* object);
 
 class JsonFields {

@@ -1,4 +1,6 @@
 // /v1/messages and /v1/messages/count_tokens, as Anthropic's clients write them.
+#include <algorithm>
+#include <functional>
 #include <limits>
 
 #include "serving/http/api_schema.h"
@@ -8,8 +10,18 @@
 namespace cadre {
 namespace {
 
+// What the model thought in earlier turns; templates leave it out.
+bool IsThought(const Json& block) {
+  return block.is_object() && block.value("type", Json()) == "thinking";
+}
+
 // The text of a content: a string, or text blocks. Blocks of another type are refused by name.
 std::string BlocksText(JsonFields* fields, const Json& content, const std::string& where) {
+  if (content.is_array() && std::ranges::any_of(content, IsThought)) {
+    Json said = Json::array();
+    std::ranges::copy_if(content, std::back_inserter(said), std::not_fn(IsThought));
+    return BlocksText(fields, said, where);
+  }
   if (std::optional<std::string> text = ContentText(content)) return *text;
   if (content.is_array()) {
     for (size_t i = 0; i < content.size(); ++i) {
@@ -55,10 +67,10 @@ void ReadConversation(JsonFields* fields, ApiRequest* request) {
   request->chat_input.messages = list.dump();
 }
 
-void ReadBasics(JsonFields* fields, ApiRequest* request) {
+void ReadBasics(JsonFields* fields, const SchemaContext& context, ApiRequest* request) {
   request->chat = true;
   request->input_field = "messages";
-  ReadScheduling(fields, request);
+  ReadScheduling(fields, context, request);
   if (request->model.empty()) {
     fields->Fail("'model' is missing", "model", "missing_required_parameter");
   }
@@ -72,7 +84,7 @@ std::optional<ApiError> ParseMessagesRequest(std::string_view body, const Schema
   Json object;
   if (auto error = ParseJsonObject(body, &object)) return error;
   JsonFields fields(object);
-  ReadBasics(&fields, request);
+  ReadBasics(&fields, context, request);
   if (!fields.Get("max_tokens")) {
     fields.Fail("'max_tokens' is missing", "max_tokens", "missing_required_parameter");
   }
@@ -86,12 +98,12 @@ std::optional<ApiError> ParseMessagesRequest(std::string_view body, const Schema
   return fields.error();
 }
 
-std::optional<ApiError> ParseCountTokensRequest(std::string_view body, const SchemaContext&,
+std::optional<ApiError> ParseCountTokensRequest(std::string_view body, const SchemaContext& context,
                                                 ApiRequest* request) {
   Json object;
   if (auto error = ParseJsonObject(body, &object)) return error;
   JsonFields fields(object);
-  ReadBasics(&fields, request);
+  ReadBasics(&fields, context, request);
   RefuseUnbuilt(&fields, *request);
   request->unknown_fields = fields.Unknown();
   return fields.error();

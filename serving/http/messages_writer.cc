@@ -1,4 +1,5 @@
-// /v1/messages: one content block of text; a stream is of named events and has no [DONE].
+// /v1/messages: a content block of text, and one of thoughts before it where there are some; a
+// stream is of named events and has no [DONE].
 #include <utility>
 
 #include "serving/http/answer_json.h"
@@ -31,20 +32,31 @@ std::string NamedEvent(const Json& json) {
   return "event: " + json["type"].get<std::string>() + "\n" + DataEvent(json);
 }
 
+enum class Block { kNone, kThinking, kText };
+
 class MessagesWriter : public AnswerWriter {
  public:
-  using AnswerWriter::AnswerWriter;
+  MessagesWriter(const Tokenizer& tokenizer, AnswerFacts facts)
+      : AnswerWriter(tokenizer, std::move(facts)), parser_(this->facts().message) {}
 
   std::string Whole() const override {
     Json message = Message();
-    message["content"].push_back({{"type", "text"}, {"text", choices()[0].text}});
+    MessageParser parser(facts().message);
+    const MessageParser::Output said = parser.Push(choices()[0].text, true);
+    Json& content = message["content"];
+    if (!said.reasoning.empty()) content.push_back(BlockJson(Block::kThinking, said.reasoning));
+    if (!said.content.empty() || content.empty()) {
+      content.push_back(BlockJson(Block::kText, said.content));
+    }
     message.update(Ending());
     message["usage"] = Usage();
     return Dump(message);
   }
 
   std::string StreamEnd() override {
-    return NamedEvent({{"type", "content_block_stop"}, {"index", 0}}) +
+    std::string events = index_ == 0 ? Open(Block::kText) : "";
+    events += Close();
+    return events +
            NamedEvent({{"type", "message_delta"}, {"delta", Ending()}, {"usage", Usage()}}) +
            NamedEvent({{"type", "message_stop"}});
   }
@@ -78,21 +90,54 @@ class MessagesWriter : public AnswerWriter {
             {"output_tokens", usage.completion}};
   }
 
+  // Thoughts are not signed: nobody but their client takes them back.
+  static Json BlockJson(Block kind, const std::string& text) {
+    if (kind == Block::kText) return {{"type", "text"}, {"text", text}};
+    return {{"type", "thinking"}, {"thinking", text}, {"signature", ""}};
+  }
+
+  // Ends the block before; nothing where it is open already.
+  std::string Open(Block kind) {
+    if (open_ == kind) return "";
+    const std::string before = Close();
+    open_ = kind;
+    return before + NamedEvent({{"type", "content_block_start"},
+                                {"index", index_++},
+                                {"content_block", BlockJson(kind, "")}});
+  }
+
+  std::string Close() {
+    if (std::exchange(open_, Block::kNone) == Block::kNone) return "";
+    return NamedEvent({{"type", "content_block_stop"}, {"index", index_ - 1}});
+  }
+
+  std::string Piece(Block kind, const std::string& text) {
+    if (text.empty()) return "";
+    const std::string opened = Open(kind);
+    const char* name = kind == Block::kText ? "text" : "thinking";
+    const Json delta = {{"type", fmt::format("{}_delta", name)}, {name, text}};
+    return opened +
+           NamedEvent({{"type", "content_block_delta"}, {"index", index_ - 1}, {"delta", delta}});
+  }
+
   std::string Events(size_t, const ChoiceDelta& delta, bool first) override {
     std::string events;
     if (first) {
       Json message = Message();
       message["usage"] = Usage();
-      events = NamedEvent({{"type", "message_start"}, {"message", std::move(message)}}) +
-               NamedEvent({{"type", "content_block_start"},
-                           {"index", 0},
-                           {"content_block", {{"type", "text"}, {"text", ""}}}});
+      events = NamedEvent({{"type", "message_start"}, {"message", std::move(message)}});
+      if (!facts().message.reasoning) events += Open(Block::kText);
     }
-    if (delta.text.empty()) return events;
-    return events + NamedEvent({{"type", "content_block_delta"},
-                                {"index", 0},
-                                {"delta", {{"type", "text_delta"}, {"text", delta.text}}}});
+    const MessageParser::Output said =
+        parser_.Push(delta.text, delta.finish != FinishReason::kNone);
+    events += Piece(Block::kThinking, said.reasoning);
+    return events + Piece(Block::kText, said.content);
   }
+
+  // Of a stream.
+  MessageParser parser_;
+  Block open_ = Block::kNone;
+  int index_ = 0;  // blocks that were opened
 };
 
 }  // namespace

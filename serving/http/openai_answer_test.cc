@@ -163,5 +163,23 @@ TEST_F(OpenAiAnswerTest, AFinalMessageIsContinued) {
   EXPECT_EQ(Chat(body).status, 400);
 }
 
+TEST_F(OpenAiAnswerTest, StreamedCompletionLogprobsAreThoseOfTheWholeAnswer) {
+  for (const Json& stop : {Json(nullptr), Json("wö")}) {
+    Json fields = {{"logprobs", 2}, {"n", 2}, {"stop", stop}};
+    const Json whole = Complete(fields).json()["choices"];
+    fields["stream"] = true;
+    std::map<int, Json> streamed;
+    for (const Json& event : Events(Complete(fields))) {
+      if (!event.is_object() || event["choices"][0]["logprobs"].is_null()) continue;
+      Json& all = streamed[event["choices"][0]["index"]];
+      for (const auto& [name, list] : event["choices"][0]["logprobs"].items()) {
+        for (const Json& entry : list) all[name].push_back(entry);
+      }
+    }
+    ASSERT_EQ(streamed.size(), 2u);
+    for (const Json& choice : whole) EXPECT_EQ(streamed[choice["index"]], choice["logprobs"]);
+  }
+}
+
 }  // namespace
 }  // namespace cadre

@@ -225,5 +225,103 @@ TEST_F(OpenAiFieldsTest, RequestIdsNameTheAnswer) {
   EXPECT_NE(Chat().json()["id"], Chat().json()["id"]);
 }
 
+TEST_F(OpenAiFieldsTest, DefaultsOfTheFolderReachTheEngine) {
+  HttpServerOptions options;
+  options.service.defaults = {.temperature = 0.5f,
+                              .top_k = 7,
+                              .top_p = 0.25f,
+                              .min_p = 0.125f,
+                              .repetition_penalty = 1.25f,
+                              .max_new_tokens = 30,
+                              .eos_token_ids = {}};
+  Start(options);
+  const Json messages = {{{"role", "user"}, {"content", "hi"}}};
+  ASSERT_EQ(Chat().status, 200);
+  ASSERT_EQ(Post("/v1/responses", {{"input", "hi"}}).status, 200);
+  ASSERT_EQ(Complete().status, 200);
+  ASSERT_EQ(
+      Post("/v1/messages", {{"model", "tiny"}, {"max_tokens", 9}, {"messages", messages}}).status,
+      200);
+  const std::vector<GenerationRequest> requests = engine_.requests();
+  ASSERT_EQ(requests.size(), 4u);
+  for (const GenerationRequest& request : requests) {
+    const SamplingParams& s = request.sampling;
+    EXPECT_EQ(s.temperature, 0.5f);
+    EXPECT_EQ(s.top_k, 7);
+    EXPECT_EQ(s.top_p, 0.25f);
+    EXPECT_EQ(s.min_p, 0.125f);
+    EXPECT_EQ(s.repetition_penalty, 1.25f);
+  }
+  EXPECT_EQ(requests[0].sampling.max_tokens, 30);
+  EXPECT_EQ(requests[1].sampling.max_tokens, 30);
+  EXPECT_EQ(requests[2].sampling.max_tokens, 100);  // as asked
+  // A request's own values come first.
+  ASSERT_EQ(Chat({{"repetition_penalty", 1}, {"temperature", 1}, {"max_tokens", 50}}).status, 200);
+  EXPECT_EQ(engine_.requests().back().sampling.repetition_penalty, 1);
+  EXPECT_EQ(engine_.requests().back().sampling.temperature, 1);
+  EXPECT_EQ(engine_.requests().back().sampling.max_tokens, 50);
+}
+
+TEST_F(OpenAiFieldsTest, OpenAnswersFitTheCache) {
+  ModelInfo info = engine_.Info();
+  info.max_sequence = 64;  // of a context of 200
+  engine_.SetInfo(info);
+  ASSERT_EQ(Chat().status, 200);
+  ASSERT_EQ(Post("/v1/responses", {{"input", "hi"}}).status, 200);
+  ASSERT_EQ(Chat({{"max_tokens", 100}}).status, 200);  // the engine's to refuse
+  ASSERT_EQ(Chat({{"kv_budget", 32}}).status, 200);    // what is kept of it fits
+  ASSERT_EQ(Chat({{"messages", {{{"role", "user"}, {"content", std::string(60, 'a')}}}}}).status,
+            200);
+  const std::vector<GenerationRequest> requests = engine_.requests();
+  EXPECT_EQ(requests[0].sampling.max_tokens, 44);
+  EXPECT_EQ(requests[1].sampling.max_tokens, 44);
+  EXPECT_EQ(requests[2].sampling.max_tokens, 100);
+  EXPECT_EQ(requests[3].sampling.max_tokens, 180);
+  EXPECT_EQ(requests[4].sampling.max_tokens, 200 - 78);  // a prompt over the cache is refused there
+}
+
+TEST_F(OpenAiFieldsTest, PrioritiesNeedAPolicyThatKnowsThem) {
+  ModelInfo info = engine_.Info();
+  info.takes_priority = false;
+  engine_.SetInfo(info);
+  const Json error = Complete({{"priority", -1}}).json()["error"];
+  EXPECT_EQ(error["param"], "priority");
+  EXPECT_NE(error["message"].get<std::string>().find("scheduling_policy"), std::string::npos);
+  EXPECT_EQ(Complete({{"priority", 0}}).status, 200);
+}
+
+TEST_F(OpenAiFieldsTest, PromptsKeepTheirLastTokens) {
+  Json body = Complete({{"prompt", {"abcd", "xy"}},
+                        {"truncate_prompt_tokens", 3},
+                        {"echo", true},
+                        {"max_tokens", 0}})
+                  .json();
+  EXPECT_EQ(body["choices"][0]["text"], "bcd");
+  EXPECT_EQ(body["choices"][1]["text"], "xy");
+  EXPECT_EQ(body["usage"]["prompt_tokens"], 5);
+  ASSERT_EQ(Complete({{"prompt", {1, 2, 3, 4}}, {"truncate_prompt_tokens", 2}}).status, 200);
+  EXPECT_EQ(engine_.prompts().back(), (std::vector<int32_t>{3, 4}));
+  ASSERT_EQ(Chat({{"truncate_prompt_tokens", 10}}).status, 200);
+  EXPECT_EQ(tokenizer_->Decode(engine_.prompts().back(), true), "assistant:");
+  EXPECT_EQ(Post("/tokenize", {{"prompt", "abc"}, {"truncate_prompt_tokens", 1}}).json()["tokens"],
+            (Json{99}));
+  ASSERT_EQ(Post("/v1/embeddings", {{"input", "abc"}, {"truncate_prompt_tokens", 2}}).status, 200);
+  EXPECT_EQ(engine_.prompts().back(), (std::vector<int32_t>{98, 99}));
+  // -1: as many as there is room for.
+  std::vector<int> ids(1000, 5);
+  ids.back() = 6;
+  ASSERT_EQ(Complete({{"prompt", ids}, {"truncate_prompt_tokens", -1}, {"max_tokens", 50}}).status,
+            200);
+  EXPECT_EQ(engine_.prompts().back().size(), 150u);
+  EXPECT_EQ(engine_.prompts().back().back(), 6);
+  const Json error = Complete({{"prompt", ids}}).json()["error"];
+  EXPECT_EQ(error["code"], "context_length_exceeded");
+  EXPECT_EQ(error["param"], "prompt");
+  for (const Json& bad : {Json(0), Json(-2), Json("x")}) {
+    EXPECT_EQ(Complete({{"truncate_prompt_tokens", bad}}).json()["error"]["param"],
+              "truncate_prompt_tokens");
+  }
+}
+
 }  // namespace
 }  // namespace cadre

@@ -73,8 +73,12 @@ std::optional<ApiError> OpenAiService::Prepare(const ApiEndpoint& endpoint, std:
   prepared->arrived_ns = SteadyNanoseconds();
   ApiRequest& request = prepared->request;
   const ModelInfo info = deps_.engine->Info();
-  const SchemaContext context{options_.defaults, options_.limits, info.vocab_size,
-                              info.hidden_size};
+  const SchemaContext context{.defaults = options_.defaults,
+                              .limits = options_.limits,
+                              .vocab_size = info.vocab_size,
+                              .max_context = info.max_context,
+                              .takes_priority = info.takes_priority,
+                              .hidden_size = info.hidden_size};
   std::optional<ApiError> error = endpoint.parse(body, context, &request);
   if (error) return error;
   const auto& names = options_.served_model_names;
@@ -111,7 +115,14 @@ void OpenAiService::LogUnknown(const std::vector<std::string>& fields) {
 
 std::optional<ApiError> OpenAiService::Tokenize(PreparedRequest* prepared) {
   const ApiRequest& request = prepared->request;
+  const size_t kept = KeptTokens(*prepared);
   auto add = [&](std::vector<int32_t> ids, std::string echo) {
+    if (ids.size() > kept) {
+      ids.erase(ids.begin(), ids.end() - static_cast<std::ptrdiff_t>(kept));
+      if (request.echo && !request.chat) {
+        echo = deps_.tokenizer->Decode(ids, request.skip_special_tokens);
+      }
+    }
     prepared->facts.prompts.push_back(
         {std::make_shared<const std::vector<int32_t>>(std::move(ids)), std::move(echo)});
   };
@@ -155,6 +166,31 @@ std::optional<ApiError> OpenAiService::Tokenize(PreparedRequest* prepared) {
   return std::nullopt;
 }
 
+// Of each prompt, from its end.
+size_t OpenAiService::KeptTokens(const PreparedRequest& prepared) const {
+  const ApiRequest& request = prepared.request;
+  if (request.truncate_prompt_tokens == 0) return std::numeric_limits<size_t>::max();
+  if (request.truncate_prompt_tokens > 0) {
+    return static_cast<size_t>(request.truncate_prompt_tokens);
+  }
+  const ModelInfo info = deps_.engine->Info();
+  const int most = request.kv_budget > 0 ? info.max_context : info.max_sequence;
+  const int answer = request.max_tokens.value_or(prepared.endpoint->answer_text ? 0 : 1);
+  return static_cast<size_t>(std::max(most - answer, 1));
+}
+
+// Of an answer that its request does not bound: what the context and the KV cache have room for,
+// and no more than the model's folder says. A prompt that itself is too long for the cache is the
+// engine's to refuse.
+int OpenAiService::OpenMaxTokens(const ApiRequest& request, size_t prompt_tokens) const {
+  const ModelInfo info = deps_.engine->Info();
+  const auto prompt = static_cast<int>(prompt_tokens);
+  const bool fits = request.kv_budget == 0 && prompt < info.max_sequence;
+  const int room = (fits ? info.max_sequence : info.max_context) - prompt;
+  const int most = options_.defaults.max_new_tokens;
+  return most == 0 ? room : std::min(room, std::max(most, request.sampling.min_tokens));
+}
+
 std::optional<ApiError> OpenAiService::FillSampling(PreparedRequest* prepared) {
   ApiRequest& request = prepared->request;
   int context = deps_.engine->Info().max_context;
@@ -171,7 +207,7 @@ std::optional<ApiError> OpenAiService::FillSampling(PreparedRequest* prepared) {
         request.input_field, "context_length_exceeded");
   }
   SamplingParams& sampling = request.sampling;
-  sampling.max_tokens = request.max_tokens.value_or(static_cast<int>(room));
+  sampling.max_tokens = request.max_tokens ? *request.max_tokens : OpenMaxTokens(request, longest);
   sampling.prompt_logprobs = request.prompt_logprobs;
   if (request.echo && !request.chat) {
     sampling.prompt_logprobs = std::max(sampling.prompt_logprobs, sampling.logprobs);
@@ -326,6 +362,16 @@ std::optional<ApiError> OpenAiService::Admit(PreparedRequest prepared, std::func
   result->writer = prepared.endpoint->make_writer(*deps_.tokenizer, std::move(prepared.facts));
   *answer = std::move(result);
   return std::nullopt;
+}
+
+EngineHealth OpenAiService::Health() {
+  EngineHealth health = deps_.engine->Health();
+  std::lock_guard lock(failure_mutex_);
+  if (health.failure != failure_logged_ && !health.failure.empty()) {
+    spdlog::error("not ready: {}: {}", health.reason, health.failure);
+  }
+  failure_logged_ = health.failure;
+  return health;
 }
 
 std::string OpenAiService::Models() const {

@@ -26,7 +26,7 @@
 
 namespace cadre {
 
-// What the front works with; everything outlives the server.
+// What the front works with; everything outlives the server's Stop.
 struct ServingDeps {
   const Tokenizer* tokenizer = nullptr;
   const ChatTemplate* chat_template = nullptr;  // null: chat requests are 400
@@ -105,7 +105,8 @@ class OpenAiService {
   std::string Models() const;
   std::string Version() const;
   std::string MetricsText(const ServingMetrics::Server& server);
-  EngineHealth Health() const { return deps_.engine->Health(); }
+  // What anyone may read of it; the failure behind it goes to the log, once.
+  EngineHealth Health();
   ServingMetrics& metrics() { return metrics_; }
   EngineClient& engine() { return *deps_.engine; }
 
@@ -113,6 +114,8 @@ class OpenAiService {
   std::optional<ApiError> Tokenize(PreparedRequest* prepared);
   std::optional<ApiError> Constrain(PreparedRequest* prepared);
   std::optional<ApiError> FillSampling(PreparedRequest* prepared);
+  int OpenMaxTokens(const ApiRequest& request, size_t prompt_tokens) const;
+  size_t KeptTokens(const PreparedRequest& prepared) const;
   std::optional<ApiError> FillStops(ApiRequest* request) const;
   void AddSequences(PreparedRequest* prepared);
   void Identify(PreparedRequest* prepared);
@@ -130,6 +133,8 @@ class OpenAiService {
   std::atomic<uint64_t> next_seed_;
   std::mutex unknown_mutex_;
   std::set<std::string> unknown_logged_;
+  std::mutex failure_mutex_;
+  std::string failure_logged_;
   ServingMetrics metrics_;
   TextConstraints constraints_;
   std::shared_ptr<EventHub> hub_;

@@ -1,18 +1,22 @@
 #include "serving/http/prompt_fields.h"
 
+#include <algorithm>
 #include <limits>
 
 namespace cadre {
 namespace {
 
-std::optional<PromptInput> OnePrompt(const Json& prompt) {
+// Of ids the last `kept`.
+std::optional<PromptInput> OnePrompt(const Json& prompt, size_t kept) {
   if (prompt.is_string()) return PromptInput(prompt.get<std::string>());
   if (!prompt.is_array() || prompt.empty()) return std::nullopt;
+  const size_t first = prompt.size() - std::min(kept, prompt.size());
   std::vector<int32_t> ids;
-  for (const Json& id : prompt) {
+  for (size_t i = 0; i < prompt.size(); ++i) {
+    const Json& id = prompt[i];
     if (!id.is_number_integer() || id < 0 || id > std::numeric_limits<int>::max())
       return std::nullopt;
-    ids.push_back(id.get<int32_t>());
+    if (i >= first) ids.push_back(id.get<int32_t>());
   }
   return PromptInput(std::move(ids));
 }
@@ -25,17 +29,24 @@ void ReadPrompts(JsonFields* fields, const SchemaContext& context, ApiRequest* r
   if (!prompt) {
     return fields->Fail(fmt::format("'{}' is missing", name), name, "missing_required_parameter");
   }
-  bool many = prompt->is_array() && !prompt->empty() && !prompt->front().is_number();
-  Json list = many ? *prompt : Json::array({*prompt});
-  if (list.size() * static_cast<size_t>(request->n) >
-      static_cast<size_t>(context.limits.max_choices)) {
-    return fields->Fail(fmt::format("{} prompts times n = {} are more than {}", list.size(),
-                                    request->n, context.limits.max_choices),
+  const bool many = prompt->is_array() && !prompt->empty() && !prompt->front().is_number();
+  const size_t count = many ? prompt->size() : 1;
+  if (count * static_cast<size_t>(request->n) > static_cast<size_t>(context.limits.max_choices)) {
+    return fields->Fail(fmt::format("{} prompts times n = {} are more than {}", count, request->n,
+                                    context.limits.max_choices),
                         name);
   }
-  for (const Json& one : list) {
-    std::optional<PromptInput> input = OnePrompt(one);
-    if (!input || one.is_string() != list.front().is_string()) {
+  const auto most = static_cast<size_t>(context.max_context);
+  for (size_t i = 0; i < count; ++i) {
+    const Json& one = many ? (*prompt)[i] : *prompt;
+    if (one.is_array() && one.size() > most && request->truncate_prompt_tokens == 0) {
+      return fields->Fail(
+          fmt::format("the context is {} tokens: a prompt has {}", most, one.size()), name,
+          "context_length_exceeded");
+    }
+    std::optional<PromptInput> input = OnePrompt(one, most);
+    const bool alike = one.is_string() == (many ? prompt->front() : *prompt).is_string();
+    if (!input || !alike) {
       return fields->Fail(
           fmt::format("'{}' must be a string, a list of strings, a list of token ids or a list of "
                       "such lists",

@@ -8,7 +8,7 @@
 namespace cadre {
 
 // request->input_field: a string, a list of strings, a list of token ids or a list of such lists.
-// After `n` was read.
+// After `n` and `truncate_prompt_tokens` were read. Nothing over the bounds is copied.
 void ReadPrompts(JsonFields* fields, const SchemaContext& context, ApiRequest* request);
 
 }  // namespace cadre

@@ -42,6 +42,7 @@ bool ReasoningSplitter::Advance(bool last, Output* out) {
       if (text.size() < kThinkOpen.size() && kThinkOpen.starts_with(text) && !last) return false;
       const bool thinks = text.starts_with(kThinkOpen);
       if (thinks) pending_.erase(0, begin + kThinkOpen.size());
+      thought_ = thinks;
       state_ = thinks ? State::kOpened : State::kSaying;
       return true;
     }

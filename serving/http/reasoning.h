@@ -17,10 +17,14 @@ class ReasoningSplitter {
   };
 
   // `inside`: the prompt ends with the opening tag.
-  explicit ReasoningSplitter(bool inside) : state_(inside ? State::kOpened : State::kStart) {}
+  explicit ReasoningSplitter(bool inside)
+      : state_(inside ? State::kOpened : State::kStart), thought_(inside) {}
 
   void Push(std::string_view text, Output* out);
   void Finish(Output* out);
+  // Whether there were thoughts so far, and whether no more may come.
+  bool thought() const { return thought_; }
+  bool over() const { return state_ == State::kClosed || state_ == State::kSaying; }
 
  private:
   enum class State { kStart, kOpened, kThinking, kClosed, kSaying };
@@ -32,6 +36,7 @@ class ReasoningSplitter {
   bool SkipSpace();
 
   State state_;
+  bool thought_;
   std::string pending_;
 };
 

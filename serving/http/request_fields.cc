@@ -46,13 +46,14 @@ void ReadLogitBias(JsonFields* fields, const SchemaContext& context, ApiRequest*
   }
 }
 
-void ReadPenalties(JsonFields* fields, SamplingParams* sampling) {
+void ReadPenalties(JsonFields* fields, const SamplingDefaults& defaults, SamplingParams* sampling) {
   sampling->frequency_penalty =
       static_cast<float>(fields->Number("frequency_penalty", -2, 2).value_or(0));
   sampling->presence_penalty =
       static_cast<float>(fields->Number("presence_penalty", -2, 2).value_or(0));
   sampling->repetition_penalty =
-      static_cast<float>(fields->Number("repetition_penalty", 0.01, 100).value_or(1));
+      static_cast<float>(fields->Number("repetition_penalty", 0.01, 100)
+                             .value_or(static_cast<double>(defaults.repetition_penalty)));
 }
 
 }  // namespace
@@ -64,6 +65,16 @@ void ReadPromptLogprobs(JsonFields* fields, const SchemaContext& context, ApiReq
     return fields->Fail("'prompt_logprobs' is not allowed with 'stream': true", "prompt_logprobs");
   }
   request->prompt_logprobs = static_cast<int>(*top);
+}
+
+void ReadTruncation(JsonFields* fields, ApiRequest* request) {
+  const auto kept = fields->Integer("truncate_prompt_tokens", -1, kMaxInt);
+  if (!kept) return;
+  if (*kept == 0) {
+    fields->Fail("'truncate_prompt_tokens' must be -1 or at least 1, got 0",
+                 "truncate_prompt_tokens");
+  }
+  request->truncate_prompt_tokens = static_cast<int>(*kept);
 }
 
 void RefuseUnbuilt(JsonFields* fields, const ApiRequest& request) {
@@ -96,6 +107,19 @@ void RefuseUnbuilt(JsonFields* fields, const ApiRequest& request) {
                               {"include_stop_str_in_output", false},
                               {"truncate_prompt_tokens", {}},
                               {"allowed_token_ids", {}},
+                              {"spaces_between_special_tokens", true},
+                              {"return_tokens_as_token_ids", false},
+                              {"typical_p", 1},
+                              {"tfs_z", 1},
+                              {"top_n_sigma", -1},
+                              {"dynatemp_range", 0},
+                              {"mirostat", 0},
+                              {"dry_multiplier", 0},
+                              {"xtc_probability", 0},
+                              {"repeat_penalty", 1},  // of the last tokens alone, unlike ours
+                              {"n_probs", 0},
+                              {"n_predict", -1},
+                              {"store", false},
                               {"web_search_options", {}},
                               {"thinking", {{"type", "disabled"}}},
                               {"container", {}},
@@ -116,9 +140,12 @@ void RefuseUnbuilt(JsonFields* fields, const ApiRequest& request) {
     fields->Fail(fmt::format("'{}' is not supported by this server", unbuilt.name), unbuilt.name,
                  "unsupported_parameter");
   }
-  // These name things that have no effect here on purpose.
-  for (const char* name : {"user", "metadata", "store", "service_tier", "parallel_tool_calls",
-                           "safety_identifier", "prompt_cache_key"}) {
+  // These name things that have no effect here on purpose, or none without one of those above.
+  for (const char* name :
+       {"user", "metadata", "service_tier", "parallel_tool_calls", "safety_identifier",
+        "prompt_cache_key", "mirostat_tau", "mirostat_eta", "dry_base", "dry_allowed_length",
+        "dry_penalty_last_n", "dry_sequence_breakers", "xtc_threshold", "repeat_last_n",
+        "dynatemp_exponent"}) {
     fields->Get(name);
   }
 }
@@ -159,7 +186,7 @@ void ReadSampling(JsonFields* fields, const SchemaContext& context, ApiRequest* 
   }
   s.min_tokens = static_cast<int>(fields->Integer("min_tokens", 0, kMaxInt).value_or(0));
   s.stop_token_ids = fields->TokenIds("stop_token_ids", 1024);
-  ReadPenalties(fields, &s);
+  ReadPenalties(fields, defaults, &s);
   ReadLogitBias(fields, context, request);
   request->ignore_eos = fields->Bool("ignore_eos").value_or(false);
   request->skip_special_tokens = fields->Bool("skip_special_tokens").value_or(true);
@@ -170,7 +197,7 @@ void ReadChoices(JsonFields* fields, const SchemaContext& context, ApiRequest* r
   ReadStop(fields, "stop", context.limits.max_stop_strings, context, request);
 }
 
-void ReadScheduling(JsonFields* fields, ApiRequest* request) {
+void ReadScheduling(JsonFields* fields, const SchemaContext& context, ApiRequest* request) {
   request->model = fields->String("model").value_or("");
   request->request_id = fields->String("request_id").value_or("");
   auto allowed = [](char c) {
@@ -182,6 +209,11 @@ void ReadScheduling(JsonFields* fields, ApiRequest* request) {
   }
   request->priority = static_cast<int>(
       fields->Integer("priority", std::numeric_limits<int>::min(), kMaxInt).value_or(0));
+  if (request->priority != 0 && !context.takes_priority) {
+    fields->Fail(
+        "'priority' must be 0 on this server: it needs scheduling_policy: priority or fair",
+        "priority");
+  }
   request->cache_salt = fields->String("cache_salt").value_or("");
   if (request->cache_salt.size() > 1024) {
     fields->Fail("'cache_salt' must be at most 1024 bytes", "cache_salt");

@@ -22,7 +22,10 @@ void ReadStop(JsonFields* fields, const char* name, size_t most, const SchemaCon
 void ReadPromptLogprobs(JsonFields* fields, const SchemaContext& context, ApiRequest* request);
 
 // model, request_id, priority, cache_salt, kv_budget, kv_eviction: what every request may have.
-void ReadScheduling(JsonFields* fields, ApiRequest* request);
+void ReadScheduling(JsonFields* fields, const SchemaContext& context, ApiRequest* request);
+
+// truncate_prompt_tokens.
+void ReadTruncation(JsonFields* fields, ApiRequest* request);
 
 // stream, stream_options, return_token_ids.
 void ReadStream(JsonFields* fields, ApiRequest* request);

@@ -23,6 +23,7 @@ std::optional<std::string> PartsText(const Json& content) {
 void ReadItem(JsonFields* fields, const Json& item, const std::string& where, Json* messages) {
   if (!item.is_object()) return fields->Fail(where + " must be an object", where);
   const Json type = item.value("type", Json("message"));
+  if (type == "reasoning") return;  // of earlier turns; templates leave it out
   if (type != "message") {
     return fields->Fail(fmt::format("{}: items of type {} are not supported by this server", where,
                                     type.dump().substr(0, 60)),
@@ -105,7 +106,7 @@ std::optional<ApiError> ParseResponsesRequest(std::string_view body, const Schem
   JsonFields fields(object);
   request->chat = true;
   request->input_field = "input";
-  ReadScheduling(&fields, request);
+  ReadScheduling(&fields, context, request);
   ReadInput(&fields, request);
   ReadSampling(&fields, context, request);
   ReadText(&fields);

@@ -1,4 +1,5 @@
-// /v1/responses: one message with one text part; a stream is of typed, numbered events.
+// /v1/responses: a message with one text part, and an item of reasoning before it where there is
+// some; a stream is of typed, numbered events.
 #include <utility>
 
 #include "serving/http/answer_json.h"
@@ -6,18 +7,30 @@
 namespace cadre {
 namespace {
 
+// An item of the output; each has one part.
+struct OutputItem {
+  bool reasoning = false;
+  std::string text;
+};
+
 class ResponsesWriter : public AnswerWriter {
  public:
-  using AnswerWriter::AnswerWriter;
+  ResponsesWriter(const Tokenizer& tokenizer, AnswerFacts facts)
+      : AnswerWriter(tokenizer, std::move(facts)), parser_(this->facts().message) {}
 
-  std::string Whole() const override { return Dump(Response(choices()[0].text)); }
+  std::string Whole() const override {
+    MessageParser parser(facts().message);
+    MessageParser::Output said = parser.Push(choices()[0].text, true);
+    std::vector<OutputItem> items;
+    if (!said.reasoning.empty()) items.push_back({true, std::move(said.reasoning)});
+    if (!said.content.empty() || items.empty()) items.push_back({false, std::move(said.content)});
+    return Dump(Response(items));
+  }
 
   std::string StreamEnd() override {
-    std::string events = Typed("response.output_text.done", At({{"text", text_}}));
-    events += Typed("response.content_part.done", At({{"part", Part(text_)}}));
-    events +=
-        Typed("response.output_item.done", {{"output_index", 0}, {"item", Item(Status(), &text_)}});
-    events += Typed(std::string("response.") + Status(), {{"response", Response(text_)}});
+    std::string events = items_.empty() ? Open(/*reasoning=*/false) : "";
+    events += Close(Status());
+    events += Typed(std::string("response.") + Status(), {{"response", Response(items_)}});
     return events;
   }
 
@@ -32,17 +45,48 @@ class ResponsesWriter : public AnswerWriter {
   std::string Events(size_t, const ChoiceDelta& delta, bool first) override {
     std::string events;
     if (first) {
-      events += Typed("response.created", {{"response", Response("")}});
-      events += Typed("response.in_progress", {{"response", Response("")}});
-      events += Typed("response.output_item.added",
-                      {{"output_index", 0}, {"item", Item("in_progress", nullptr)}});
-      events += Typed("response.content_part.added", At({{"part", Part("")}}));
+      events += Typed("response.created", {{"response", Response({})}});
+      events += Typed("response.in_progress", {{"response", Response({})}});
+      if (!facts().message.reasoning) events += Open(/*reasoning=*/false);
     }
-    text_ += delta.text;
-    if (!delta.text.empty()) {
-      events += Typed("response.output_text.delta", At({{"delta", delta.text}}));
-    }
+    const MessageParser::Output said =
+        parser_.Push(delta.text, delta.finish != FinishReason::kNone);
+    events += Piece(/*reasoning=*/true, said.reasoning);
+    events += Piece(/*reasoning=*/false, said.content);
     return events;
+  }
+
+  // Ends the item before.
+  std::string Open(bool reasoning) {
+    std::string events = items_.empty() ? "" : Close("completed");
+    items_.push_back({reasoning, ""});
+    Json item = ItemJson(items_.back(), "in_progress");
+    item["content"] = Json::array();
+    events += Typed("response.output_item.added",
+                    {{"output_index", items_.size() - 1}, {"item", std::move(item)}});
+    events += Typed("response.content_part.added", At({{"part", Part(items_.back())}}));
+    return events;
+  }
+
+  std::string Piece(bool reasoning, const std::string& text) {
+    if (text.empty()) return "";
+    std::string events;
+    if (items_.empty() || items_.back().reasoning != reasoning) events = Open(reasoning);
+    items_.back().text += text;
+    return events + Typed(TextEvent("delta"), At({{"delta", text}}));
+  }
+
+  std::string Close(const char* status) {
+    const OutputItem& item = items_.back();
+    std::string events = Typed(TextEvent("done"), At({{"text", item.text}}));
+    events += Typed("response.content_part.done", At({{"part", Part(item)}}));
+    return events + Typed("response.output_item.done",
+                          {{"output_index", items_.size() - 1}, {"item", ItemJson(item, status)}});
+  }
+
+  std::string TextEvent(const char* what) const {
+    return fmt::format("response.{}.{}", items_.back().reasoning ? "reasoning_text" : "output_text",
+                       what);
   }
 
   std::string Typed(const std::string& type, Json fields) {
@@ -51,23 +95,30 @@ class ResponsesWriter : public AnswerWriter {
     return "event: " + type + "\n" + DataEvent(event);
   }
 
-  // Of the only part of the only item.
+  // Of the only part of the last item.
   Json At(Json fields) const {
-    Json event = {{"item_id", ItemId()}, {"output_index", 0}, {"content_index", 0}};
+    Json event = {{"item_id", ItemId(items_.back())},
+                  {"output_index", items_.size() - 1},
+                  {"content_index", 0}};
     event.update(fields);
     return event;
   }
 
-  std::string ItemId() const { return "msg_" + facts().id.substr(facts().id.find('_') + 1); }
-  static Json Part(const std::string& text) {
-    return {{"type", "output_text"}, {"text", text}, {"annotations", Json::array()}};
+  std::string ItemId(const OutputItem& item) const {
+    return (item.reasoning ? "rs_" : "msg_") + facts().id.substr(facts().id.find('_') + 1);
   }
-  Json Item(const char* status, const std::string* text) const {
-    return {{"type", "message"},
-            {"id", ItemId()},
-            {"status", status},
-            {"role", "assistant"},
-            {"content", text ? Json::array({Part(*text)}) : Json::array()}};
+  static Json Part(const OutputItem& item) {
+    if (item.reasoning) return {{"type", "reasoning_text"}, {"text", item.text}};
+    return {{"type", "output_text"}, {"text", item.text}, {"annotations", Json::array()}};
+  }
+  Json ItemJson(const OutputItem& item, const char* status) const {
+    Json json = {{"type", item.reasoning ? "reasoning" : "message"},
+                 {"id", ItemId(item)},
+                 {"status", status}};
+    if (item.reasoning) json["summary"] = Json::array();
+    if (!item.reasoning) json["role"] = "assistant";
+    json["content"] = Json::array({Part(item)});
+    return json;
   }
 
   const char* Status() const {
@@ -86,11 +137,11 @@ class ResponsesWriter : public AnswerWriter {
     return {{"input_tokens", usage.prompt},
             {"input_tokens_details", {{"cached_tokens", usage.cached}}},
             {"output_tokens", usage.completion},
-            {"output_tokens_details", {{"reasoning_tokens", 0}}},
+            {"output_tokens_details", {{"reasoning_tokens", usage.reasoning}}},
             {"total_tokens", usage.prompt + usage.completion}};
   }
 
-  Json Response(const std::string& text) const {
+  Json Response(const std::vector<OutputItem>& items) const {
     const FinishReason finish = choices()[0].finish;
     const bool ended = finish != FinishReason::kNone;
     Json body = {
@@ -101,14 +152,18 @@ class ResponsesWriter : public AnswerWriter {
       body["incomplete_details"] = {{"reason", "max_output_tokens"}};
     }
     if (ended) {
-      body["output"].push_back(Item(Status(), &text));
+      for (const OutputItem& item : items) {
+        body["output"].push_back(ItemJson(item, &item == &items.back() ? Status() : "completed"));
+      }
       body["usage"] = Usage();
     }
     body.update(Json::parse(facts().repeated));
     return body;
   }
 
-  std::string text_;  // of a stream so far
+  // Of a stream so far.
+  MessageParser parser_;
+  std::vector<OutputItem> items_;
   int next_ = 0;
 };
 

@@ -54,6 +54,10 @@ absl::StatusOr<SamplingDefaults> LoadSamplingDefaults(const std::string& model_d
   defaults.top_p = static_cast<float>(fields.Number("top_p", 1e-9, 1).value_or(1));
   defaults.min_p = static_cast<float>(fields.Number("min_p", 0, 1).value_or(0));
   defaults.top_k = static_cast<int>(fields.Integer("top_k", 0, INT32_MAX).value_or(0));
+  defaults.repetition_penalty =
+      static_cast<float>(fields.Number("repetition_penalty", 0.01, 100).value_or(1));
+  defaults.max_new_tokens =
+      static_cast<int>(fields.Integer("max_new_tokens", 1, INT32_MAX).value_or(0));
   defaults.eos_token_ids = EndIds(&fields);
   if (fields.error()) return InvalidArgument("{}: {}", path, fields.error()->message);
   if (defaults.eos_token_ids.empty()) {

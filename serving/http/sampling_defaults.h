@@ -17,6 +17,8 @@ struct SamplingDefaults {
   int top_k = 0;
   float top_p = 1;
   float min_p = 0;
+  float repetition_penalty = 1;
+  int max_new_tokens = 0;  // of answers that are not bounded by their request; 0: no bound
   std::vector<int32_t> eos_token_ids;  // that the folder names, ascending; see EndTokenIds
 };
 

@@ -192,5 +192,178 @@ TEST_F(StructuredAnswerTest, ThoughtsAreSplitOffAndFormsBeginBehindThem) {
   EXPECT_EQ(choice["message"]["content"], "{}");
 }
 
+// Pieces of a text field over a stream's events.
+std::string Joined(const std::vector<std::pair<std::string, Json>>& events, const char* type,
+                   const char* field) {
+  std::string text;
+  for (const auto& [name, data] : events) {
+    const Json& delta = data.contains("delta") ? data["delta"] : data;
+    if (delta.is_object() && delta.value("type", "") == type) text += delta[field];
+    if (delta.is_string() && name == type) text += delta;
+  }
+  return text;
+}
+
+// What a model writes, its thoughts and its text; nothing where there are none.
+struct Thoughtful {
+  const char *reply, *reasoning, *content;
+  int max_tokens = 100;
+};
+const Thoughtful kThoughtful[] = {{"<think>\nhm {\n</think>\n\nno", "hm {", "no"},
+                                  {"<think>hm</think>", "hm", ""},
+                                  {"<think>hm mm", "hm m", "", 11},
+                                  {"<think></think>no", "", "no"},
+                                  {"no <think>", "", "no <think>"},
+                                  {"", "", ""}};
+
+TEST_F(StructuredAnswerTest, MessagesHaveThoughtsInABlockOfTheirOwn) {
+  StartWith("none", "think");
+  for (const Thoughtful& one : kThoughtful) {
+    engine_.SetReply(one.reply);
+    Json body = {{"model", "tiny"},
+                 {"max_tokens", one.max_tokens},
+                 {"messages", {{{"role", "user"}, {"content", "hi"}}}}};
+    const Json content = Post("/v1/messages", body).json()["content"];
+    Json expected = Json::array();
+    if (*one.reasoning != 0) {
+      expected.push_back({{"type", "thinking"}, {"thinking", one.reasoning}, {"signature", ""}});
+    }
+    if (*one.content != 0 || expected.empty()) {
+      expected.push_back({{"type", "text"}, {"text", one.content}});
+    }
+    EXPECT_EQ(content, expected) << one.reply;
+    body["stream"] = true;
+    const auto events = NamedEvents(Post("/v1/messages", body));
+    Json streamed = Json::array();
+    size_t stopped = 0;
+    for (const auto& [name, data] : events) {
+      if (name == "content_block_start") {
+        EXPECT_EQ(data["index"], streamed.size());
+        EXPECT_EQ(stopped, streamed.size());
+        streamed.push_back(data["content_block"]);
+      } else if (name == "content_block_stop") {
+        EXPECT_EQ(data["index"], stopped++);
+      } else if (name == "content_block_delta") {
+        EXPECT_EQ(data["index"], stopped);
+        const char* field = data["delta"]["type"] == "text_delta" ? "text" : "thinking";
+        Json& text = streamed.back()[field];
+        text = text.get<std::string>() + data["delta"][field].get<std::string>();
+      }
+    }
+    EXPECT_EQ(stopped, streamed.size());
+    EXPECT_EQ(streamed, content) << one.reply;
+    EXPECT_EQ(Joined(events, "thinking_delta", "thinking"), one.reasoning);
+  }
+}
+
+TEST_F(StructuredAnswerTest, ResponsesHaveThoughtsInAnItemOfTheirOwn) {
+  StartWith("none", "think");
+  for (const Thoughtful& one : kThoughtful) {
+    engine_.SetReply(one.reply);
+    Json body = {{"input", "hi"}, {"max_output_tokens", one.max_tokens}};
+    const Json whole = Post("/v1/responses", body).json();
+    const Json& output = whole["output"];
+    const bool reasons = *one.reasoning != 0;
+    const bool speaks = *one.content != 0 || !reasons;
+    ASSERT_EQ(output.size(), static_cast<size_t>(reasons + speaks)) << whole;
+    if (reasons) {
+      EXPECT_EQ(output[0]["type"], "reasoning");
+      EXPECT_EQ(output[0]["id"].get<std::string>().substr(0, 3), "rs_");
+      EXPECT_EQ(output[0]["summary"], Json::array());
+      EXPECT_EQ(output[0]["status"], speaks ? Json("completed") : whole["status"]);
+      EXPECT_EQ(output[0]["content"],
+                (Json{{{"type", "reasoning_text"}, {"text", one.reasoning}}}));
+    }
+    if (speaks) {
+      EXPECT_EQ(output.back()["type"], "message");
+      EXPECT_EQ(output.back()["content"][0]["text"], one.content);
+    }
+    body["stream"] = true;
+    const auto events = NamedEvents(Post("/v1/responses", body));
+    EXPECT_EQ(Joined(events, "response.reasoning_text.delta", ""), one.reasoning);
+    EXPECT_EQ(Joined(events, "response.output_text.delta", ""), one.content);
+    Json items = Json::array();
+    for (size_t i = 0; i < events.size(); ++i) {
+      EXPECT_EQ(events[i].second["sequence_number"], i);
+      if (events[i].first == "response.output_item.done") items.push_back(events[i].second["item"]);
+    }
+    Json streamed = events.back().second["response"];
+    EXPECT_EQ(items, streamed["output"]);
+    // Ids name the answer, which differs.
+    Json expected = output;
+    for (Json* list : {&expected, &streamed["output"]}) {
+      for (Json& item : *list) item.erase("id");
+    }
+    EXPECT_EQ(streamed["output"], expected);
+    EXPECT_EQ(streamed["usage"], whole["usage"]);
+  }
+}
+
+TEST_F(StructuredAnswerTest, TokensOfThoughtsAreCounted) {
+  StartWith("none", "think");
+  const std::pair<const char*, int> replies[] = {
+      {"<think>hm</think>no", 17}, {"<think>hm", 10}, {"no", 0}, {"<thin", 0}};
+  for (const auto& [reply, tokens] : replies) {
+    engine_.SetReply(reply);
+    const Json usage = Post("/v1/responses", {{"input", "hi"}}).json()["usage"];
+    EXPECT_EQ(usage["output_tokens_details"]["reasoning_tokens"], tokens) << reply;
+  }
+  StartWith("none", "think", "<think>");  // the prompt opens the tag
+  engine_.SetReply("hm</think>no");
+  const Json usage = Post("/v1/responses", {{"input", "hi"}}).json()["usage"];
+  EXPECT_EQ(usage["output_tokens_details"]["reasoning_tokens"], 10);
+}
+
+TEST_F(StructuredAnswerTest, ThoughtsOfEarlierTurnsComeBackAndAreLeftOut) {
+  StartWith("none", "think");
+  const Json thought = {{"type", "thinking"}, {"thinking", "hm"}, {"signature", ""}};
+  const Json said = {{"type", "text"}, {"text", "no"}};
+  const Json user = {{"role", "user"}, {"content", "q"}};
+  const Json assistant = {{"role", "assistant"}, {"content", {thought, said}}};
+  ASSERT_EQ(Post("/v1/messages",
+                 {{"model", "tiny"}, {"max_tokens", 5}, {"messages", {user, assistant, user}}})
+                .status,
+            200);
+  const Json reasoning = {{"type", "reasoning"}, {"id", "rs_1"}, {"summary", Json::array()}};
+  const Json answer = {{"role", "assistant"}, {"content", "no"}};
+  ASSERT_EQ(Post("/v1/responses", {{"input", {user, reasoning, answer, user}}}).status, 200);
+  const std::vector<std::vector<int32_t>> prompts = engine_.prompts();
+  EXPECT_EQ(prompts[0], prompts[1]);
+}
+
+TEST_F(StructuredAnswerTest, SchemasOfToolsAreRefusedByName) {
+  StartWith("hermes", "none");
+  auto ask = [&](Json parameters, const char* choice) {
+    const Json tool = {{"type", "function"},
+                       {"function", {{"name", "f"}, {"parameters", std::move(parameters)}}}};
+    return Chat({{"tools", {tool}}, {"tool_choice", choice}}).json();
+  };
+  Json names = Json::array();
+  for (int i = 0; i < 2000; ++i) names.push_back(std::to_string(i));
+  const Json large = {{"enum", {std::string(size_t{1} << 18, 'x')}}};
+  const std::pair<Json, const char*> bad[] = {
+      {{{"properties", {{"a", {{"not", {{"type", "null"}}}}}}}}, "'not'"},
+      {{{"properties", {{"a", {{"type", "no"}}}}}}, "'type'"},
+      {{{"required", names}}, "'required'"},
+      {{{"type", "array"}, {"maxItems", 1000000000000}}, "the grammar is too large"},
+      {large, "262144 bytes"}};
+  for (const auto& [parameters, said] : bad) {
+    const Json body = ask(parameters, "required");
+    EXPECT_EQ(body["error"]["param"], "tools") << body;
+    EXPECT_NE(body["error"]["message"].get<std::string>().find(said), std::string::npos) << body;
+  }
+  EXPECT_EQ(ask(3, "auto")["error"]["param"], "tools");
+  EXPECT_EQ(ask(large, "auto")["error"]["param"], "tools");
+  // The bound is on all together.
+  Json tools = Json::array();
+  for (const char* name : {"f", "g"}) {
+    const Json parameters = {{"description", std::string(size_t{200} << 10, 'x')}};
+    tools.push_back(
+        {{"type", "function"}, {"function", {{"name", name}, {"parameters", parameters}}}});
+  }
+  EXPECT_EQ(Chat({{"tools", tools}}).json()["error"]["param"], "tools");
+  EXPECT_EQ(Chat().status, 200);
+}
+
 }  // namespace
 }  // namespace cadre

@@ -83,12 +83,14 @@ class TestEngine : public EngineClient {
     done(Info().weight_version);
   }
   ModelInfo Info() const override {
-    return {.max_context = 200, .vocab_size = 258, .hidden_size = 4, .weight_version = 7};
+    std::lock_guard lock(mutex_);
+    return info_;
   }
   EngineHealth Health() const override {
     std::lock_guard lock(mutex_);
     if (sleep_level_ == 0) return {.ready = true};
-    return {.reason = fmt::format("asleep at level {}", sleep_level_)};
+    return {.reason = fmt::format("asleep at level {}", sleep_level_),
+            .failure = "/models/tiny: no such folder"};
   }
   EngineStats Stats() const override {
     return {.num_requests_running = 3, .step_tokens = 300, .step_counts = {2, 3, 1}};
@@ -97,6 +99,10 @@ class TestEngine : public EngineClient {
   void SetReply(std::string reply) {
     std::lock_guard lock(mutex_);
     reply_ = std::move(reply);
+  }
+  void SetInfo(const ModelInfo& info) {
+    std::lock_guard lock(mutex_);
+    info_ = info;
   }
   // While paused no step runs.
   void Pause(bool paused) {
@@ -115,6 +121,12 @@ class TestEngine : public EngineClient {
   void WaitUntilRunning(size_t count) {
     std::unique_lock lock(mutex_);
     changed_.wait(lock, [&] { return running_.size() == count; });
+  }
+  // As an engine does that stops.
+  void CancelAll() {
+    std::lock_guard lock(mutex_);
+    for (const auto& [id, sequence] : running_) cancelled_.insert(id);
+    changed_.notify_all();
   }
   size_t num_cancelled() {
     std::lock_guard lock(mutex_);
@@ -233,6 +245,12 @@ class TestEngine : public EngineClient {
   std::map<uint64_t, Sequence> running_;
   std::set<uint64_t> cancelled_;
   std::string reply_ = kReply;
+  ModelInfo info_ = {.max_context = 200,
+                     .max_sequence = 200,
+                     .vocab_size = 258,
+                     .hidden_size = 4,
+                     .takes_priority = true,
+                     .weight_version = 7};
   std::vector<std::vector<int32_t>> prompts_;
   std::vector<uint64_t> seeds_;
   std::vector<GenerationRequest> requests_;

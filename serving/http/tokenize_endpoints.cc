@@ -23,6 +23,7 @@ std::optional<ApiError> ParseTokenizeRequest(std::string_view body, const Schema
     ReadMessages(&fields, request);
   }
   ReadTemplateFields(&fields, request);
+  ReadTruncation(&fields, request);
   request->add_special_tokens = fields.Bool("add_special_tokens");
   request->return_token_strs = fields.Bool("return_token_strs").value_or(false);
   RefuseUnbuilt(&fields, *request);

@@ -17,7 +17,15 @@ UNBUILT = {
     "use_beam_search": True,
     "bad_words": ["x"],
     "allowed_token_ids": [5],
-    "truncate_prompt_tokens": 3,
+    "typical_p": 0.9,
+    "mirostat": 2,
+    "dry_multiplier": 0.8,
+    "xtc_probability": 0.5,
+    "n_probs": 5,
+    "repeat_penalty": 1.1,
+    "spaces_between_special_tokens": False,
+    "return_tokens_as_token_ids": True,
+    "store": True,
     "include_stop_str_in_output": True,
 }
 UNBUILT_CHAT = {
@@ -109,6 +117,11 @@ class Fields(Case):
     def test_amplification_is_bounded(self):
         replies = (
             post(COMPLETIONS, completion(prompt=[[5]] * 300_000)),
+            post(COMPLETIONS, completion(prompt=[[5]] * 1_000_000)),
+            post(COMPLETIONS, completion(prompt=["a"] * 1_000_000)),
+            post("/v1/embeddings", {"model": Options.model, "input": ["a"] * 1_000_000}),
+            post(CHAT, chat(tools=[{"type": "function", "function": {
+                "name": "f", "parameters": {"enum": list(range(100_000))}}}])),
             post(COMPLETIONS, completion(n=100_000)),
             post(COMPLETIONS, completion(stop=["a" * 1_000_000])),
         )

@@ -61,6 +61,18 @@ class Sampling(Case):
         alone = text_of(self.ok(post(COMPLETIONS, body)))
         self.assertEqual(text_of(self.ok(post(COMPLETIONS, {**body, "n": 3}))), alone)
 
+    def test_truncated_prompts(self):
+        short = self.ok(post(COMPLETIONS, completion([7, 8], return_token_ids=True)))["choices"][0]
+        body = completion([5, 6, 7, 8], truncate_prompt_tokens=2, return_token_ids=True)
+        cut = self.ok(post(COMPLETIONS, body))["choices"][0]
+        self.assertEqual((cut["prompt_token_ids"], cut["text"]), ([7, 8], short["text"]))
+        if Options.max_context:
+            body = completion([5] * (2 * Options.max_context), truncate_prompt_tokens=-1, max_tokens=2)
+            usage = self.ok(post(COMPLETIONS, body))["usage"]
+            self.assertLessEqual(usage["total_tokens"], Options.max_context)
+        reply = self.ok(post("/tokenize", {"prompt": "In the beginning", "truncate_prompt_tokens": 1}))
+        self.assertEqual(reply["count"], 1)
+
     def test_bounds(self):
         bad = {"frequency_penalty": 2.1, "presence_penalty": "x", "repetition_penalty": -1,
                "logit_bias": {"99999999": 1}, "min_tokens": -1, "stop_token_ids": [-1],
