@@ -132,8 +132,41 @@ absl::StatusOr<TextParts> LoadTextParts(const config::ServeConfig& config, spdlo
   return text;
 }
 
+// Finishes what runs, as far as there is time; the rest ends with an error that says so.
+void End(const config::ServeConfig& config, bool failed, HttpServer& server, Engine& engine,
+         spdlog::logger& log) {
+  constexpr double kLastWordsSeconds = 1;
+  server.Leave();
+  // Requests of an engine that failed have only their errors left to be written.
+  const double drain = failed ? kLastWordsSeconds : config.drain_timeout_s();
+  const double delay = failed ? 0 : config.drain_delay_s();
+  std::this_thread::sleep_for(std::chrono::duration<double>(delay));
+  log.info("draining for at most {} s", drain);
+  if (!server.Drain(drain)) {
+    log.warn("requests still ran when the time was up");
+    engine.Stop();
+    server.Drain(kLastWordsSeconds);
+  }
+  server.Stop();
+  engine.Stop();
+}
+
+// A stop signal drains from here on.
+void StartServing(const config::ServeConfig& config, const ServingDeps& deps, HttpServer& server,
+                  spdlog::logger& log) {
+  EndAtFirstStop(false);
+  server.Serve(deps);
+  const ModelInfo info = deps.engine->Info();
+  if (info.max_sequence >= info.max_context) return;
+  log.warn(
+      "the KV cache has room for {} tokens, less than the context of {}: a prompt and its "
+      "answer may have {} together; kv_cache_memory_bytes makes it larger{}",
+      info.max_sequence, info.max_context, info.max_sequence,
+      config.has_max_model_len() ? "" : ", max_model_len the context smaller");
+}
+
 absl::Status ServeHttp(const config::ServeConfig& config, const Compute& compute,
-                       HttpServerOptions http, TextParts text, std::unique_ptr<ModelHome> home,
+                       HttpServer& server, TextParts text, std::unique_ptr<ModelHome> home,
                        EngineOptions options) {
   absl::Status failure;  // written before the engine's thread ends
   options.on_failure = [&failure](const absl::Status& status) {
@@ -146,31 +179,22 @@ absl::Status ServeHttp(const config::ServeConfig& config, const Compute& compute
   CADRE_ASSIGN_OR_RETURN(options.speculation,
                          ToSpeculation(config.speculative(), draft_ctx, compute.dtype, &draft));
   CADRE_ASSIGN_OR_RETURN(std::unique_ptr<Engine> engine, Engine::Create(std::move(home), options));
-  CADRE_ASSIGN_OR_RETURN(std::unique_ptr<HttpServer> server,
-                         HttpServer::Start(std::move(http), {text.tokenizer.get(), text.chat.get(),
-                                                             engine.get(), options.trace}));
+  StartServing(config, {text.tokenizer.get(), text.chat.get(), engine.get(), options.trace}, server,
+               *compute.log);
   compute.log->info("serving {} at {}://{}:{}, context {}, {} KV blocks of {} tokens",
                     config.model(), config.has_tls_key_file() ? "https" : "http", config.host(),
-                    server->port(), engine->Info().max_context, engine->kv_blocks(),
+                    server.port(), engine->Info().max_context, engine->kv_blocks(),
                     config.block_size());
   LogTokenBudget(engine->token_budget(), *compute.log);
-  LogAdmin(config, *server, *compute.log);
+  LogAdmin(config, server, *compute.log);
   Signal signal = Signal::kReload;
-  while ((signal = WaitForSignal()) == Signal::kReload) Reload(config, *server, *compute.log);
-  server->Leave();
-  // Requests of an engine that failed have only their errors left to be written.
-  const double drain = signal == Signal::kFailure ? 1 : config.drain_timeout_s();
-  const double delay = signal == Signal::kFailure ? 0 : config.drain_delay_s();
-  std::this_thread::sleep_for(std::chrono::duration<double>(delay));
-  compute.log->info("draining for at most {} s", drain);
-  if (!server->Drain(drain)) compute.log->warn("requests still ran when the time was up");
-  server->Stop();
-  engine->Stop();
+  while ((signal = WaitForSignal()) == Signal::kReload) Reload(config, server, *compute.log);
+  End(config, signal == Signal::kFailure, server, *engine, *compute.log);
   return failure;
 }
 
 absl::Status ServePlace(const ServeFlags& flags, const config::ServeConfig& config,
-                        const Compute& compute, HttpServerOptions http, const Place& place) {
+                        const Compute& compute, HttpServer* server, const Place& place) {
   Trace* trace = place.trace == nullptr ? nullptr : place.trace->trace();
   CADRE_ASSIGN_OR_RETURN(EngineOptions options, ToEngineOptions(config, compute, trace));
   options.ranks = place.serving.get();
@@ -181,11 +205,12 @@ absl::Status ServePlace(const ServeFlags& flags, const config::ServeConfig& conf
   CADRE_ASSIGN_OR_RETURN(std::unique_ptr<ModelHome> home,
                          OpenOwnPart(config, compute, options.ranks));
   if (options.ranks != nullptr && !options.ranks->leader()) {
+    EndAtFirstStop(false);
     CADRE_RETURN_IF_ERROR(FollowSteps(*home, options, *options.ranks));
   } else {
     CADRE_ASSIGN_OR_RETURN(TextParts parts, text.get());
     CADRE_RETURN_IF_ERROR(
-        ServeHttp(config, compute, std::move(http), std::move(parts), std::move(home), options));
+        ServeHttp(config, compute, *server, std::move(parts), std::move(home), options));
   }
   return place.trace == nullptr ? absl::OkStatus() : place.trace->Finish(*compute.log);
 }
@@ -194,16 +219,19 @@ absl::Status RunServe(const ServeFlags& flags) {
   CADRE_ASSIGN_OR_RETURN(config::ServeConfig config, ResolveConfig(flags));
   CADRE_ASSIGN_OR_RETURN(Compute compute, ResolveCompute(ToComputeFlags(flags, config), "serve"));
   CADRE_ASSIGN_OR_RETURN(const OwnStart start, FindOwnStart());
-  HttpServerOptions http;
-  if (start.leader) {
-    CADRE_ASSIGN_OR_RETURN(http, ToHttpOptions(config));
-    http.service.version = flags.version;
-  }
   CatchStopSignals();
   CatchReloadSignal();
+  EndAtFirstStop(true);
+  std::unique_ptr<HttpServer> server;  // null: another rank has it
+  if (start.leader) {
+    CADRE_ASSIGN_OR_RETURN(HttpServerOptions http, ToHttpOptions(config));
+    http.service.version = flags.version;
+    CADRE_ASSIGN_OR_RETURN(server, HttpServer::Listen(std::move(http)));
+    compute.log->info("listening on {}:{}, /ready says 503 while the model is loaded",
+                      config.host(), server->port());
+  }
   CADRE_ASSIGN_OR_RETURN(const Place place, FindPlace(flags, config, &compute));
-  return WithPeerLoss(ServePlace(flags, config, compute, std::move(http), place),
-                      place.ranks.get());
+  return WithPeerLoss(ServePlace(flags, config, compute, server.get(), place), place.ranks.get());
 }
 
 void AddOptions(CLI::App* command, const std::shared_ptr<ServeFlags>& flags) {
@@ -216,6 +244,7 @@ void AddOptions(CLI::App* command, const std::shared_ptr<ServeFlags>& flags) {
                       "Bearer token that is accepted (may be repeated)");
   command->add_option("--api-key-file", flags->api_key_file,
                       "File of more keys, one a line, read again on SIGHUP");
+  command->add_flag("--public-models", flags->public_models, "/v1/models needs no key");
   command->add_flag("--allow-unauthenticated", flags->allow_unauthenticated,
                     "Start without keys even where other machines reach the address");
   command->add_option("--admin-host", flags->admin_host, "Address of --admin-port [127.0.0.1]");

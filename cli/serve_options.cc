@@ -59,6 +59,7 @@ absl::StatusOr<config::ServeConfig> ResolveConfig(const ServeFlags& flags) {
   for (const std::string& key : flags.api_key) config.add_api_key(key);
   if (!flags.api_key_file.empty()) config.set_api_key_file(flags.api_key_file);
   if (flags.allow_unauthenticated) config.set_allow_unauthenticated(true);
+  if (flags.public_models) config.set_public_models(true);
   if (!flags.admin_host.empty()) config.set_admin_host(flags.admin_host);
   if (flags.admin_port > 65535) {
     return InvalidArgument("--admin-port {}: allowed are 0 to 65535", flags.admin_port);

@@ -20,7 +20,7 @@ struct ServeFlags {
   int port = -1, admin_port = -1;
   std::vector<std::string> served_model_name, api_key;
   ComputeFlags compute;
-  bool allow_unauthenticated = false;
+  bool allow_unauthenticated = false, public_models = false;
   bool has_device = false, has_dtype = false, has_weights = false, has_threads = false;
 };
 

@@ -16,6 +16,7 @@ namespace {
 std::atomic<bool> stop_requested = false;
 std::atomic<bool> reload_requested = false;
 std::atomic<bool> failure_reported = false;
+std::atomic<bool> first_ends = false;
 std::atomic<bool> second_ends = true;
 sem_t posted;
 
@@ -25,6 +26,7 @@ void OnStopSignal(int) {
     if (second_ends) _exit(130);
     return;
   }
+  if (first_ends) _exit(0);
   const int kept = errno;
   sem_post(&posted);
   errno = kept;
@@ -49,6 +51,8 @@ const std::atomic<bool>& CatchStopSignals() {
   sigaction(SIGINT, &action, nullptr);
   return stop_requested;
 }
+
+void EndAtFirstStop(bool at_once) { first_ends = at_once; }
 
 void CatchReloadSignal() {
   struct sigaction action = {};

@@ -11,6 +11,10 @@ namespace cadre::cli {
 // as long as the process.
 const std::atomic<bool>& CatchStopSignals();
 
+// Whether the first SIGTERM or SIGINT, too, ends the process at once, with exit code 0: where
+// nothing is under way that could be finished, and nobody looks at the flag.
+void EndAtFirstStop(bool at_once);
+
 // From now on a SIGHUP asks for files to be read again, instead of ending the process.
 void CatchReloadSignal();
 

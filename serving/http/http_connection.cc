@@ -65,7 +65,8 @@ HttpConnection::Task<void> HttpConnection::Run() {
   Error error = co_await stream_.Handshake();
   StopDeadline();
   bool open = !error && !expired_;
-  if (!open) shared_->service->metrics().HandshakeFailed();
+  ServingMetrics* metrics = shared_->metrics();
+  if (!open && metrics != nullptr) metrics->HandshakeFailed();
   while (open) {
     Parser parser;
     open = co_await ReadHeader(&parser);
@@ -112,7 +113,7 @@ std::string HttpConnection::ExtraHeaders() const {
 HttpConnection::Task<bool> HttpConnection::Respond(int status, std::string body,
                                                    std::string_view content_type) {
   if (shared_->leaving) keep_alive_ = false;
-  shared_->service->metrics().HttpResponse(record_.route, status);
+  if (ServingMetrics* metrics = shared_->metrics()) metrics->HttpResponse(record_.route, status);
   record_.status = status;
   std::string_view reason = http::obsolete_reason(static_cast<http::status>(status));
   std::string message = fmt::format(
@@ -153,8 +154,11 @@ std::optional<ApiError> HttpConnection::Refusal(const Request& request, const Ro
   if (route.status == 405) {
     return ApiError{405, fmt::format("use {} here", route.allowed_method), "", ""};
   }
-  if (KeyAccepted(request, route)) return std::nullopt;
-  return ApiError{401, "a valid API key is needed", "", "invalid_api_key"};
+  if (!KeyAccepted(request, route)) {
+    return ApiError{401, "a valid API key is needed", "", "invalid_api_key"};
+  }
+  if (shared_->serving || route.endpoint == Endpoint::kHealth) return std::nullopt;
+  return ApiError{503, "the model is being loaded", "", "not_ready"};
 }
 
 bool HttpConnection::KeyAccepted(const Request& request, const RouteMatch& route) {

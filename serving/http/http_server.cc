@@ -43,6 +43,7 @@ struct HttpServer::Impl {
   absl::Status Listen(const std::string& host, uint16_t port, Bind bind, int max_connections);
   absl::Status ListenAll();
   absl::Status LoadFiles();
+  void Accept();
   asio::awaitable<void> Accept(Acceptor* acceptor);
   void Stop();
 };
@@ -161,7 +162,7 @@ void HttpServer::Impl::Stop() {
   for (std::thread& thread : threads) thread.join();
   threads.clear();
   pool.reset();  // its last jobs may still wake connections
-  service->Stop();
+  if (service) service->Stop();
   acceptors.clear();
   context.reset();  // ends the connections, which cancel their sequences
 }
@@ -169,8 +170,24 @@ void HttpServer::Impl::Stop() {
 HttpServer::HttpServer(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 HttpServer::~HttpServer() { Stop(); }
 
+void HttpServer::Impl::Accept() {
+  for (Acceptor& acceptor : acceptors) {
+    asio::co_spawn(
+        *context, [this, &acceptor] { return Accept(&acceptor); }, asio::detached);
+  }
+  for (int i = 0; i < std::max(shared.options.io_threads, 1); ++i) {
+    threads.emplace_back([this] { context->run(); });
+  }
+}
+
 absl::StatusOr<std::unique_ptr<HttpServer>> HttpServer::Start(HttpServerOptions options,
                                                               const ServingDeps& deps) {
+  CADRE_ASSIGN_OR_RETURN(std::unique_ptr<HttpServer> server, Listen(std::move(options)));
+  server->Serve(deps);
+  return server;
+}
+
+absl::StatusOr<std::unique_ptr<HttpServer>> HttpServer::Listen(HttpServerOptions options) {
   CADRE_RETURN_IF_ERROR(CheckHttpOptions(options));
   auto impl = std::make_unique<Impl>();
   impl->shared.options = std::move(options);
@@ -180,19 +197,17 @@ absl::StatusOr<std::unique_ptr<HttpServer>> HttpServer::Start(HttpServerOptions 
   impl->shared.admin_keys.Replace(ApiKeys(kept.admin_api_keys));
   CADRE_RETURN_IF_ERROR(impl->LoadFiles());
   CADRE_RETURN_IF_ERROR(impl->ListenAll());
-  impl->service.emplace(deps, kept.service);
-  impl->pool.emplace(kept.front_threads, kept.max_front_queue);
-  impl->shared.service = &*impl->service;
-  impl->shared.pool = &*impl->pool;
-  Impl* raw = impl.get();
-  for (Acceptor& acceptor : impl->acceptors) {
-    asio::co_spawn(
-        *impl->context, [raw, &acceptor] { return raw->Accept(&acceptor); }, asio::detached);
-  }
-  for (int i = 0; i < std::max(kept.io_threads, 1); ++i) {
-    impl->threads.emplace_back([raw] { raw->context->run(); });
-  }
+  impl->Accept();
   return std::unique_ptr<HttpServer>(new HttpServer(std::move(impl)));
+}
+
+void HttpServer::Serve(const ServingDeps& deps) {
+  HttpShared& shared = impl_->shared;
+  impl_->service.emplace(deps, shared.options.service);
+  impl_->pool.emplace(shared.options.front_threads, shared.options.max_front_queue);
+  shared.service = &*impl_->service;
+  shared.pool = &*impl_->pool;
+  shared.serving = true;
 }
 
 uint16_t HttpServer::port() const { return impl_->acceptors.front().port(); }

@@ -1,12 +1,14 @@
 // The OpenAI-compatible HTTP server.
 //
-//   CADRE_ASSIGN_OR_RETURN(auto server, HttpServer::Start(options, {&tokenizer, &chat, &engine}));
+//   CADRE_ASSIGN_OR_RETURN(auto server, HttpServer::Listen(options));
+//   ... load the model: /health says 200, everything else 503
+//   server->Serve({&tokenizer, &chat, &engine});
 //   ... on SIGTERM:
 //   server->Leave();    // /ready says 503
 //   server->Drain(30);  // running answers finish, new ones are 503
 //   server->Stop();
 //
-// Start, Leave, Drain and Stop are called from one thread that is none of the server's own.
+// Listen, Serve, Leave, Drain and Stop are called from one thread that is none of the server's own.
 // Connections run as coroutines on the I/O threads, text work on the front pool; the engine is
 // entered through EngineClient alone.
 #pragma once
@@ -62,8 +64,12 @@ absl::Status CheckHttpOptions(const HttpServerOptions& options);
 
 class HttpServer {
  public:
-  // Binds and serves. kUnavailable: the address cannot be bound, and why. kInvalidArgument as
-  // CheckHttpOptions.
+  // Binds, and answers what needs no model. kUnavailable: the address cannot be bound, and why.
+  // kInvalidArgument as CheckHttpOptions.
+  static absl::StatusOr<std::unique_ptr<HttpServer>> Listen(HttpServerOptions options);
+  // Serves from now on. Once.
+  void Serve(const ServingDeps& deps);
+  // Both.
   static absl::StatusOr<std::unique_ptr<HttpServer>> Start(HttpServerOptions options,
                                                            const ServingDeps& deps);
   ~HttpServer();

@@ -26,6 +26,7 @@ struct HttpShared {
   IdSource ids;
   OpenAiService* service = nullptr;
   FrontPool* pool = nullptr;
+  std::atomic<bool> serving{false};   // service and pool are there
   std::atomic<bool> leaving{false};   // /ready says 503, so that nobody sends more
   std::atomic<bool> draining{false};  // and what comes all the same is refused
   std::atomic<int> sleep_level{0};    // that the engine was last sent to; 0: awake
@@ -39,6 +40,8 @@ struct HttpShared {
   bool TryBegin();
   void End();
   ServingMetrics::Server State();
+  // Null while there is no service yet.
+  ServingMetrics* metrics() { return serving ? &service->metrics() : nullptr; }
 };
 
 // What the connections of one listening address share.

@@ -8,6 +8,26 @@ namespace cadre {
 
 namespace {
 
+constexpr Route kRoutes[] = {
+    {"GET", "/health", Endpoint::kHealth, Access::kPublic},
+    {"GET", "/ready", Endpoint::kReady, Access::kPublic},
+    {"GET", "/metrics", Endpoint::kMetrics, Access::kMonitor},
+    {"GET", "/version", Endpoint::kVersion, Access::kClient},
+    {"GET", "/v1/models", Endpoint::kModels, Access::kClient},
+    {"POST", "/v1/chat/completions", Endpoint::kChat, Access::kClient},
+    {"POST", "/v1/completions", Endpoint::kCompletions, Access::kClient},
+    {"POST", "/v1/embeddings", Endpoint::kEmbeddings, Access::kClient},
+    {"POST", "/v1/messages", Endpoint::kMessages, Access::kClient},
+    {"POST", "/v1/messages/count_tokens", Endpoint::kCountTokens, Access::kClient},
+    {"POST", "/v1/responses", Endpoint::kResponses, Access::kClient},
+    {"POST", "/tokenize", Endpoint::kTokenize, Access::kClient},
+    {"POST", "/detokenize", Endpoint::kDetokenize, Access::kClient},
+    {"GET", "/", Endpoint::kPage, Access::kPage},
+    {"POST", "/sleep", Endpoint::kSleep, Access::kAdmin},
+    {"POST", "/wake", Endpoint::kWake, Access::kAdmin},
+    {"GET", "/is_sleeping", Endpoint::kIsSleeping, Access::kAdmin},
+};
+
 bool Serves(Bind bind, Access access) {
   switch (access) {
     case Access::kPublic:
@@ -25,31 +45,9 @@ bool Serves(Bind bind, Access access) {
 
 }  // namespace
 
+std::span<const Route> Routes() { return kRoutes; }
+
 RouteMatch FindRoute(std::string_view method, std::string_view target, Bind bind) {
-  struct Route {
-    std::string_view method, path;
-    Endpoint endpoint;
-    Access access;
-  };
-  static constexpr Route kRoutes[] = {
-      {"GET", "/health", Endpoint::kHealth, Access::kPublic},
-      {"GET", "/ready", Endpoint::kReady, Access::kPublic},
-      {"GET", "/metrics", Endpoint::kMetrics, Access::kMonitor},
-      {"GET", "/version", Endpoint::kVersion, Access::kClient},
-      {"GET", "/v1/models", Endpoint::kModels, Access::kClient},
-      {"POST", "/v1/chat/completions", Endpoint::kChat, Access::kClient},
-      {"POST", "/v1/completions", Endpoint::kCompletions, Access::kClient},
-      {"POST", "/v1/embeddings", Endpoint::kEmbeddings, Access::kClient},
-      {"POST", "/v1/messages", Endpoint::kMessages, Access::kClient},
-      {"POST", "/v1/messages/count_tokens", Endpoint::kCountTokens, Access::kClient},
-      {"POST", "/v1/responses", Endpoint::kResponses, Access::kClient},
-      {"POST", "/tokenize", Endpoint::kTokenize, Access::kClient},
-      {"POST", "/detokenize", Endpoint::kDetokenize, Access::kClient},
-      {"GET", "/", Endpoint::kPage, Access::kPage},
-      {"POST", "/sleep", Endpoint::kSleep, Access::kAdmin},
-      {"POST", "/wake", Endpoint::kWake, Access::kAdmin},
-      {"GET", "/is_sleeping", Endpoint::kIsSleeping, Access::kAdmin},
-  };
   std::string_view path = target.substr(0, target.find('?'));
   for (const Route& route : kRoutes) {
     if (path != route.path || !Serves(bind, route.access)) continue;

@@ -2,6 +2,7 @@
 // path does not have is 405, and every route but the public ones needs a key where keys are set.
 #pragma once
 
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -43,6 +44,14 @@ enum class Bind {
   kClients,  // there is one for administration beside it
   kAdmin,
 };
+
+struct Route {
+  std::string_view method, path;
+  Endpoint endpoint;
+  Access access;
+};
+// All there are.
+std::span<const Route> Routes();
 
 struct RouteMatch {
   int status = 404;  // 200: found

@@ -176,12 +176,12 @@ def serving(model, *flags, log="http://127.0.0.1:", context=None):
         yield server
 
 
-def status(port, path, context=None):
+def status(port, path, context=None, headers=None):
     """HTTP status of a GET; 0 where nobody listens. `context`: of TLS."""
     kind = http.client.HTTPSConnection if context else http.client.HTTPConnection
     connection = kind("127.0.0.1", port, timeout=30, **({"context": context} if context else {}))
     try:
-        connection.request("GET", path)
+        connection.request("GET", path, headers=headers or {})
         with connection.getresponse() as response:
             return response.status
     except OSError:

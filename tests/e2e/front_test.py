@@ -88,6 +88,27 @@ class Keys(unittest.TestCase):
                      log="http://0.0.0.0:") as server:  # fmt: skip
             self.assertEqual(ask(server.port, "/v1/models")[0], 200)
 
+    def test_models_may_be_public(self):
+        with serving(Options.model, "--api-key", "secret", "--public-models") as server:
+            self.assertEqual(ask(server.port, "/v1/models")[0], 200)
+            self.assertEqual(ask(server.port, "/version")[0], 401)
+
+    def test_one_key_leaves_places_to_the_others(self):
+        with serving(Options.model, "--api-key", "alpha", "--api-key", "beta",
+                     "--set", "max_requests_per_key=2") as server:  # fmt: skip
+            body = {"prompt": [5, 6], "max_tokens": CONTEXT - 2, "ignore_eos": True, "stream": True, "n": 2}
+            connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=e2e.TIMEOUT)
+            connection.request("POST", "/v1/completions", json.dumps(body), {"X-Api-Key": "alpha"})
+            response = connection.getresponse()
+            self.assertTrue(response.readline().startswith(b"data:"))
+            short = json.dumps({"prompt": [5, 6], "max_tokens": 1})
+            status, text, headers = ask(server.port, "/v1/completions", short, "alpha")
+            self.assertEqual(status, 429, text)
+            self.assertIn("this key's queue is full", text)
+            self.assertGreater(int(headers["Retry-After"]), 0)
+            self.assertEqual(ask(server.port, "/v1/completions", short, "beta")[0], 200)
+            connection.close()
+
     def test_administration_has_a_bind_of_its_own(self):
         keys = key_file("admin", "root")
         with serving(Options.model, "--admin-port", 0, "--api-key", "client",

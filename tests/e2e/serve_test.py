@@ -6,9 +6,11 @@
 
 import concurrent.futures
 import contextlib
+import fcntl
 import functools
 import http.client
 import json
+import os
 import pathlib
 import random
 import re
@@ -40,9 +42,9 @@ class Server:
     """A running `cadre serve`, ready, on a port of its own choice."""
 
     def __init__(self, flags, model):
-        self.log = tempfile.TemporaryFile()
+        self.log, self.model = tempfile.TemporaryFile(), model or Options.model
         self.process = subprocess.Popen(
-            [Options.cadre, "serve", "--model", str(model or Options.model), "--port", "0", *flags],
+            [Options.cadre, "serve", "--model", str(self.model), "--port", "0", *flags],
             cwd=ROOT, stdout=self.log, stderr=subprocess.STDOUT)  # fmt: skip
         self.port = 0
 
@@ -210,6 +212,46 @@ class Answers(unittest.TestCase):
             body = {"prompt": [5] * (CONTEXT - 1), "max_tokens": 1, "ignore_eos": True}
             self.assertEqual(server.post(body)[1]["usage"]["total_tokens"], CONTEXT)
 
+    def test_open_answers_fit_a_small_cache(self):
+        config = json.loads((Options.model / "config.json").read_text(encoding="utf-8"))
+        size = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+        token = 2 * 2 * config["num_hidden_layers"] * config["num_key_value_heads"] * size
+        with serving("--set", f"kv_cache_memory_bytes={256 * token}", "--dtype", "bf16") as server:
+            said = re.search(r"KV cache has room for (\d+) tokens, less than the context of 1024", server.output())
+            room = int(said.group(1))
+            messages = [{"role": "user", "content": "the sea"}]
+            for path, asked in (("/v1/chat/completions", {"messages": messages}), ("/v1/responses", {"input": "the sea"})):
+                status, reply, _ = server.post({**asked, "ignore_eos": True}, path)
+                self.assertEqual(status, 200, reply)
+                self.assertEqual(reply["usage"]["total_tokens"], room)
+            status, reply, _ = server.post({"messages": messages, "max_tokens": 300}, "/v1/chat/completions")
+            self.assertEqual(status, 400)
+            self.assertIn(f"KV cache of {room}", reply["error"]["message"])
+
+    def test_a_prompt_that_came_before_is_cached(self):
+        with serving() as server:
+            body = {"prompt": list(range(5, 105)), "max_tokens": 4, "temperature": 0}
+            first, second = (server.post(body)[1] for _ in range(2))
+            self.assertEqual(first["usage"]["prompt_tokens_details"]["cached_tokens"], 0)
+            self.assertGreaterEqual(second["usage"]["prompt_tokens_details"]["cached_tokens"], 64)
+            self.assertEqual(second["choices"], first["choices"])
+            salted = server.post({**body, "cache_salt": "other"})[1]
+            self.assertEqual(salted["usage"]["prompt_tokens_details"]["cached_tokens"], 0)
+
+    def test_a_million_prompts_take_no_memory(self):
+        def peak():
+            status = pathlib.Path(f"/proc/{server.process.pid}/status").read_text(encoding="ascii")
+            return int(re.search(r"VmHWM:\s+(\d+) kB", status).group(1)) << 10
+
+        with serving() as server:
+            self.assertEqual(server.post({"prompt": "a", "max_tokens": 1})[0], 200)
+            before = peak()
+            for one in ([5], "a", []):
+                body = {"prompt": [one] * 1_000_000, "max_tokens": 1}
+                self.assertEqual(server.post(body)[0], 400)
+                self.assertEqual(server.post({"input": body["prompt"]}, "/v1/embeddings")[0], 400)
+            self.assertLess(peak() - before, 48 << 20)
+
     def test_a_full_queue_is_429_and_the_others_are_right(self):
         with serving("--set", "max_num_seqs=2", "--set", "max_queue_size=4") as server:
             body = {"prompt": [5, 6, 7], "max_tokens": 300, "temperature": 0, "ignore_eos": True}
@@ -255,13 +297,21 @@ class Ends(unittest.TestCase):
             self.assertEqual(server.process.wait(TIMEOUT), 0, server.output())
 
     def test_no_time_to_drain(self):
-        with serving("--set", "drain_timeout_s=0") as server:
-            connection, response = self.begin(server)
+        body = {**self.LONG, "n": 24}
+        with serving("--set", "drain_timeout_s=0") as server, concurrent.futures.ThreadPoolExecutor() as pool:
+            connection, response = server.stream(body)
+            whole = pool.submit(server.post, body)
+            while server.gauge("num_requests_running") < 48:
+                self.assertFalse(whole.done())
             server.process.send_signal(signal.SIGTERM)
-            self.assertEqual(server.process.wait(TIMEOUT), 0, server.output())
-            with contextlib.suppress(OSError, http.client.HTTPException):
-                response.read()
+            payloads = [line[5:].strip() for line in response if line.startswith(b"data:")]
             connection.close()
+            self.assertEqual(payloads[-1], b"[DONE]")
+            self.assertEqual(json.loads(payloads[-2])["error"]["code"], "unavailable")
+            status, reply, headers = whole.result()
+            self.assertEqual((status, reply["error"]["code"]), (503, "unavailable"))
+            self.assertGreater(int(headers["Retry-After"]), 0)
+            self.assertEqual(server.process.wait(TIMEOUT), 0, server.output())
 
     def test_a_disconnect_frees_the_kv_blocks(self):
         with serving() as server:
@@ -274,6 +324,54 @@ class Ends(unittest.TestCase):
                 self.assertNotRegex(server.get("/metrics")[1], r"cadre_request_success_total\{[^}]*\} [1-9]")
 
 
+class Starts(unittest.TestCase):
+    @contextlib.contextmanager
+    def loading(self):
+        """A server that listens and waits for its tokenizer, whose file is leased to the caller; a function that
+        lets it go on."""
+        model = pathlib.Path(shutil.copytree(Options.model, tempfile.mkdtemp(dir=Options.folder), dirs_exist_ok=True))
+        kept = signal.signal(signal.SIGIO, signal.SIG_IGN)  # says that somebody wants the file
+        file = os.open(model / "tokenizer.json", os.O_RDWR)
+        try:
+            fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+        except OSError as error:
+            self.skipTest(f"no leases on files of {model}: {error}")
+        server = Server(("--api-key", "secret"), model)
+        try:
+            e2e.wait_until(lambda: "listening on" in server.output(), server.process, "it listens")
+            server.port = int(re.search(r"listening on 127\.0\.0\.1:(\d+)", server.output()).group(1))
+            yield server, lambda: fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+        finally:
+            server.process.kill()
+            server.process.wait()
+            server.log.close()
+            os.close(file)
+            signal.signal(signal.SIGIO, kept)
+
+    def test_it_listens_while_the_model_is_loaded(self):
+        with self.loading() as (server, go_on):
+            self.assertEqual(server.get("/health")[0], 200)
+            status, text = server.get("/ready")
+            self.assertEqual(status, 503)
+            self.assertIn("being loaded", text)
+            self.assertEqual(server.get("/v1/models")[0], 401)
+            self.assertEqual(e2e.status(server.port, "/v1/models", headers={"X-Api-Key": "secret"}), 503)
+            # Who wants the same port is told before the model is loaded.
+            again = cadre("serve", "--model", server.model, "--port", server.port)
+            self.assertEqual(again.returncode, 1)
+            self.assertIn(f"cannot listen on 127.0.0.1:{server.port}", again.stderr)
+            self.assertEqual(server.get("/ready")[0], 503)
+            go_on()
+            e2e.wait_until(lambda: server.get("/ready")[0] == 200, server.process, "it is ready")
+            self.assertEqual(e2e.status(server.port, "/v1/models", headers={"X-Api-Key": "secret"}), 200)
+
+    def test_sigterm_ends_a_server_that_still_loads(self):
+        with self.loading() as (server, _):
+            server.process.send_signal(signal.SIGTERM)
+            self.assertEqual(server.process.wait(TIMEOUT), 0, server.output())
+            self.assertNotIn("serving", server.output())
+
+
 class Refusals(unittest.TestCase):
     def refused(self, code, *flags, model=None):
         """The one line that a server says which cannot start: 2 for usage and config, 1 for the rest."""
@@ -282,8 +380,9 @@ class Refusals(unittest.TestCase):
         done = cadre("serve", "--model", model or Options.model, *flags)
         self.assertEqual(done.returncode, code, done.stderr)
         lines = done.stderr.strip().splitlines()
-        self.assertEqual([line.startswith("error: ") for line in lines], [True], done.stderr)
-        return lines[0]
+        errors = [line for line in lines if line.startswith("error: ")]
+        self.assertEqual(errors, lines[-1:], done.stderr)
+        return errors[0]
 
     def copy(self):
         folder = pathlib.Path(tempfile.mkdtemp(dir=Options.folder))
