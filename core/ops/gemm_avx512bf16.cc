@@ -10,6 +10,7 @@ namespace cadre::ops {
 namespace {
 
 constexpr int64_t kStepsInCache = 128;
+constexpr int64_t kNear = 4096;  // bytes
 
 // Equal pieces of at most kStepsInCache.
 int64_t PieceOf(int64_t total) {
@@ -23,14 +24,16 @@ struct Steps {
 
 // What a pass over a piece of panels asks for while it multiplies: its share of what comes next,
 // `stride` bytes on with each step. So memory is read evenly, not in the first of the passes alone.
+// The only pass asks for both panels, `second` bytes apart.
 struct Ahead {
   const std::byte* data;
   int64_t stride;
+  int64_t second = 0;
 };
 
 // Adds the products of some steps to the sums of kRows rows x kPanels panels; the first steps start
-// from zero.
-template <int kRows, int kPanels>
+// from zero. kOnly: no other pass asks for what comes next.
+template <int kRows, int kPanels, bool kOnly>
 void Sum(const Left& left, Steps steps, const std::byte* panel, size_t panel_bytes, Ahead ahead,
          float (*sums)[2][kPanelColumns]) {
   __m512 acc[kRows][kPanels];
@@ -43,8 +46,9 @@ void Sum(const Left& left, Steps steps, const std::byte* panel, size_t panel_byt
   }
   const std::byte* pairs = left.data + steps.begin * left.step;
   for (int64_t s = steps.begin; s < steps.end; ++s, pairs += left.step) {
-    if constexpr (kRows > 1) {
+    if constexpr (kRows > 1 || !kOnly) {
       __builtin_prefetch(ahead.data);
+      if constexpr (kOnly && kPanels > 1) __builtin_prefetch(ahead.data + ahead.second);
       ahead.data += ahead.stride;
     }
     __m512bh right[kPanels];
@@ -69,12 +73,18 @@ void Sum(const Left& left, Steps steps, const std::byte* panel, size_t panel_byt
 using SumFunction = void (*)(const Left&, Steps, const std::byte*, size_t, Ahead,
                              float (*)[2][kPanelColumns]);
 
-SumFunction SumOf(int64_t rows, bool pair) {
-  static constexpr SumFunction kOne[] = {Sum<1, 1>, Sum<2, 1>, Sum<3, 1>, Sum<4, 1>,
-                                         Sum<5, 1>, Sum<6, 1>, Sum<7, 1>, Sum<8, 1>};
-  static constexpr SumFunction kTwo[] = {Sum<1, 2>, Sum<2, 2>, Sum<3, 2>, Sum<4, 2>,
-                                         Sum<5, 2>, Sum<6, 2>, Sum<7, 2>, Sum<8, 2>};
-  return (pair ? kTwo : kOne)[rows - 1];
+template <int kPanels, bool kOnly>
+SumFunction SumOf(int64_t rows) {
+  static constexpr SumFunction kSums[] = {Sum<1, kPanels, kOnly>, Sum<2, kPanels, kOnly>,
+                                          Sum<3, kPanels, kOnly>, Sum<4, kPanels, kOnly>,
+                                          Sum<5, kPanels, kOnly>, Sum<6, kPanels, kOnly>,
+                                          Sum<7, kPanels, kOnly>, Sum<8, kPanels, kOnly>};
+  return kSums[rows - 1];
+}
+
+SumFunction SumOf(int64_t rows, bool pair, bool only) {
+  if (only) return pair ? SumOf<2, true>(rows) : SumOf<1, true>(rows);
+  return pair ? SumOf<2, false>(rows) : SumOf<1, false>(rows);
 }
 
 int64_t PassesOf(const Strip& strip) { return (strip.rows + kHalfRows - 1) / kHalfRows; }
@@ -88,8 +98,13 @@ struct Piece {
   Steps steps = {};
   const std::byte* next = nullptr;  // where the piece begins that comes next
 
-  // Half of the passes ask for the next piece of the first panel, half for that of the second.
+  // Half of the passes ask for the next piece of the first panel, half for that of the second. An
+  // only pass reads memory as it goes, and asks for what is near.
   Ahead AheadOf(int64_t pass) const {
+    if (passes == 1) {
+      return {panel + steps.begin * kStepBytes + kNear, kStepBytes,
+              static_cast<int64_t>(panel_bytes)};
+    }
     const int64_t half = std::max<int64_t>(1, passes / 2);
     const int64_t bytes = (steps.end - steps.begin) * kStepBytes;
     const int64_t second = pass >= half ? static_cast<int64_t>(panel_bytes) : 0;
@@ -98,10 +113,11 @@ struct Piece {
 };
 
 void AddPiece(Strip& strip, const Piece& piece, int64_t pass) {
-  for (int64_t half = 0; half < strip.rows; half += kHalfRows) {
-    const SumFunction sum = SumOf(std::min(kHalfRows, strip.rows - half), piece.pair);
-    sum({strip.left.data + half * 4, strip.left.step}, piece.steps, piece.panel, piece.panel_bytes,
-        piece.AheadOf(pass++), strip.sums + half);
+  const int64_t passes = PassesOf(strip), rows = (strip.rows + passes - 1) / passes;
+  for (int64_t row = 0; row < strip.rows; row += rows) {
+    const SumFunction sum = SumOf(std::min(rows, strip.rows - row), piece.pair, piece.passes == 1);
+    sum({strip.left.data + row * 4, strip.left.step}, piece.steps, piece.panel, piece.panel_bytes,
+        piece.AheadOf(pass++), strip.sums + row);
   }
 }
 
@@ -112,9 +128,9 @@ void StripsByPair(const PanelGemmArgs& args, std::span<Strip> strips, int64_t pa
   const int64_t column = panel * kPanelColumns;
   const int64_t width = std::min((pair ? 2 : 1) * kPanelColumns, args.b.n - column);
   const int64_t total = args.b.k_padded / 2;
-  const int64_t length = strips.size() == 1 ? total : PieceOf(total);
   Piece piece{.panel = data, .panel_bytes = panel_bytes, .pair = pair};
   for (const Strip& strip : strips) piece.passes += PassesOf(strip);
+  const int64_t length = piece.passes == 1 ? total : PieceOf(total);
   for (int64_t begin = 0; begin < total; begin += length) {
     piece.steps = {begin, std::min(begin + length, total)};
     const bool last = piece.steps.end == total;

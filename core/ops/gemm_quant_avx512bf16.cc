@@ -76,7 +76,7 @@ struct Rows {
   int64_t step, stride;   // bytes from a pair to the next, from a row to the next
   int64_t strip_bytes;    // from 16 rows to the next
 
-  // A multiple of 4 rows on.
+  // Some rows on; what is taken from there lies in one strip.
   Rows From(int64_t row) const {
     Rows rows = *this;
     rows.data += row / kStripRows * strip_bytes + row % kStripRows * stride;
@@ -167,16 +167,18 @@ using AddFunction = void (*)(const Rows&, const QuantizedMatrix&, int64_t, const
                              float (*)[kMostPanels][kPanelColumns]);
 
 template <int kBits>
-AddFunction AddOf(int64_t rows, bool beside) {
-  static constexpr AddFunction kBeside[] = {AddGroups<1, 4, kBits>, AddGroups<2, 4, kBits>,
-                                            AddGroups<3, 4, kBits>, AddGroups<4, 4, kBits>,
-                                            AddGroups<5, 2, kBits>, AddGroups<6, 2, kBits>,
-                                            AddGroups<7, 2, kBits>, AddGroups<8, 2, kBits>};
+AddFunction AddOf(int64_t rows, int64_t panels) {
+  static constexpr AddFunction kFour[] = {AddGroups<1, 4, kBits>, AddGroups<2, 4, kBits>,
+                                          AddGroups<3, 4, kBits>, AddGroups<4, 4, kBits>};
+  static constexpr AddFunction kTwo[] = {AddGroups<1, 2, kBits>, AddGroups<2, 2, kBits>,
+                                         AddGroups<3, 2, kBits>, AddGroups<4, 2, kBits>,
+                                         AddGroups<5, 2, kBits>, AddGroups<6, 2, kBits>,
+                                         AddGroups<7, 2, kBits>, AddGroups<8, 2, kBits>};
   static constexpr AddFunction kOne[] = {AddGroups<1, 1, kBits>, AddGroups<2, 1, kBits>,
                                          AddGroups<3, 1, kBits>, AddGroups<4, 1, kBits>,
                                          AddGroups<5, 1, kBits>, AddGroups<6, 1, kBits>,
                                          AddGroups<7, 1, kBits>, AddGroups<8, 1, kBits>};
-  return (beside ? kBeside : kOne)[rows - 1];
+  return (panels == 4 ? kFour : panels == 2 ? kTwo : kOne)[rows - 1];
 }
 
 struct StripRange {
@@ -188,9 +190,8 @@ void StripByPanels(const QuantBlock& quant, const Rows& left, const ActivationSu
                    const StripRange& at) {
   const QuantizedMatrix& w = quant.weights;
   alignas(64) float out[kMostRows][kMostPanels][kPanelColumns];
-  const bool beside = at.panels > 1;
-  (w.bits == 4 ? AddOf<4>(at.rows, beside) : AddOf<8>(at.rows, beside))(left, w, at.panel, sums,
-                                                                        out);
+  (w.bits == 4 ? AddOf<4>(at.rows, at.panels) : AddOf<8>(at.rows, at.panels))(left, w, at.panel,
+                                                                              sums, out);
   for (int64_t p = 0; p < at.panels; p += 2) {
     const int64_t column = (at.panel + p) * kPanelColumns;
     StoreRows(quant.gemm,
@@ -207,17 +208,17 @@ void StripByPanels(const QuantBlock& quant, const Rows& left, const ActivationSu
 // Strip after strip meets some panels, whose codes the first-level cache keeps.
 void AllStrips(const QuantBlock& quant, const Rows& rows, const ActivationSums& sums) {
   const GemmBlock& block = quant.block;
-  const int64_t end = block.panel + block.panels;
-  const int64_t together = std::min(RowsTogether(quant.weights.bits), block.rows);
+  const int64_t end = block.panel + block.panels, most = RowsTogether(quant.weights.bits);
+  const int64_t together = PanelsTogether(std::min(most, block.rows));
   for (int64_t panel = block.panel; panel < end;) {
-    const bool whole = panel + PanelsTogether(together) <= end;
-    const int64_t panels = whole ? PanelsTogether(together) : 1;
-    for (int64_t row = 0; row < block.rows; row += together) {
-      const int64_t count = std::min(together, block.rows - row);
-      // A last strip of few rows has no kernel for two panels.
-      const int64_t step = panels == 2 && count <= 4 ? 1 : panels;
-      for (int64_t p = panel; p < panel + panels; p += step) {
-        StripByPanels(quant, rows.From(row), sums.From(row), {row, count, p, step});
+    const int64_t panels = panel + together <= end ? together : 1;
+    for (int64_t strip = 0; strip < block.rows; strip += kStripRows) {
+      // Passes alike: one of a single row would wait for each of its sums.
+      const int64_t count = std::min(kStripRows, block.rows - strip);
+      const int64_t passes = (count + most - 1) / most, each = (count + passes - 1) / passes;
+      for (int64_t row = strip; row < strip + count; row += each) {
+        StripByPanels(quant, rows.From(row), sums.From(row),
+                      {row, std::min(each, strip + count - row), panel, panels});
       }
     }
     panel += panels;

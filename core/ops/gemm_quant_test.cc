@@ -100,7 +100,7 @@ TEST_P(QuantKernels, ARowHasTheSameBitsInAnyCompany) {
       const std::vector<QuantizedMatrix> w = {PackQuantized(ctx_, {Random(codes, n, k)})};
       const Tensor a = Normal({300, k}, 4);
       const Tensor whole = Product(a, w, GetParam(), DType::kF32);
-      for (int64_t rows : {1, 2, 3, 4, 5, 8, 16, 17, 33, 129}) {
+      for (int64_t rows : {1, 2, 3, 4, 5, 8, 9, 13, 16, 17, 26, 33, 129}) {
         for (int threads : {1, 2}) {
           ctx_.threads = threads;
           const int64_t begin = 300 - rows;

@@ -127,7 +127,7 @@ TEST_P(GemmBf16, ARowHasTheSameBitsInAnyCompany) {
       return c;
     };
     const Tensor whole = product(0, kRows);
-    for (int64_t rows : {1, 2, 7, 8, 17, 129}) {
+    for (int64_t rows : {1, 2, 7, 8, 9, 13, 17, 26, 129}) {
       for (int64_t begin : {int64_t{0}, kRows - rows}) {
         EXPECT_TRUE(SameBits(product(begin, rows), whole.Narrow(begin, rows)))
             << rows << " rows from " << begin << ", n " << n << ", k " << k;
