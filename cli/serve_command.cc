@@ -4,6 +4,7 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <future>
 #include <memory>
@@ -219,7 +220,7 @@ absl::Status RunServe(const ServeFlags& flags) {
   CADRE_ASSIGN_OR_RETURN(config::ServeConfig config, ResolveConfig(flags));
   CADRE_ASSIGN_OR_RETURN(Compute compute, ResolveCompute(ToComputeFlags(flags, config), "serve"));
   CADRE_ASSIGN_OR_RETURN(const OwnStart start, FindOwnStart());
-  CatchStopSignals();
+  const std::atomic<bool>& stopped = CatchStopSignals();
   CatchReloadSignal();
   EndAtFirstStop(true);
   std::unique_ptr<HttpServer> server;  // null: another rank has it
@@ -231,7 +232,10 @@ absl::Status RunServe(const ServeFlags& flags) {
                       config.host(), server->port());
   }
   CADRE_ASSIGN_OR_RETURN(const Place place, FindPlace(flags, config, &compute));
-  return WithPeerLoss(ServePlace(flags, config, compute, server.get(), place), place.ranks.get());
+  const absl::Status served = ServePlace(flags, config, compute, server.get(), place);
+  // Rank 0 may have ended first where all are to stop.
+  if (!start.leader && stopped && absl::IsUnavailable(served)) return absl::OkStatus();
+  return WithPeerLoss(served, place.ranks.get());
 }
 
 void AddOptions(CLI::App* command, const std::shared_ptr<ServeFlags>& flags) {

@@ -27,7 +27,12 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   const std::string_view body(reinterpret_cast<const char*>(data) + 1, size - 1);
   const cadre::SamplingDefaults defaults;
   const cadre::SchemaLimits limits;
-  const cadre::SchemaContext context{.defaults = defaults, .limits = limits, .vocab_size = 1000};
+  const cadre::SchemaContext context{.defaults = defaults,
+                                     .limits = limits,
+                                     .vocab_size = 1000,
+                                     .max_context = 1000,
+                                     .takes_priority = true,
+                                     .hidden_size = 16};
   cadre::ApiRequest request;
   const auto error = endpoints[data[0] % endpoints.size()]->parse(body, context, &request);
   if (error) {

@@ -154,10 +154,11 @@ void ReadStop(JsonFields* fields, const char* name, size_t most, const SchemaCon
               ApiRequest* request) {
   const Json* stop = fields->Get(name);
   if (!stop) return;
-  Json list = stop->is_array() ? *stop : Json::array({*stop});
-  bool valid = list.size() <= most;
-  for (const Json& text : list) {
-    valid = valid && text.is_string() && !text.get_ref<const std::string&>().empty() &&
+  const size_t count = stop->is_array() ? stop->size() : 1;
+  bool valid = count <= most;
+  for (size_t i = 0; valid && i < count; ++i) {
+    const Json& text = stop->is_array() ? (*stop)[i] : *stop;
+    valid = text.is_string() && !text.get_ref<const std::string&>().empty() &&
             text.get_ref<const std::string&>().size() <= context.limits.max_stop_bytes;
     if (valid) request->stop.push_back(text.get<std::string>());
   }

@@ -3,6 +3,7 @@
 import argparse
 import atexit
 import contextlib
+import fcntl
 import http.client
 import json
 import os
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import unittest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 CONFIG = pathlib.Path(__file__).resolve().parent / "tiny_moe.yaml"
@@ -137,6 +139,22 @@ def wait_until(condition, process, what):
         if time.monotonic() > deadline:
             raise AssertionError(f"{what}: not within {TIMEOUT} s")
         time.sleep(0.02)
+
+
+@contextlib.contextmanager
+def leased(path):
+    """Who opens the file waits until the yielded function is called, or for a part of a minute."""
+    kept = signal.signal(signal.SIGIO, signal.SIG_IGN)  # says that somebody wants the file
+    file = os.open(path, os.O_RDWR)
+    try:
+        try:
+            fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+        except OSError as error:
+            raise unittest.SkipTest(f"no lease on {path}: {error}") from error
+        yield lambda: fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    finally:
+        os.close(file)
+        signal.signal(signal.SIGIO, kept)
 
 
 def contents(log):

@@ -97,6 +97,16 @@ class Ranks(unittest.TestCase):
             self.assertEqual(process.wait(e2e.TIMEOUT), 0, process.output())
             self.assertEqual([rank for rank in ranks if alive(rank)], [])
 
+    def test_sigterm_ends_ranks_that_still_load(self):
+        with e2e.leased(e2e.Options.model / "tokenizer.json"), e2e.running(
+                "launch", "--nproc-per-node", 2, "serve", "--model", e2e.Options.model, "--port", 0, *TP) as process:
+            e2e.wait_until(lambda: "listening on" in process.output(), process, "rank 0 listens")
+            ranks = children(process.pid)
+            e2e.wait_until(lambda: all(map(catches_sigterm, ranks)), process, "all ranks are past their start")
+            process.send_signal(signal.SIGTERM)
+            self.assertEqual(process.wait(e2e.TIMEOUT), 0, process.output())
+            self.assertEqual([rank for rank in ranks if alive(rank)], [])
+
     def test_an_idle_server_is_no_hang(self):
         with serving(2, *TP, "--set", "comm.timeout_seconds=5") as process:
             first = answers(process)
@@ -138,6 +148,12 @@ def begin(port):
     if not response.readline().startswith(b"data:"):
         raise AssertionError(f"no stream: {response.status}")
     return connection, response
+
+
+def catches_sigterm(pid):
+    with open(f"/proc/{pid}/status", encoding="ascii") as file:
+        caught = re.search(r"SigCgt:\s+([0-9a-f]+)", file.read()).group(1)
+    return bool(int(caught, 16) >> (signal.SIGTERM - 1) & 1)
 
 
 def rank_of(pid):

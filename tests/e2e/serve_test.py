@@ -6,11 +6,9 @@
 
 import concurrent.futures
 import contextlib
-import fcntl
 import functools
 import http.client
 import json
-import os
 import pathlib
 import random
 import re
@@ -327,26 +325,18 @@ class Ends(unittest.TestCase):
 class Starts(unittest.TestCase):
     @contextlib.contextmanager
     def loading(self):
-        """A server that listens and waits for its tokenizer, whose file is leased to the caller; a function that
-        lets it go on."""
+        """A server that listens and waits for its tokenizer's file; a function that lets it go on."""
         model = pathlib.Path(shutil.copytree(Options.model, tempfile.mkdtemp(dir=Options.folder), dirs_exist_ok=True))
-        kept = signal.signal(signal.SIGIO, signal.SIG_IGN)  # says that somebody wants the file
-        file = os.open(model / "tokenizer.json", os.O_RDWR)
-        try:
-            fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_WRLCK)
-        except OSError as error:
-            self.skipTest(f"no leases on files of {model}: {error}")
-        server = Server(("--api-key", "secret"), model)
-        try:
-            e2e.wait_until(lambda: "listening on" in server.output(), server.process, "it listens")
-            server.port = int(re.search(r"listening on 127\.0\.0\.1:(\d+)", server.output()).group(1))
-            yield server, lambda: fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_UNLCK)
-        finally:
-            server.process.kill()
-            server.process.wait()
-            server.log.close()
-            os.close(file)
-            signal.signal(signal.SIGIO, kept)
+        with e2e.leased(model / "tokenizer.json") as go_on:
+            server = Server(("--api-key", "secret"), model)
+            try:
+                e2e.wait_until(lambda: "listening on" in server.output(), server.process, "it listens")
+                server.port = int(re.search(r"listening on 127\.0\.0\.1:(\d+)", server.output()).group(1))
+                yield server, go_on
+            finally:
+                server.process.kill()
+                server.process.wait()
+                server.log.close()
 
     def test_it_listens_while_the_model_is_loaded(self):
         with self.loading() as (server, go_on):
