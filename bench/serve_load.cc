@@ -8,8 +8,8 @@
 // Prompts are token ids below --vocabulary, answers are greedy and of exactly the planned length
 // (ignore_eos). --search first measures the unloaded server, takes --slo-factor times its median
 // time to the first token and between tokens for the SLO, and finds the highest rate whose goodput
-// is at least --goodput. Exit code: 0 where every answer of a plain run was whole, 3 where not, 2
-// for wrong usage.
+// is at least --goodput; a rate's run ends as soon as it cannot be. Exit code: 0 where every answer
+// of a plain run was whole, 3 where not, 2 for wrong usage.
 #include <CLI/CLI.hpp>
 #include <cstdio>
 #include <iostream>
@@ -64,6 +64,7 @@ void AddFlags(CLI::App& app, Flags* f) {
       ->check(CLI::Range(1, 100000));
   app.add_option("--search-start", f->search.start, "First rate that is tried [1]")
       ->check(CLI::PositiveNumber);
+  app.add_option("--search-lowest", f->search.lowest, "No rate below this is tried [any]");
   app.add_option("--search-steps", f->search.steps, "Bisections [5]")->check(CLI::Range(0, 30));
   app.add_option("--goodput", f->search.goodput, "Share of good requests that is enough [0.95]")
       ->check(CLI::Range(0.0, 1.0));
@@ -102,6 +103,10 @@ absl::Status Search(const Flags& flags, const Trace& trace) {
     if (slo.itl == 0) slo.itl = measured.itl;
     output["unloaded"] = ToJson(report);
     if (!flags.json) fmt::print("unloaded:\n{}", ToText(report, {}));
+    if (flags.json) {
+      fmt::print(stderr, "bounds: first token {:.0f} ms, gaps {:.1f} ms\n", slo.ttft * 1e3,
+                 slo.itl * 1e3);
+    }
   }
   absl::Status failed;
   uint64_t run = 0;
@@ -110,11 +115,19 @@ absl::Status Search(const Flags& flags, const Trace& trace) {
     failed.Update(plan.status());
     if (!plan.ok()) return 0.0;
     plan->salt = flags.plan.seed + ++run * 1000003;  // prompts that no run before has cached
-    const Report report = MakeReport(RunPlan(*plan, flags.client), slo);
+    const Report report = MeasureRate(*plan, flags.client, slo, flags.search.goodput);
     output["runs"].push_back(ToJson(report));
     output["runs"].back()["rate"] = rate;
     if (!flags.json) fmt::print("\nrate {:.3f}:\n{}", rate, ToText(report, slo));
     std::fflush(stdout);
+    if (flags.json) {
+      fmt::print(stderr,
+                 "rate {:.3f}: {} of {} good, {} late, {} slow in {:.0f} s; first token {:.0f} and "
+                 "{:.0f} ms, gaps {:.1f} and {:.1f} ms (median and 99 %)\n",
+                 rate, report.good, report.requests, report.late, report.slow, report.seconds,
+                 report.ttft.p50 * 1e3, report.ttft.p99 * 1e3, report.itl.p50 * 1e3,
+                 report.itl.p99 * 1e3);
+    }
     return report.goodput();
   };
   const SearchResult found = FindHighestRate(flags.search, goodput_at);

@@ -51,7 +51,7 @@ class Load {
     error_code error;
     tcp::resolver resolver(io_);
     endpoints_ = resolver.resolve(options_.target.host, options_.target.port, error);
-    result_->outcomes.resize(plan_.requests.size());
+    result_->outcomes.assign(plan_.requests.size(), Outcome{.error = kBrokenOff});
     start_ = Clock::now();
     asio::co_spawn(io_, Dispatch(), asio::detached);
     io_.run();
@@ -102,13 +102,15 @@ class Load {
     const PlannedRequest& planned = plan_.requests[index];
     Outcome& outcome = result_->outcomes[index];
     while (true) {
-      outcome = {.key = planned.key, .scheduled = planned.at, .sent = Now()};
+      Outcome tried = {.key = planned.key, .scheduled = planned.at, .sent = Now()};
       std::unique_ptr<Connection> connection = Take();
-      Attempt attempt = co_await Try(*connection, message, planned, &outcome);
+      Attempt attempt = co_await Try(*connection, message, planned, &tried);
       if (attempt.stale) continue;
-      outcome.error = attempt.error;
-      if (outcome.ok()) idle_.push_back(std::move(connection));
-      if (outcome.last == 0) outcome.last = Now();
+      tried.error = attempt.error;
+      if (tried.ok()) idle_.push_back(std::move(connection));
+      if (tried.last == 0) tried.last = Now();
+      outcome = std::move(tried);
+      if (options_.enough && options_.enough(outcome)) io_.stop();
       break;
     }
   }

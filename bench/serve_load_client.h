@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -27,14 +28,18 @@ struct ClientOptions {
   std::vector<std::string> api_keys;  // by PlannedRequest::key; empty: none is sent
   int64_t vocabulary = 256;
   double timeout_s = 120;  // of a request, from its time in the plan
+  // Called in RunPlan's thread with every request that has ended; true ends the run: no more are
+  // sent, those under way are broken off, and both have the error kBrokenOff.
+  std::function<bool(const Outcome&)> enough;
 };
+inline constexpr char kBrokenOff[] = "broken off";
 
 struct LoadResult {
   std::vector<Outcome> outcomes;  // as the plan's requests
   double seconds = 0;             // from the run's start to the last answer's end
 };
 
-// Blocks until every request has ended. One thread: the caller's.
+// Blocks until every request has ended, or `options.enough` says so. One thread: the caller's.
 LoadResult RunPlan(const LoadPlan& plan, const ClientOptions& options);
 
 }  // namespace cadre::bench

@@ -40,11 +40,18 @@ Percentiles PercentilesOf(std::vector<double> values) {
   return {Percentile(values, 0.5), Percentile(values, 0.9), Percentile(values, 0.99)};
 }
 
-bool Good(const Outcome& outcome, const Slo& slo) {
-  if (!outcome.ok() || (slo.ttft > 0 && outcome.ttft() > slo.ttft)) return false;
-  if (slo.itl <= 0 || outcome.gaps.empty()) return true;
+bool Late(const Outcome& outcome, const Slo& slo) {
+  return slo.ttft > 0 && outcome.ttft() > slo.ttft;
+}
+
+bool Slow(const Outcome& outcome, const Slo& slo) {
+  if (slo.itl <= 0 || outcome.gaps.empty()) return false;
   std::vector<double> gaps(outcome.gaps.begin(), outcome.gaps.end());
-  return Percentile(gaps, slo.gap_share) <= slo.itl;
+  return Percentile(gaps, slo.gap_share) > slo.itl;
+}
+
+bool Good(const Outcome& outcome, const Slo& slo) {
+  return outcome.ok() && !Late(outcome, slo) && !Slow(outcome, slo);
 }
 
 Report MakeReport(const LoadResult& result, const Slo& slo) {
@@ -52,6 +59,10 @@ Report MakeReport(const LoadResult& result, const Slo& slo) {
   std::vector<double> ttft, itl, e2e, lag;
   double last = 0;
   for (const Outcome& outcome : result.outcomes) {
+    if (outcome.error == kBrokenOff) {
+      ++report.errors[outcome.error];
+      continue;
+    }
     last = std::max(last, outcome.scheduled);
     lag.push_back(outcome.sent - outcome.scheduled);
     report.good += Good(outcome, slo);
@@ -60,6 +71,8 @@ Report MakeReport(const LoadResult& result, const Slo& slo) {
       continue;
     }
     ++report.whole;
+    report.late += Late(outcome, slo);
+    report.slow += Slow(outcome, slo);
     report.prompt_tokens += outcome.prompt_tokens;
     report.output_tokens += outcome.output_tokens;
     report.cached_tokens += outcome.cached_tokens;
@@ -90,6 +103,8 @@ nlohmann::json ToJson(const Report& report) {
   return {{"requests", report.requests},
           {"whole", report.whole},
           {"good", report.good},
+          {"late", report.late},
+          {"slow", report.slow},
           {"goodput", report.goodput()},
           {"seconds", report.seconds},
           {"offered_rate", report.offered_rate},
@@ -118,8 +133,10 @@ std::string ToText(const Report& report, const Slo& slo) {
       PerSecond(static_cast<double>(report.whole), seconds),
       PerSecond(static_cast<double>(report.prompt_tokens), seconds),
       PerSecond(static_cast<double>(report.output_tokens), seconds), report.cached_tokens);
-  text += fmt::format("goodput {:.1f} % (first token within {}, {:.0f} % of the gaps within {})\n",
-                      report.goodput() * 100, Bound(slo.ttft), slo.gap_share * 100, Bound(slo.itl));
+  text += fmt::format(
+      "goodput {:.1f} % (first token within {}: {} not; {:.0f} % of the gaps within {}: {} not)\n",
+      report.goodput() * 100, Bound(slo.ttft), report.late, slo.gap_share * 100, Bound(slo.itl),
+      report.slow);
   text += Line("first token", report.ttft) + Line("gap", report.itl) + Line("whole", report.e2e) +
           Line("client lag", report.lag);
   for (const auto& [kind, count] : report.errors) {

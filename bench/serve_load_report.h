@@ -27,10 +27,13 @@ struct Slo {
   double ttft = 0, itl = 0;  // 0: no bound
   double gap_share = 0.99;
 };
+bool Late(const Outcome& outcome, const Slo& slo);  // its first token
+bool Slow(const Outcome& outcome, const Slo& slo);  // its gaps
 bool Good(const Outcome& outcome, const Slo& slo);
 
 struct Report {
   size_t requests = 0, whole = 0, good = 0;
+  size_t late = 0, slow = 0;  // of the whole ones, by which bound they are not good; may be both
   double seconds = 0;
   double offered_rate = 0;  // requests a second as planned, from the first arrival to the last
   int64_t prompt_tokens = 0, output_tokens = 0, cached_tokens = 0;  // of whole answers

@@ -25,6 +25,7 @@ SearchResult FindHighestRate(const SearchOptions& options,
     } else {
       high = low;
       low /= 2;
+      if (low < options.lowest) break;
       bracketed = borne(low);
     }
   }
@@ -38,6 +39,16 @@ SearchResult FindHighestRate(const SearchOptions& options,
   }
   result.rate = low;
   return result;
+}
+
+Report MeasureRate(const LoadPlan& plan, ClientOptions options, const Slo& slo, double goodput) {
+  const double requests = static_cast<double>(plan.requests.size());
+  double bad = 0;
+  options.enough = [&](const Outcome& outcome) {
+    bad += Good(outcome, slo) ? 0 : 1;
+    return (requests - bad) / requests < goodput;
+  };
+  return MakeReport(RunPlan(plan, options), slo);
 }
 
 LoadResult RunUnloaded(const LoadPlan& plan, const ClientOptions& options, size_t requests) {

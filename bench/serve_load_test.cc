@@ -143,6 +143,8 @@ TEST(Slos, CountFromTheScheduledArrivalAndBoundTheirShareOfGaps) {
   const Report report =
       MakeReport({.outcomes = {Answer(1, {}), Answer(3, {}), failed}, .seconds = 5}, slo);
   EXPECT_EQ(report.good, 1u);
+  EXPECT_EQ(report.late, 1u);
+  EXPECT_EQ(report.slow, 0u);
   EXPECT_EQ(report.whole, 2u);
   EXPECT_EQ(report.errors.at("HTTP 429"), 1u);
   EXPECT_NEAR(report.lag.p50, 1, 1e-9);
@@ -210,6 +212,8 @@ TEST(Search, FindsTheEdgeFromBothSides) {
     EXPECT_EQ(found.tried.size(), static_cast<size_t>(runs));
   }
   EXPECT_EQ(FindHighestRate({}, [](double) { return 0.0; }).rate, 0);
+  const SearchResult bounded = FindHighestRate({.lowest = 0.3}, [](double) { return 0.0; });
+  EXPECT_EQ(bounded.tried.size(), 2u);  // 1 and 0.5
 }
 
 TEST(Urls, AreOfHttp) {

@@ -86,6 +86,8 @@ class ServeLoad(unittest.TestCase):
                          "--output-tokens", 4, "--search-start", 400, "--search-steps", 1,
                          "--unloaded-requests", 4, "--slo-ttft", 0.0001)  # fmt: skip
             self.assertEqual(found["highest_rate"], 0)  # no server is that fast
+            # One bad answer of eight is enough to know.
+            self.assertTrue(all(run["errors"].get("broken off", 0) > 0 for run in found["runs"]), found["runs"])
             found = load(server.url, "--search", "--rate", 1, "--requests", 8, "--prompt-tokens", 20,
                          "--output-tokens", 4, "--search-start", 20, "--search-steps", 1,
                          "--slo-ttft", 60000, "--slo-itl", 60000)  # fmt: skip
