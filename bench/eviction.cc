@@ -86,9 +86,10 @@ class Decoding {
     const PlannedTokens run{&kv_, std::span(&token, 1), index, &*sequence_};
     StepPlan plan = PlanTokens(std::span(&run, 1), *cache_);
     StepForward forward(ctx_, model_, nullptr);
-    forward.Run(
-        std::span(&plan, 1), cache_->pool(), 0,
-        [&](Context& ctx, const LayerQueries& queries) { sequence_->Settle(ctx, queries, 0, 0); });
+    BatchObserver observer{
+        [&](Context& ctx, const LayerQueries& queries) { sequence_->Settle(ctx, queries, {}); }};
+    if (sequence_->looks()) observer.sequences = {0};
+    forward.Run(std::span(&plan, 1), cache_->pool(), 0, observer);
     return forward.Logits(0, RowRange{0, 1});
   }
 
@@ -210,7 +211,7 @@ struct Times {
 };
 
 // Attention alone over all layers, and the policy's look at it besides.
-void TimeAttention(Context& ctx, const Model& model, Decoding& decoding, Times* times) {
+void TimeAttention(Context& ctx, const Model& model, Decoding& decoding, bool looks, Times* times) {
   const AttentionSpec& spec = model.spec().layers.front().attention;
   const KvBlockPool& pool = decoding.pool();
   const Tensor q = ctx.Zeros({1, spec.heads, spec.head_dim}, model.dtype());
@@ -226,13 +227,22 @@ void TimeAttention(Context& ctx, const Model& model, Decoding& decoding, Times* 
                            .block_tables = table,
                            .table_stride = static_cast<int64_t>(table.size()),
                            .context_lengths = std::span(&length, 1)};
+    const int32_t rows[] = {0};
+    const Tensor scores = ctx.Empty({1, spec.heads, (length + 63) / 64 * 64}, DType::kF32);
+    ops::AttentionTold told{.lse = lse};
+    if (looks) told.scores = scores, told.score_rows = rows;
     double start = Now();
-    ops::PagedAttention(ctx, q, view, {.scale = 0.1f, .offsets = offsets}, {}, lse);
+    ops::PagedAttention(ctx, q, view, {.scale = 0.1f, .offsets = offsets}, {}, told);
     attention += Now() - start;
+    if (!looks) continue;
     start = Now();
-    WeighKeys(
-        ops::ObserveAttention(ctx, {.q = q, .kv = view, .scale = 0.1f, .keys = length, .lse = lse}),
-        1, false, &seen);
+    WeighKeys(ops::ObserveAttention(ctx, {.q = q,
+                                          .kv = view,
+                                          .scale = 0.1f,
+                                          .keys = length,
+                                          .lse = lse,
+                                          .scores = scores.Reshape({spec.heads, scores.dim(2)})}),
+              1, false, &seen);
     upkeep += Now() - start;
   }
   times->attention = std::min(times->attention, attention);
@@ -297,7 +307,8 @@ void Speed(Context& ctx, Model& model, const Flags& flags) {
       way.times.steps.push_back(Now() - start);
       way.times.shares.push_back((weights + KvBytes(*way.decoding)) / bandwidths.back() /
                                  way.times.steps.back());
-      if (round % 4 == 0) TimeAttention(ctx, model, *way.decoding, &way.times);
+      if (round % 4 == 0)
+        TimeAttention(ctx, model, *way.decoding, std::string(way.name) == "cake", &way.times);
     }
   }
   const double full = ways.front().times.attention;
@@ -309,7 +320,7 @@ void Speed(Context& ctx, Model& model, const Flags& flags) {
       "bandwidth over step |\n");
   for (Way& way : ways) {
     const Times& t = way.times;
-    const double looked = t.attention + (std::string(way.name) == "cake" ? t.upkeep : 0);
+    const double looked = t.attention + t.upkeep;
     std::printf("| %-6s | %5.0f | %8.3f | %5.1fx | %5.1fx | %7.2f | %.2f |\n", way.name,
                 KvBytes(*way.decoding) / 1e6, t.attention * 1e3, full / t.attention, full / looked,
                 Median(t.steps) * 1e3, Median(t.shares));

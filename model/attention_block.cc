@@ -1,5 +1,6 @@
 #include "model/attention_block.h"
 
+#include <algorithm>
 #include <numeric>
 #include <optional>
 
@@ -20,6 +21,37 @@ namespace {
 
 // Of the norms of latents; DeepSeek's code does not take it from the config.
 constexpr float kLatentNormEps = 1e-6f;
+
+// Over pages, for whoever looks at the attention.
+Tensor AttendObserved(Context& ctx, const Tensor& q, const ops::AttentionArgs& args,
+                      const AttentionInputs& in) {
+  const ops::KvView& view = in.batch.kv[in.layer].view;
+  const BatchObserver& observer = in.batch.observer;
+  const bool wide = q.dtype() == DType::kF64;
+  ops::AttentionTold told{.lse = ctx.Empty({q.dim(0), q.dim(1)}, wide ? DType::kF64 : DType::kF32)};
+  std::vector<int32_t> rows;
+  if (!wide && !observer.sequences.empty()) {
+    rows.assign(view.context_lengths.size(), -1);
+    int32_t longest = 0, next = 0;
+    for (const int32_t sequence : observer.sequences) {
+      rows[static_cast<size_t>(sequence)] = next++;
+      longest = std::max(longest, view.context_lengths[static_cast<size_t>(sequence)]);
+    }
+    constexpr int64_t kTile = ops::kAttentionKeyTile;
+    told.scores = ctx.Empty({next, q.dim(1), (longest + kTile - 1) / kTile * kTile}, DType::kF32);
+    told.score_rows = rows;
+  }
+  const Tensor out = ops::PagedAttention(ctx, q, view, args, in.batch.query_positions, told);
+  observer.call(ctx, {in.layer,
+                      {.q = q,
+                       .kv = view,
+                       .scale = args.scale,
+                       .sliding_window = args.sliding_window,
+                       .sinks = args.sinks,
+                       .lse = told.lse},
+                      told.scores});
+  return out;
+}
 
 // q [T, H, dh]; k and v of all tokens that ranks share -> [T, H * dv].
 Var Attend(Context& ctx, const Var& q, const Var& k, const Var& v, const AttentionSpec& spec,
@@ -42,22 +74,11 @@ Var Attend(Context& ctx, const Var& q, const Var& k, const Var& v, const Attenti
                      .slots = kv.slots,
                      .data = kv.view.data,
                      .layout = kv.view.layout});
-  if (!in.batch.observe) {
+  if (!in.batch.observer.call) {
     return Var{
         ops::PagedAttention(ctx, q.value, kv.view, args, in.batch.query_positions).Reshape(flat)};
   }
-  const bool wide = q.value.dtype() == DType::kF64;
-  const Tensor lse = ctx.Empty({q.value.dim(0), q.value.dim(1)}, wide ? DType::kF64 : DType::kF32);
-  const Tensor out =
-      ops::PagedAttention(ctx, q.value, kv.view, args, in.batch.query_positions, lse);
-  in.batch.observe(ctx, {in.layer,
-                         {.q = q.value,
-                          .kv = kv.view,
-                          .scale = args.scale,
-                          .sliding_window = args.sliding_window,
-                          .sinks = sinks,
-                          .lse = lse}});
-  return Var{out.Reshape(flat)};
+  return Var{AttendObserved(ctx, q.value, args, in).Reshape(flat)};
 }
 
 // k and v of the batch's tokens, the keys not rotated yet.

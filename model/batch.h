@@ -35,10 +35,18 @@ struct KvLayer {
 // One layer's queries, after its attention over paged blocks.
 struct LayerQueries {
   int layer;
-  // q [T, H, dh] and lse of the whole batch, and its view; keys is not set.
+  // q [T, H, dh] and lse of the whole batch, and its view; keys and scores are not set.
   const ops::AttentionStatisticsArgs& attention;
+  // [R, H, N] of the observer's sequences, see ops::AttentionTold; undefined where there are none,
+  // and in f64.
+  Tensor scores;
 };
-using LayerObserver = std::function<void(Context&, const LayerQueries&)>;
+
+// Who looks at a batch's attention: for policies of KV eviction.
+struct BatchObserver {
+  std::function<void(Context&, const LayerQueries&)> call;  // for every layer
+  std::vector<int32_t> sequences = {};  // ascending, of one query each, whose scores it wants
+};
 
 // Where context-parallel ranks share a batch's tokens (parallel/zigzag.h): what a rank knows of
 // all.
@@ -67,8 +75,7 @@ struct Batch {
   // it has the bits of a server with such a cache. No gradient.
   ops::KvQuantization kv_quantization = ops::KvQuantization::kNone;
 
-  // Called for every layer where set: for policies of KV eviction.
-  LayerObserver observe = {};
+  BatchObserver observer = {};  // may have no call
 
   // Workers that attention's tiles are cut over, see ops::AttentionArgs; changes no bit.
   int attention_workers = 0;

@@ -25,6 +25,28 @@ absl::Status Engine::Step(std::span<const ScheduledChunk> scheduled) {
   return Sample(forward, chunks, plans);
 }
 
+// Lets evicting sequences look at their newest tokens' attention.
+BatchObserver ObserverOf(std::span<const ScheduledChunk> chunks, const StepPlan& plan) {
+  BatchObserver observer;
+  for (size_t i = 0; i < chunks.size(); ++i) {
+    const EvictingSequence* evicting = chunks[i].sequence->evicting.get();
+    if (evicting != nullptr && evicting->looks()) observer.sequences.push_back(static_cast<int>(i));
+  }
+  if (std::ranges::none_of(chunks, [](const auto& c) { return c.sequence->evicting != nullptr; })) {
+    return observer;
+  }
+  observer.call = [chunks, &plan](Context& ctx, const LayerQueries& queries) {
+    int64_t observed = 0;
+    for (size_t i = 0; i < chunks.size(); ++i) {
+      EvictingSequence* evicting = chunks[i].sequence->evicting.get();
+      if (evicting == nullptr) continue;
+      evicting->Settle(ctx, queries, {plan.offsets[i], static_cast<int64_t>(i), observed});
+      observed += evicting->looks();
+    }
+  };
+  return observer;
+}
+
 absl::Status Engine::RunChunks(StepForward& forward, std::span<const ScheduledChunk> chunks,
                                std::span<const StepPlan> plans) {
   CADRE_RETURN_IF_ERROR(Tell({.kind = StepKind::kRun,
@@ -32,17 +54,8 @@ absl::Status Engine::RunChunks(StepForward& forward, std::span<const ScheduledCh
                               .plans = {plans.begin(), plans.end()}}));
   const StepPlan& plan = plans.front();
   for (const KvCopy& copy : plan.copies) lanes_->own_cache().Copy(copy);
-  LayerObserver observe;
-  if (std::ranges::any_of(chunks, [](const auto& c) { return c.sequence->evicting != nullptr; })) {
-    observe = [&](Context& ctx, const LayerQueries& queries) {
-      for (size_t i = 0; i < chunks.size(); ++i) {
-        EvictingSequence* evicting = chunks[i].sequence->evicting.get();
-        if (evicting != nullptr)
-          evicting->Settle(ctx, queries, plan.offsets[i], static_cast<int64_t>(i));
-      }
-    };
-  }
-  forward.Run(plans, lanes_->own_cache().pool(), options_.attention_workers, observe);
+  forward.Run(plans, lanes_->own_cache().pool(), options_.attention_workers,
+              ObserverOf(chunks, plan));
   CADRE_RETURN_IF_ERROR(Failure());
   load_.Count(forward.routing());
   ReadPrompts(forward, chunks, plans);

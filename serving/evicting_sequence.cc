@@ -152,7 +152,7 @@ void EvictingSequence::ReadChunk(const Reading& reading) {
                .context_lengths = std::span(&length, 1)},
       .slots = slots,
       .unrotated_slots = unrotated};
-  batch.observe = [&](Context& ctx, const LayerQueries& queries) {
+  batch.observer.call = [&](Context& ctx, const LayerQueries& queries) {
     Observe(ctx, queries, begin, end);
   };
   Var& hidden = hidden_[chunk_];
@@ -196,17 +196,24 @@ void EvictingSequence::EndLayer(KvCache& cache) {
   cache.Free(prefix_);
 }
 
-void EvictingSequence::Settle(Context& ctx, const LayerQueries& queries, int64_t row,
-                              int64_t sequence) {
+bool EvictingSequence::looks() const {
+  return policy_->evicts_answers() && policy_->observed() != Queries::kNone;
+}
+
+void EvictingSequence::Settle(Context& ctx, const LayerQueries& queries, const Newest& newest) {
   if (!policy_->evicts_answers()) return;
   newest_.kv_heads = pool_.layout(0).kv_heads;
   newest_.mean.clear();
-  if (policy_->observed() != Queries::kNone) {
+  if (looks()) {
     ops::AttentionStatisticsArgs args = queries.attention;
-    args.q = args.q.Narrow(row, 1);
-    args.lse = args.lse.Narrow(row, 1);
-    args.kv = OneSequence(args.kv, sequence);
+    args.q = args.q.Narrow(newest.row, 1);
+    args.lse = args.lse.Narrow(newest.row, 1);
+    args.kv = OneSequence(args.kv, newest.sequence);
     args.keys = kept_->count(queries.layer);
+    if (queries.scores.defined()) {
+      const Tensor& all = queries.scores;
+      args.scores = all.Narrow(newest.observed, 1).Reshape({all.dim(1), all.dim(2)});
+    }
     WeighKeys(ops::ObserveAttention(ctx, args), 1, policy_->observed() == Queries::kAll, &newest_);
   }
   kept_->Settle(ctx, queries.layer, newest_);

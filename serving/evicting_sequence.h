@@ -65,8 +65,15 @@ class EvictingSequence {
   void Append(int64_t index) { kept_->Append(static_cast<int32_t>(index)); }
   // What the rotary position of the appended token is.
   int32_t Position(int64_t index) const;
-  // Looks at the newest query, row `row` of the step and of its sequence `sequence`, in a layer.
-  void Settle(Context& ctx, const LayerQueries& queries, int64_t row, int64_t sequence);
+  // Whether Settle looks at attention.
+  bool looks() const;
+  // Where a step has the newest query: row `row` of its tokens, in its sequence `sequence`, the
+  // `observed`-th of its observer's.
+  struct Newest {
+    int64_t row = 0, sequence = 0, observed = 0;
+  };
+  // A layer has attended for the newest query.
+  void Settle(Context& ctx, const LayerQueries& queries, const Newest& newest);
 
   KeptKv& kept() { return *kept_; }
   const KeptKv& kept() const { return *kept_; }

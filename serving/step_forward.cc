@@ -43,10 +43,10 @@ Var StepForward::Receive(const Batch& batch, int stage) {
 }
 
 void StepForward::Run(std::span<const StepPlan> plans, const KvBlockPool& pool,
-                      int attention_workers, const LayerObserver& observe) {
+                      int attention_workers, const BatchObserver& observer) {
   const StepPlan& plan = plans[ranks_ == nullptr ? 0 : static_cast<size_t>(ranks_->lane())];
   Batch batch = MakeBatch(*ctx_.allocator, plan, pool);
-  batch.observe = observe;
+  batch.observer = observer;
   batch.attention_workers = attention_workers;
   ForwardOptions options;
   for (const StepPlan& lane : plans) {

@@ -36,7 +36,7 @@ class StepForward {
 
   // The plans, one a lane, are checked (step_message.h). attention_workers: see Batch.
   void Run(std::span<const StepPlan> plans, const KvBlockPool& pool, int attention_workers,
-           const LayerObserver& observe = {});
+           const BatchObserver& observer = {});
   // Adds a hidden state [1, D] to the last Run's, or to none; returns its row. In one process.
   int64_t Join(const Tensor& row);
   // Of rows of the lane's plan in the last Run.

@@ -208,6 +208,24 @@ void RunPacked(Context& ctx, const Tensor& q, const Tensor& k, const Tensor& v,
   }
 }
 
+void CheckTold(const Tensor& q, const KvView& kv, const AttentionArgs& args,
+               const AttentionTold& told) {
+  const Tensor& scores = told.scores;
+  CADRE_CHECK(q.dtype() != DType::kF64 && args.sliding_window == 0 && kv.positions == nullptr &&
+                  scores.dtype() == DType::kF32 && scores.shape().rank() == 3 &&
+                  scores.dim(1) == q.dim(1) && scores.dim(2) % kAttentionKeyTile == 0 &&
+                  told.score_rows.size() == kv.context_lengths.size(),
+              "attention: scores {} of {} sequences", scores.shape().ToString(),
+              told.score_rows.size());
+  for (size_t s = 0; s < told.score_rows.size(); ++s) {
+    CADRE_CHECK(told.score_rows[s] < 0 || (told.score_rows[s] < scores.dim(0) &&
+                                           args.offsets[s + 1] - args.offsets[s] == 1 &&
+                                           kv.context_lengths[s] <= scores.dim(2)),
+                "attention: scores {} of sequence {}, {} keys", scores.shape().ToString(), s,
+                kv.context_lengths[s]);
+  }
+}
+
 struct Slots {
   SlotId q, k, v, out, lse;
 };
@@ -318,7 +336,7 @@ AttentionPart AttendToPart(Context& ctx, const AttentionPartArgs& args) {
 void AttentionPartGrad(Context& ctx, const AttentionGradArgs& args) { Grad(ctx, args); }
 
 Tensor PagedAttention(Context& ctx, const Tensor& q, const KvView& kv, const AttentionArgs& args,
-                      std::span<const int32_t> query_positions, const Tensor& lse) {
+                      std::span<const int32_t> query_positions, const AttentionTold& told) {
   CheckShapes(ctx, q, kv.layout, args);
   const int64_t sequences = static_cast<int64_t>(args.offsets.size()) - 1;
   CADRE_CHECK(kv.sequences() == sequences, "attention: {} contexts for {} sequences",
@@ -334,6 +352,7 @@ Tensor PagedAttention(Context& ctx, const Tensor& q, const KvView& kv, const Att
   CADRE_CHECK(kv.positions == nullptr ? query_positions.empty()
                                       : static_cast<int64_t>(query_positions.size()) == q.dim(0),
               "attention: {} query positions for {} tokens", query_positions.size(), q.dim(0));
+  if (told.scores.defined()) CheckTold(q, kv, args, told);
   Tensor out = ctx.Empty({q.dim(0), q.dim(1), kv.layout.value_dim}, q.dtype());
   RunForward(ctx,
              {.q = q,
@@ -344,7 +363,9 @@ Tensor PagedAttention(Context& ctx, const Tensor& q, const KvView& kv, const Att
               .offsets = args.offsets,
               .query_positions = query_positions,
               .out = out,
-              .lse = lse},
+              .lse = told.lse,
+              .scores = told.scores,
+              .score_rows = told.score_rows},
              args.sinks);
   return out;
 }

@@ -51,12 +51,22 @@ struct AttentionArgs {
 // Every sequence starts at position 0. `args.offsets` and `args.query_rows` are copied.
 Var Attention(Context& ctx, const Var& q, const Var& k, const Var& v, const AttentionArgs& args);
 
+// What attention over pages tells besides its output; written where defined.
+struct AttentionTold {
+  Tensor lse = {};  // [T, H], as in AttentionForwardArgs
+  // f32 [R, H, N]: q . k of some sequences' queries, one each, by slots; minus infinity where a key
+  // is hidden and past the last. N is a multiple of kAttentionKeyTile. Not of f64, of windows, nor
+  // of views with positions.
+  Tensor scores = {};
+  std::span<const int32_t> score_rows = {};  // [S]: of a sequence in `scores`, or -1
+};
+
 // Sequence s's queries are its last tokens: offsets[s + 1] - offsets[s] of kv.context_lengths[s],
 // whose keys and values already lie in the view. No gradient. With explicit positions in the view,
-// query_positions [T] is needed; else it may be empty. lse: written where defined, as in
-// AttentionForwardArgs.
+// query_positions [T] is needed; else it may be empty.
 Tensor PagedAttention(Context& ctx, const Tensor& q, const KvView& kv, const AttentionArgs& args,
-                      std::span<const int32_t> query_positions = {}, const Tensor& lse = {});
+                      std::span<const int32_t> query_positions = {},
+                      const AttentionTold& told = {});
 
 // Attention to some of the keys: a part, to be put together with what the same queries get of the
 // others. A row that sees none of these keys has zeros and a log-sum-exp of infinity. No gradient
@@ -91,7 +101,9 @@ struct AttentionForwardArgs {
   Tensor out;                                // [T, H, dv]
   Bf16Kernel kernel = MachineBf16Kernel();   // another one: for tests
   int64_t kept_bytes = int64_t{16} << 20;    // most that workers' partials may take at a time
-  Tensor lse;  // [T, H] f32, in powers of two (f64 for the reference, natural); may be undefined
+  Tensor lse;     // [T, H] f32, in powers of two (f64 for the reference, natural); may be undefined
+  Tensor scores;  // as AttentionTold says; may be undefined
+  std::span<const int32_t> score_rows;  // empty where it is
 };
 struct AttentionGradArgs {
   Tensor q, k, v, out, lse, dout;

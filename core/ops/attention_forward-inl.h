@@ -94,6 +94,7 @@ class Forward {
   void Tile(const AttentionBlock& block, int64_t tile, const AttentionWork& w) const {
     const int64_t n = Columns(block, tile * kAttentionKeyTile);
     const Pool* v = Scores(block, tile, w, true);
+    if (!args_.score_rows.empty()) TellScores(block, tile, n, w);
     Softmax(block.rows, n, w);
     if (layout_.quantized()) return codes_.Values(block.rows, n, w);
     backend_.gemm({.a = w.p,
@@ -276,6 +277,19 @@ class Forward {
       float* scores = w.scores + r * kAttentionKeyTile;
       const bool whole = implied && first + n - 1 <= position && first > low;
       w.seen[r] = whole || MaskRow(scores, n, low, position, w.key_positions);
+    }
+  }
+
+  // Of the block's only query: its rows are heads.
+  void TellScores(const AttentionBlock& block, int64_t tile, int64_t n,
+                  const AttentionWork& w) const {
+    const int64_t to = args_.score_rows[block.sequence], columns = args_.scores.dim(2);
+    if (to < 0) return;
+    const int64_t head = to * heads_ + block.kv_head * group_ + block.row;
+    float* row = args_.scores.template data<float>() + head * columns + tile * kAttentionKeyTile;
+    for (int64_t r = 0; r < block.rows; ++r, row += columns) {
+      std::copy_n(w.scores + r * kAttentionKeyTile, n, row);
+      std::fill(row + n, row + kAttentionKeyTile, -std::numeric_limits<float>::infinity());
     }
   }
 

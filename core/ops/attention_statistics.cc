@@ -23,6 +23,11 @@ void Check(const Context& ctx, const AttentionStatisticsArgs& args) {
               length, args.kv.table_stride);
   CADRE_CHECK(static_cast<int64_t>(args.query_positions.size()) == (implied ? 0 : q.dim(0)),
               "attention statistics: {} query positions", args.query_positions.size());
+  CADRE_CHECK(!args.scores.defined() ||
+                  (q.dim(0) == 1 && args.lse.defined() && args.scores.dim(0) == q.dim(1) &&
+                   args.scores.dim(1) % kAttentionKeyTile == 0 && args.keys <= args.scores.dim(1)),
+              "attention statistics: scores {} of {} keys", args.scores.shape().ToString(),
+              args.keys);
   CADRE_CHECK(args.sinks == kNoParam || ctx.parameters->spec(args.sinks).shape == Shape({q.dim(1)}),
               "attention statistics: sinks");
 }
@@ -53,7 +58,8 @@ AttentionStatistics ObserveAttention(Context& ctx, const AttentionStatisticsArgs
                                                    .window = args.sliding_window,
                                                    .offsets = offsets,
                                                    .query_positions = args.query_positions,
-                                                   .lse = args.lse},
+                                                   .lse = args.lse,
+                                                   .scores = args.scores},
                                        .keys = args.keys,
                                        .to = to};
   if (!args.lse.defined()) {
@@ -63,7 +69,7 @@ AttentionStatistics ObserveAttention(Context& ctx, const AttentionStatisticsArgs
                     .sliding_window = args.sliding_window,
                     .sinks = args.sinks,
                     .offsets = offsets},
-                   args.query_positions, kernel.forward.lse);
+                   args.query_positions, {.lse = kernel.forward.lse});
   }
   Observe(ctx, kernel);
   return to;

@@ -27,6 +27,8 @@ struct AttentionStatisticsArgs {
   int64_t keys = 0;  // n, at most the sequence's slots
   // [W, H] of these queries, where attention has told it (PagedAttention); else it is found here.
   Tensor lse;
+  // [H, N] of one query, where attention has told them: keys are not read again. Changes no bit.
+  Tensor scores = {};
 };
 struct AttentionStatistics {
   Tensor sum, square;  // [H, n] f32 (f64)
@@ -34,8 +36,8 @@ struct AttentionStatistics {
 };
 AttentionStatistics ObserveAttention(Context& ctx, const AttentionStatisticsArgs& args);
 
-// One implementation's kernels. `forward` has queries of one sequence, and log-sum-exps from
-// before.
+// One implementation's kernels. `forward` has queries of one sequence, and log-sum-exps, perhaps
+// [H, N] scores, from before.
 struct AttentionStatisticsKernelArgs {
   AttentionForwardArgs forward;
   int64_t keys = 0;

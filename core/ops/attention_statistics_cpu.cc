@@ -35,6 +35,40 @@ class TileStatistics {
     float* const sums = scratch;
     float* const squares = sums + group_ * kAttentionKeyTile;
     float* const entropies = squares + group_ * kAttentionKeyTile;
+    if (args_.forward.scores.defined()) {
+      AddTold(kv_head, first, count, {sums, squares, entropies});
+    } else {
+      AddBlocks(kv_head, tile, count, w, {sums, squares, entropies});
+    }
+    for (int64_t h = 0; h < group_; ++h) {
+      const int64_t head = kv_head * group_ + h, at = head * args_.keys + first;
+      std::copy_n(&sums[h * kAttentionKeyTile], count, args_.to.sum.template data<float>() + at);
+      std::copy_n(&squares[h * kAttentionKeyTile], count,
+                  args_.to.square.template data<float>() + at);
+      entropies_.template data<float>()[tile * heads_ + head] = entropies[h];
+    }
+  }
+
+  int64_t scratch_size() const { return group_ * (2 * kAttentionKeyTile + 1); }
+
+ private:
+  // Of a tile: [group, tile] twice, [group].
+  struct Sums {
+    float *sums, *squares, *entropies;
+  };
+
+  void AddTold(int64_t kv_head, int64_t first, int64_t count, const Sums& to) const {
+    const Tensor& scores = args_.forward.scores;
+    for (int64_t h = 0; h < group_; ++h) {
+      const int64_t head = kv_head * group_ + h;
+      to.entropies[h] += Row(scores.template data<float>() + head * scores.dim(1) + first,
+                             args_.forward.lse.template data<float>()[head], count,
+                             &to.sums[h * kAttentionKeyTile], &to.squares[h * kAttentionKeyTile]);
+    }
+  }
+
+  void AddBlocks(int64_t kv_head, int64_t tile, int64_t count, const AttentionWork& w,
+                 const Sums& to) const {
     AttentionBlock block{.sequence = 0,
                          .kv_head = kv_head,
                          .tile_begin = tile,
@@ -49,22 +83,12 @@ class TileStatistics {
         const int64_t query = (block.row + r) / group_;
         const float lse =
             args_.forward.lse.template data<float>()[query * heads_ + kv_head * group_ + h];
-        entropies[h] += Row(w.scores + r * kAttentionKeyTile, lse, count,
-                            &sums[h * kAttentionKeyTile], &squares[h * kAttentionKeyTile]);
+        to.entropies[h] += Row(w.scores + r * kAttentionKeyTile, lse, count,
+                               &to.sums[h * kAttentionKeyTile], &to.squares[h * kAttentionKeyTile]);
       }
-    }
-    for (int64_t h = 0; h < group_; ++h) {
-      const int64_t head = kv_head * group_ + h, at = head * args_.keys + first;
-      std::copy_n(&sums[h * kAttentionKeyTile], count, args_.to.sum.template data<float>() + at);
-      std::copy_n(&squares[h * kAttentionKeyTile], count,
-                  args_.to.square.template data<float>() + at);
-      entropies_.template data<float>()[tile * heads_ + head] = entropies[h];
     }
   }
 
-  int64_t scratch_size() const { return group_ * (2 * kAttentionKeyTile + 1); }
-
- private:
   // Adds a row's probabilities of the tile; returns what it adds to the entropy. Scores of what is
   // hidden are minus infinity; `count` columns count.
   float Row(const float* scores, float lse, int64_t count, float* sums, float* squares) const {

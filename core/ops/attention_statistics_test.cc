@@ -79,6 +79,50 @@ TEST(AttentionStatistics, AgreeWithTheReference) {
   }
 }
 
+// What attention told of its scores gives the bits of reading keys again, in any company.
+TEST(AttentionStatistics, ScoresThatAttentionToldChangeNoBit) {
+  for (DType dtype : {DType::kF32, DType::kF16, DType::kBF16}) {
+    for (KvQuantization kind : kKinds) {
+      Batch b({{0, 90, 230, 430}, {8, 2, 64, 64}}, dtype);
+      const Paged paged(b.ctx, b.k, b.v, b.offsets, 32, kind);
+      // The first and the last sequence have one query each, the one between five.
+      const std::vector<int32_t> offsets = {0, 1, 6, 7}, rows = {0, -1, 1};
+      const Tensor q = b.ctx.Empty({7, 8, 64}, b.q.dtype());
+      const size_t bytes = b.q.bytes() / 430;
+      std::memcpy(q.raw(), b.q.raw() + 89 * bytes, bytes);
+      std::memcpy(q.raw() + bytes, b.q.raw() + 225 * bytes, 5 * bytes);
+      std::memcpy(q.raw() + 6 * bytes, b.q.raw() + 429 * bytes, bytes);
+      b.args.offsets = offsets;
+      for (int workers : {1, 3}) {
+        b.args.workers = workers;
+        const AttentionTold told{.lse = b.ctx.Empty({7, 8}, DType::kF32),
+                                 .scores = b.ctx.Empty({2, 8, 256}, DType::kF32),
+                                 .score_rows = rows};
+        const Tensor out = PagedAttention(b.ctx, q, paged.view, b.args, {}, told);
+        EXPECT_TRUE(SameBits(out, PagedAttention(b.ctx, q, paged.view, b.args)));
+        for (int64_t s : {0, 2}) {
+          const int64_t row = s == 0 ? 0 : 6, keys = s == 0 ? 90 : 200;
+          KvView view = paged.view;
+          view.block_tables = view.block_tables.subspan(static_cast<size_t>(s * view.table_stride),
+                                                        static_cast<size_t>(view.table_stride));
+          view.context_lengths = view.context_lengths.subspan(static_cast<size_t>(s), 1);
+          AttentionStatisticsArgs args{.q = q.Narrow(row, 1),
+                                       .kv = view,
+                                       .scale = b.args.scale,
+                                       .keys = keys - 1,
+                                       .lse = told.lse.Narrow(row, 1)};
+          const AttentionStatistics want = ObserveAttention(b.ctx, args);
+          args.scores = told.scores.Narrow(s / 2, 1).Reshape({8, 256});
+          const AttentionStatistics got = ObserveAttention(b.ctx, args);
+          EXPECT_TRUE(SameBits(want.sum, got.sum));
+          EXPECT_TRUE(SameBits(want.square, got.square));
+          EXPECT_TRUE(SameBits(want.entropy, got.entropy));
+        }
+      }
+    }
+  }
+}
+
 // Of all keys, and without a sink, probabilities of a query add up to one; uniform ones have the
 // largest entropy there is.
 TEST(AttentionStatistics, AddUpToTheQueries) {
