@@ -108,10 +108,14 @@ std::string Dump(const Json& json) {
 std::string DataEvent(const Json& json) { return "data: " + Dump(json) + "\n\n"; }
 
 Json UsageJson(const AnswerUsage& usage) {
-  return {{"prompt_tokens", usage.prompt},
-          {"completion_tokens", usage.completion},
-          {"total_tokens", usage.prompt + usage.completion},
-          {"prompt_tokens_details", {{"cached_tokens", usage.cached}}}};
+  Json json = {{"prompt_tokens", usage.prompt},
+               {"completion_tokens", usage.completion},
+               {"total_tokens", usage.prompt + usage.completion},
+               {"prompt_tokens_details", {{"cached_tokens", usage.cached}}}};
+  if (usage.reasoning > 0) {
+    json["completion_tokens_details"] = {{"reasoning_tokens", usage.reasoning}};
+  }
+  return json;
 }
 
 std::string ModelsBody(const std::vector<std::string>& names, int64_t created, int max_context) {

@@ -88,7 +88,8 @@ TEST_F(ResponsesEndpointTest, StreamsAreNumberedTypedEvents) {
     const Json& response = events[end - 1].second["response"];
     EXPECT_EQ(response["output"][0]["content"][0]["text"], text);
     EXPECT_EQ(response["usage"]["total_tokens"], whole ? 20 + int(sizeof(kReply)) : 24);
-    if (whole) EXPECT_EQ(text, kReply);
+    if (!whole) continue;
+    EXPECT_EQ(text, kReply);
   }
 }
 

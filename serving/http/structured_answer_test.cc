@@ -307,6 +307,10 @@ TEST_F(StructuredAnswerTest, TokensOfThoughtsAreCounted) {
     engine_.SetReply(reply);
     const Json usage = Post("/v1/responses", {{"input", "hi"}}).json()["usage"];
     EXPECT_EQ(usage["output_tokens_details"]["reasoning_tokens"], tokens) << reply;
+    const Json chat = Chat().json()["usage"];
+    EXPECT_EQ(chat.contains("completion_tokens_details"), tokens > 0);
+    if (tokens == 0) continue;
+    EXPECT_EQ(chat["completion_tokens_details"]["reasoning_tokens"], tokens);
   }
   StartWith("none", "think", "<think>");  // the prompt opens the tag
   engine_.SetReply("hm</think>no");

@@ -226,6 +226,16 @@ class Answers(unittest.TestCase):
             self.assertEqual(status, 400)
             self.assertIn(f"KV cache of {room}", reply["error"]["message"])
 
+    def test_priorities_need_a_policy_that_knows_them(self):
+        body = {"prompt": [5, 6], "max_tokens": 1, "priority": 3}
+        for policy, expected in (("fcfs", 400), ("priority", 200), ("fair", 200)):
+            with serving("--set", f"scheduling_policy={policy}") as server:
+                status, reply, _ = server.post(body)
+                self.assertEqual(status, expected, reply)
+                if status == 400:
+                    self.assertEqual(reply["error"]["param"], "priority")
+                    self.assertIn("scheduling_policy", reply["error"]["message"])
+
     def test_a_prompt_that_came_before_is_cached(self):
         with serving() as server:
             body = {"prompt": list(range(5, 105)), "max_tokens": 4, "temperature": 0}
