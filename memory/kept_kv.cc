@@ -223,8 +223,8 @@ void KeptKv::Shrink(Layer& layer, int64_t keep) {
 
 template <typename Body>
 void KeptKv::ForHeads(const Context& ctx, const Layer& layer, Body&& body) const {
-  // Fewer keys are not worth waking a thread.
-  constexpr int64_t kKeys = 4096;
+  // Fewer keys are not worth waking a thread: that takes as long as tens of thousands.
+  constexpr int64_t kKeys = 65536;
   ParallelFor(ctx, heads_, std::max<int64_t>(kKeys / std::max<int64_t>(layer.count, 1), 1),
               [&](int64_t begin, int64_t end) {
                 for (int64_t h = begin; h < end; ++h) body(h);

@@ -128,7 +128,11 @@ void Run(Context& ctx, const AttentionStatisticsKernelArgs& args, const Attentio
   const Tensor entropies = ctx.Empty({tiles, heads}, DType::kF32);
   const TileStatistics<Forward<T, A, Pool>> statistics(args, forward, entropies);
   const Tensor sums = ctx.Empty({ctx.threads, statistics.scratch_size()}, DType::kF32);
-  ParallelUnits(ctx, layout.kv_heads * tiles, [&](int64_t unit) {
+  // A pass over scores that lie in the caches ends before another thread has woken.
+  constexpr int64_t kScoresAlone = int64_t{1} << 19;
+  Context own = ctx;
+  if (args.forward.scores.defined() && args.keys * heads < kScoresAlone) own.threads = 1;
+  ParallelUnits(own, layout.kv_heads * tiles, [&](int64_t unit) {
     const int64_t thread = omp_get_thread_num();
     const AttentionWork w = AttentionWork::At(scratch.raw() + thread * bytes, layout, nullptr);
     backend.begin();
