@@ -62,13 +62,14 @@ std::optional<PrefixIndex::Hit> KvCache::Hold(const std::string& root, const Pre
   return PrefixIndex::Hit{block, past};
 }
 
-bool KvCache::Fetch(const PrefixRoot& root, std::span<const int32_t> tokens, bool start) {
-  if (tiers_ == nullptr || tiers_->disk() == nullptr) return true;
+KvCache::Fetched KvCache::Fetch(const PrefixRoot& root, std::span<const int32_t> tokens,
+                                bool start) {
+  if (tiers_ == nullptr || tiers_->disk() == nullptr) return Fetched::kHere;
   tiers_->Poll();
   const std::string below = RootOf(root);
   PrefixLink link = PrefixIndex::RootLink(below);
   const auto size = static_cast<size_t>(block_size());
-  bool arriving = false;
+  Fetched fetched = Fetched::kHere;
   for (size_t begin = 0; begin + size <= tokens.size(); begin += size) {
     const auto next = tokens.subspan(begin, size);
     if (const auto hit = index_.Find(below, link, next)) {
@@ -78,11 +79,13 @@ bool KvCache::Fetch(const PrefixRoot& root, std::span<const int32_t> tokens, boo
     PrefixLink past{index_.HashOf(link, next)};
     const KvTiers::Place place = tiers_->Find(below, link, next, &past);
     if (place == KvTiers::Place::kNowhere) break;
-    if (place == KvTiers::Place::kDisk && (!start || !tiers_->StartRead(past))) break;
-    arriving |= place == KvTiers::Place::kDisk || place == KvTiers::Place::kArriving;
+    if (place == KvTiers::Place::kDisk && (!start || !tiers_->StartRead(past))) {
+      return fetched == Fetched::kHere ? Fetched::kOnDisk : fetched;
+    }
+    if (place != KvTiers::Place::kMemory) fetched = Fetched::kArriving;
     link = past;
   }
-  return !arriving;
+  return fetched;
 }
 
 void KvCache::WaitForFetch() {

@@ -94,10 +94,12 @@ class KvCache {
   // Free blocks that must be there for Extend to give room for the sequence's first `tokens`.
   int64_t BlocksNeeded(const KvSequence& sequence, int64_t tokens) const;
 
-  // Brings what the disk tier has of a cached prefix of `tokens` nearer: false while it is being
-  // read; Attach finds it afterwards. `start`: the first time for this prompt, when reads are
-  // begun; later calls only ask. Never waits itself.
-  bool Fetch(const PrefixRoot& root, std::span<const int32_t> tokens, bool start);
+  enum class Fetched { kHere, kArriving, kOnDisk };
+  // Brings what the disk tier has of a cached prefix of `tokens` nearer: kArriving while it is
+  // being read; Attach finds it afterwards. `start`: the first time for this prompt, when reads are
+  // begun; other calls only ask, and say kOnDisk where some is there that nobody reads. Never waits
+  // itself.
+  Fetched Fetch(const PrefixRoot& root, std::span<const int32_t> tokens, bool start);
   // Until one of the reads that Fetch began, or a write, is done.
   void WaitForFetch();
 

@@ -172,7 +172,8 @@ class Life {
     const int64_t limit = Below(5) == 0 ? Below(static_cast<int>(size)) : size - 1;
     const PrefixRoot root{.salt = sequence->prefix.first};
     bool started = false;
-    while (!cache_.Fetch(root, sequence->prefix.second, !std::exchange(started, true))) {
+    while (cache_.Fetch(root, sequence->prefix.second, !std::exchange(started, true)) ==
+           KvCache::Fetched::kArriving) {
       if (Below(2) == 0) Compute();
       cache_.WaitForFetch();
     }

@@ -29,24 +29,30 @@ int64_t ReusableTokens(const Sequence& sequence) {
   return pools ? std::min(tokens, sequence.pooled_tokens) : tokens;
 }
 
-bool ReusePrefix(KvCache& cache, Sequence& sequence,
-                 std::span<const std::unique_ptr<Sequence>> running) {
+Reuse ReusePrefix(KvCache& cache, Sequence& sequence,
+                  std::span<const std::unique_ptr<Sequence>> running, bool may_read) {
+  const PrefixRoot root{.salt = sequence.request.cache_salt};
   if (sequence.evicting != nullptr) {
-    sequence.evicting->AttachPrefix(cache, {.salt = sequence.request.cache_salt}, sequence.tokens);
-    return true;
+    sequence.evicting->AttachPrefix(cache, root, sequence.tokens);
+    return Reuse::kDone;
   }
   const int64_t limit = ReusableTokens(sequence);
   const bool fresh = cache.prefix_caching() && sequence.generated() == 0 && limit > 0;
   if (const Sequence* sibling = fresh ? FindSibling(sequence, running) : nullptr) {
-    if (sibling->kv.stored() < limit) return false;
+    if (sibling->kv.stored() < limit) return Reuse::kAfterSibling;
     cache.Fork(sequence.kv, sibling->kv, limit);
-  } else {
-    const PrefixRoot root{.salt = sequence.request.cache_salt};
-    const bool start = !std::exchange(sequence.fetched, true);
-    if (limit > 0 && !cache.Fetch(root, sequence.tokens, start)) return false;
-    cache.Attach(sequence.kv, root, sequence.tokens, limit);
+    return Reuse::kDone;
   }
-  return true;
+  if (limit > 0) {
+    const bool start = may_read && !sequence.fetched;
+    const KvCache::Fetched fetched = cache.Fetch(root, sequence.tokens, start);
+    sequence.fetched |= start;
+    // What is on disk still after its turn to read was too much to arrive at once.
+    const bool turn_to_come = fetched == KvCache::Fetched::kOnDisk && !sequence.fetched;
+    if (fetched == KvCache::Fetched::kArriving || turn_to_come) return Reuse::kAfterDisk;
+  }
+  cache.Attach(sequence.kv, root, sequence.tokens, limit);
+  return Reuse::kDone;
 }
 
 }  // namespace cadre

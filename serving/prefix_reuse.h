@@ -14,10 +14,14 @@ namespace cadre {
 // go into a mean.
 int64_t ReusableTokens(const Sequence& sequence);
 
-// Lets the sequence, which holds no blocks, hold what is stored of it. False, and nothing changed,
-// where it had better wait: one of `running` is about to store the same prompt, or some of it is
-// being read from disk.
-bool ReusePrefix(KvCache& cache, Sequence& sequence,
-                 std::span<const std::unique_ptr<Sequence>> running);
+// kAfterSibling: one of `running` is about to store the same prompt. kAfterDisk: some of it is
+// being read from disk, or is to be.
+enum class Reuse { kDone, kAfterSibling, kAfterDisk };
+
+// Lets the sequence, which holds no blocks, hold what is stored of it; else it had better wait, and
+// nothing is changed. may_read: reads from disk may begin. One prompt's at a time, or the blocks of
+// one would push those of another out before they are taken.
+Reuse ReusePrefix(KvCache& cache, Sequence& sequence,
+                  std::span<const std::unique_ptr<Sequence>> running, bool may_read);
 
 }  // namespace cadre

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <limits>
 
-#include "serving/prefix_reuse.h"
 #include "serving/prompt_shares.h"
 
 namespace cadre {
@@ -13,11 +12,17 @@ namespace {
 // tokens so thinly that all of them end late, whatever the order they came in.
 constexpr int kPromptsAtOnce = 4;
 constexpr int64_t kLeastPromptPart = 4;  // of max_num_mixed_tokens
+// Sequences whose prefix is on disk that are passed over: asking walks over their prompts.
+constexpr int kMostOnDisk = 4;
 constexpr int64_t kAny = std::numeric_limits<int64_t>::max();
 
 // The last token that a sequence may have is never computed.
 int64_t MostTokens(const Sequence& s) {
   return s.prompt_tokens() + std::max(s.request.sampling.max_tokens - 1, 0);
+}
+
+int64_t TokensAfter(const Sequence& s, int64_t growth) {
+  return std::min(s.known_tokens() + growth, std::max(MostTokens(s), s.known_tokens()));
 }
 
 }  // namespace
@@ -95,12 +100,18 @@ bool Scheduler::Take(size_t index, int64_t tokens, Plans* plan) {
 int64_t Scheduler::BlocksToGrow(const Sequence& s, int64_t growth) const {
   // All that it will ever need, at once.
   if (s.evicting != nullptr) return s.kv.blocks().empty() ? s.evicting->blocks() : 0;
-  const int64_t goal =
-      std::min(s.known_tokens() + growth, std::max(MostTokens(s), s.known_tokens()));
-  return cache_.BlocksNeeded(s.kv, goal);
+  return cache_.BlocksNeeded(s.kv, TokensAfter(s, growth));
 }
 
-bool Scheduler::Fits(const Sequence& next) const {
+int64_t Scheduler::BlocksToKeep(const PassedOver& passed, int64_t growth) const {
+  const Sequence& s = *passed.sequence;
+  if (passed.why == Reuse::kAfterDisk) return BlocksToGrow(s, growth);
+  // Its sibling has all but the last one, which is copied before it is written.
+  const int64_t shared = s.known_tokens() / cache_.block_size();
+  return cache_.BlocksFor(TokensAfter(s, growth)) - shared;
+}
+
+bool Scheduler::Fits(const Sequence& next, std::span<const PassedOver> passed) const {
   int64_t unread = next.unread();
   for (const auto& s : running_) unread += s->unread();
   // While prompts are read the others grow by a token a step.
@@ -110,6 +121,7 @@ bool Scheduler::Fits(const Sequence& next) const {
   // Its next token at least, or it would push out what runs already.
   int64_t blocks = BlocksToGrow(next, std::max<int64_t>(growth, 1));
   for (const auto& s : running_) blocks += BlocksToGrow(*s, growth);
+  for (const PassedOver& p : passed) blocks += BlocksToKeep(p, growth);
   return blocks <= cache_.free_blocks();
 }
 
@@ -131,15 +143,31 @@ void Scheduler::Release(Sequence& sequence) {
 }
 
 Sequence* Scheduler::Admit(double now, int64_t most_unread) {
-  if (waiting_.empty() || running() >= places_) return nullptr;
-  const auto next = std::ranges::min_element(
-      waiting_, [this](const auto& a, const auto& b) { return policy_->Before(*a, *b); });
-  Sequence* admitted = next->get();
-  if (!ReusePrefix(cache_, *admitted, running_)) return nullptr;
-  if (admitted->unread() > most_unread || (!running_.empty() && !Fits(*admitted))) {
-    Release(*admitted);
-    return nullptr;
+  if (running() >= places_) return nullptr;
+  std::vector<Waiting::iterator> queue;
+  for (auto it = waiting_.begin(); it != waiting_.end(); ++it) queue.push_back(it);
+  const auto after = [this](const auto& a, const auto& b) { return policy_->Before(**b, **a); };
+  std::ranges::make_heap(queue, after);
+  std::vector<PassedOver> passed;
+  for (int on_disk = 0; !queue.empty() && on_disk < kMostOnDisk;) {
+    std::ranges::pop_heap(queue, after);
+    const Waiting::iterator next = queue.back();
+    queue.pop_back();
+    const Reuse reuse = ReusePrefix(cache_, **next, running_, /*may_read=*/on_disk == 0);
+    if (reuse == Reuse::kDone) {
+      const bool fits = running_.empty() || Fits(**next, passed);
+      if (fits && (*next)->unread() <= most_unread) return MoveToRunning(now, next);
+      Release(**next);
+      return nullptr;
+    }
+    passed.push_back({next->get(), reuse});
+    on_disk += reuse == Reuse::kAfterDisk;
   }
+  return nullptr;
+}
+
+Sequence* Scheduler::MoveToRunning(double now, Waiting::iterator next) {
+  Sequence* admitted = next->get();
   if (admitted->preemptions == 0) CountAdmitted(now, admitted);
   const auto place = std::ranges::upper_bound(
       running_, *next, [this](const auto& a, const auto& b) { return policy_->Outlasts(*a, *b); });

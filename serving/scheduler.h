@@ -13,10 +13,12 @@
 // are blocks for all it knows and for the growth of everything that runs by growth_reserve tokens,
 // the new one included; the reserve doubles with each time that the sequence was preempted. So an
 // admitted sequence computes at least its reserve before it can be pushed out again, and is
-// preempted at most about log2(max_tokens / growth_reserve) times. Where blocks run out all the
-// same, the running sequence that the policy ranks last gives its up and waits again; what is not
-// found cached then is computed again, with the same bits. The first in rank can always go on,
-// since a request that could not fit alone is refused by Admissible.
+// preempted at most about log2(max_tokens / growth_reserve) times. One that waits for what is not
+// a place (a sibling that reads its prompt, a prefix that comes from disk) is passed over, and
+// those behind it leave the blocks that it will need. Where blocks run out all the same, the
+// running sequence that the policy ranks last gives its up and waits again; what is not found
+// cached then is computed again, with the same bits. The first in rank can always go on, since a
+// request that could not fit alone is refused by Admissible.
 //
 // Engine thread only, but for Admissible.
 #pragma once
@@ -24,9 +26,11 @@
 #include <cstdint>
 #include <list>
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "memory/kv_cache.h"
+#include "serving/prefix_reuse.h"
 #include "serving/queue_policy.h"
 #include "serving/sequence.h"
 
@@ -84,19 +88,28 @@ class Scheduler {
 
   // What is admitted where `room` tokens are left for prompts.
   void AdmitMixed(double now, int64_t room);
+  using Waiting = std::list<std::unique_ptr<Sequence>>;
+  struct PassedOver {
+    const Sequence* sequence;
+    Reuse why;
+  };
+
   // The sequence that runs from now on, or null where nobody is to; one with more than
   // `most_unread` tokens to read keeps waiting, and those behind it do.
   Sequence* Admit(double now, int64_t most_unread);
+  Sequence* MoveToRunning(double now, Waiting::iterator next);
   void CountAdmitted(double now, Sequence* sequence);
   void Release(Sequence& sequence);
-  bool Fits(const Sequence& next) const;
+  bool Fits(const Sequence& next, std::span<const PassedOver> passed) const;
   int64_t BlocksToGrow(const Sequence& sequence, int64_t growth) const;
+  // What one that was passed over will need.
+  int64_t BlocksToKeep(const PassedOver& passed, int64_t growth) const;
 
   const SchedulerOptions options_;
   const int64_t places_;
   KvCache& cache_;
   std::unique_ptr<QueuePolicy> policy_;
-  std::list<std::unique_ptr<Sequence>> waiting_;
+  Waiting waiting_;
   std::vector<std::unique_ptr<Sequence>> running_;  // as the policy ranks them, the first goes last
   uint64_t arrivals_ = 0;
   int64_t preemptions_ = 0, recomputed_tokens_ = 0;

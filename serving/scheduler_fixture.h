@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "core/host_allocator.h"
+#include "serving/kv_plan.h"
 #include "serving/scheduler.h"
 
 namespace cadre {
@@ -28,8 +29,11 @@ class SchedulerRig {
     std::string tenant = {};
   };
 
-  SchedulerRig(int64_t blocks, const SchedulerOptions& options, bool prefix_caching = true)
-      : cache_(allocator_, {Layout()}, blocks, {.prefix_caching = prefix_caching}),
+  SchedulerRig(int64_t blocks, const SchedulerOptions& options, bool prefix_caching = true,
+               const KvTierOptions& tiers = {})
+      : cache_(allocator_, {Layout()}, blocks,
+               {.prefix_caching = prefix_caching,
+                .tiers = *MakeKvTiers(std::vector{Layout()}, tiers, prefix_caching)}),
         scheduler_(options, cache_) {}
   ~SchedulerRig() {
     for (uint64_t id : scheduler_.Ids()) scheduler_.Remove(id);
