@@ -160,7 +160,7 @@ void GemmBlockAvx512(const PanelGemmArgs& args, const GemmBlock& block, std::byt
   const std::span<Strip> strips = MakeStrips(args, block, scratch, all);
   if (block.rows == 1 && !args.a.transposed && args.b.k == args.b.k_padded) {
     strips[0].left = {args.a.data + block.row * args.b.k * 2, 4};
-  } else {
+  } else if (!block.packed) {
     PackStrips(args, block, strips, scratch);
   }
   const int64_t end = block.panel + block.panels;

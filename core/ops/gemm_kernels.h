@@ -5,6 +5,9 @@
 // of 32 rows of k_padded elements.
 #pragma once
 
+#include <utility>
+#include <vector>
+
 #include "core/ops/gemm_panels.h"
 
 namespace cadre::ops {
@@ -14,6 +17,22 @@ inline constexpr int64_t kMaxBlockRows = 128;
 struct GemmBlock {
   int64_t row, rows;  // at most kMaxBlockRows
   int64_t panel, panels;
+  // `scratch` is as the call for another block of the same rows, by the same weights, has left it.
+  bool packed = false;
+};
+
+// Which rows each thread packed last: with few rows all blocks have the same, and packing them
+// anew for each would cost a tenth of the product.
+class LastPacked {
+ public:
+  explicit LastPacked(const Context& ctx) : rows_(static_cast<size_t>(ctx.threads), -1) {}
+  // Whether thread `thread` packed `rows` (any name of them) last; it has from now on.
+  bool Again(int thread, int64_t rows) {
+    return std::exchange(rows_[static_cast<size_t>(thread)], rows) == rows;
+  }
+
+ private:
+  std::vector<int64_t> rows_;
 };
 
 // f32, and bf16 for Bf16Kernel::kSimd.

@@ -89,10 +89,12 @@ void PanelGemm(Context& ctx, const PanelGemmArgs& args) {
   if (kernel != Bf16Kernel::kSimd || args.a.transposed) {
     scratch = ctx.Empty({block_bytes * ctx.threads}, DType::kU8);
   }
+  LastPacked last(ctx);
   ParallelUnits(ctx, down * across, [&](int64_t unit) {
     GemmBlock block{.row = unit % down * shape.rows, .panel = unit / down * shape.panels};
     block.rows = std::min(shape.rows, args.a.rows - block.row);
     block.panels = std::min(shape.panels, args.b.count() - block.panel);
+    block.packed = last.Again(omp_get_thread_num(), block.row);
     std::byte* left =
         scratch.defined() ? scratch.raw() + omp_get_thread_num() * block_bytes : nullptr;
     switch (kernel) {

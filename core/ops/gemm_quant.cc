@@ -64,9 +64,12 @@ void QuantGemm(Context& ctx, const QuantGemmArgs& args) {
   }
   const Tensor scratch = ctx.Empty({bytes * ctx.threads}, DType::kU8);
   const std::vector<Unit> units = UnitsOf(args);
+  LastPacked last(ctx);
   ParallelUnits(ctx, static_cast<int64_t>(units.size()), [&](int64_t i) {
     const Unit& unit = units[static_cast<size_t>(i)];
-    const QuantBlock block{gemm, args.b[unit.run], unit.column, unit.block};
+    QuantBlock block{gemm, args.b[unit.run], unit.column, unit.block};
+    const int64_t rows = static_cast<int64_t>(unit.run) * args.a.rows + unit.block.row;
+    block.block.packed = last.Again(omp_get_thread_num(), rows);
     std::byte* own = scratch.raw() + omp_get_thread_num() * bytes;
     if (args.kernel == Bf16Kernel::kSimd) return GemmBlockQuantSimd(block, own);
     GemmBlockQuantAvx512(block, own);

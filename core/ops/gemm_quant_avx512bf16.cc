@@ -240,6 +240,7 @@ ActivationSums SumActivations(const QuantBlock& quant, float* to) {
   const QuantizedMatrix& w = quant.weights;
   if (!w.mins.defined()) return {};
   const int64_t groups = w.groups();
+  if (quant.block.packed) return {to, groups};
   const BF16* x = reinterpret_cast<const BF16*>(quant.gemm.a.data) + quant.block.row * w.k;
   for (int64_t r = 0; r < quant.block.rows; ++r, x += w.k) {
     for (int64_t g = 0; g < groups; ++g) {
@@ -269,7 +270,7 @@ void GemmBlockQuantAvx512(const QuantBlock& quant, std::byte* scratch) {
   }
   BlockStrips all;
   const std::span<Strip> strips = MakeStrips(quant.gemm, block, scratch, all);
-  PackStrips(quant.gemm, block, strips, scratch);
+  if (!block.packed) PackStrips(quant.gemm, block, strips, scratch);
   AllStrips(quant,
             {.data = scratch,
              .step = kStepBytes,
