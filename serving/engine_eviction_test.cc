@@ -157,6 +157,23 @@ TEST_F(EvictionTest, ACancelledOneGivesEverythingBack) {
   EXPECT_EQ(engine_->Stats().kv_cache_usage, 0);
 }
 
+TEST_F(EvictionTest, WhereNothingCanLeaveARequestRunsLikeAnyOther) {
+  EngineOptions options = Options("h2o");
+  options.eviction.budget = 900;
+  Start(options);
+  std::vector<GenerationRequest> choices = {Long(1, 100, 16), Long(2, 100, 16)};
+  choices[1].prompt = choices[0].prompt;
+  choices[1].sampling.choice = 1;
+  auto sink = std::make_shared<Sink>();
+  const absl::Status status = engine_->Submit(choices, sink);
+  ASSERT_TRUE(status.ok()) << Message(status);
+  for (const uint64_t id : {1, 2}) EXPECT_EQ(Tokens(sink->WaitForEnd(id)).size(), 16u);
+  options.eviction.budget = 0;
+  options.speculation.method = SpeculationMethod::kNgram;
+  Start(options);
+  EXPECT_EQ(Tokens(Run(Evicting(Long(3, 100, 16), "h2o", 900))).size(), 16u);
+}
+
 TEST_F(EvictionTest, RefusesWhatDoesNotGoTogether) {
   const auto refusal = [&](GenerationRequest request) {
     return std::string(Message(engine_->Submit({std::move(request)}, std::make_shared<Sink>())));

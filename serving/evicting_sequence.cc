@@ -1,6 +1,7 @@
 #include "serving/evicting_sequence.h"
 
 #include <algorithm>
+#include <cstring>
 #include <utility>
 
 #include "model/model.h"
@@ -41,25 +42,17 @@ void Add(KeyAttention* to, const KeyAttention& more, int64_t keys) {
 EvictingSequence::EvictingSequence(const KvBlockPool& pool,
                                    std::unique_ptr<const KvEvictionPolicy> policy,
                                    const EvictionShape& shape, int64_t answer_tokens)
-    : pool_(pool), policy_(std::move(policy)), shape_(shape), answer_tokens_(answer_tokens) {
-  Begin();
-}
-
-void EvictingSequence::Begin() {
-  kept_.emplace(pool_, *policy_, shape_, answer_tokens_);
-  hidden_.clear();
-  bounds_.clear();
-  attention_ = {};
-  chunk_ = 0;
-  layer_ = 0;
+    : pool_(pool), policy_(std::move(policy)), shape_(shape) {
+  kept_.emplace(pool_, *policy_, shape_, answer_tokens);
 }
 
 int64_t EvictingSequence::AttachPrefix(KvCache& cache, const PrefixRoot& root,
                                        std::span<const int32_t> prompt) {
   const bool windowed =
       policy_->observed() == Queries::kWindow || policy_->observed() == Queries::kNewest;
-  if (!windowed || layer_ > 0 || kept_->swapped()) return 0;
+  if (!windowed || !bounds_.empty()) return prefix_tokens_;
   cache.Free(prefix_);
+  prefix_tokens_ = 0;
   const int64_t seen = std::max<int64_t>(policy_->window(), 1);
   const int64_t limit = (shape_.tokens - seen) / cache.block_size() * cache.block_size();
   if (limit <= 0) return 0;
@@ -68,7 +61,7 @@ int64_t EvictingSequence::AttachPrefix(KvCache& cache, const PrefixRoot& root,
   if (blocks() + static_cast<int64_t>(prefix_.blocks().size()) > cache.blocks()) {
     cache.Free(prefix_);
   }
-  return prefix_.stored();
+  return prefix_tokens_ = prefix_.stored();
 }
 
 void EvictingSequence::Hold(KvCache& cache, std::span<const int32_t> blocks) {
@@ -79,16 +72,27 @@ void EvictingSequence::Hold(KvCache& cache, std::span<const int32_t> blocks) {
 }
 
 void EvictingSequence::GiveWay(KvCache& cache) {
-  if (!read() && prefix_.stored() > 0) {
-    cache.Free(prefix_);
-    return Begin();
-  }
+  if (bounds_.empty()) prefix_tokens_ = 0;
+  if (!bounds_.empty() && !read() && prefix_.stored() > 0) SavePrefix();
   if (kept_->holds()) kept_->SwapOut();
+  cache.Free(prefix_);
+}
+
+void EvictingSequence::SavePrefix() {
+  // The layer in work has it among its own units, once it has begun.
+  saved_from_ = layer_ + (chunk_ > 0 ? 1 : 0);
+  const auto size = static_cast<size_t>(pool_.layout(0).block_bytes());
+  for (int64_t layer = saved_from_; layer < shape_.layers; ++layer) {
+    for (const int32_t block : prefix_.blocks()) {
+      const std::byte* unit = pool_.data(static_cast<int>(layer)) + block * size;
+      saved_prefix_.insert(saved_prefix_.end(), unit, unit + size);
+    }
+  }
 }
 
 int64_t EvictingSequence::unread() const {
   if (read()) return 1;
-  const int64_t begin = prefix_.stored(), layers = shape_.layers;
+  const int64_t begin = prefix_tokens_, layers = shape_.layers;
   const int64_t done = bounds_.empty() ? 0 : bounds_[chunk_] - begin;
   const int64_t left = (layers - layer_) * (shape_.tokens - begin) - done;
   return std::max<int64_t>((left + layers - 1) / layers, 1);
@@ -99,7 +103,7 @@ int32_t EvictingSequence::Position(int64_t index) const {
 }
 
 void EvictingSequence::Read(const Reading& reading, int64_t tokens) {
-  const int64_t begin = prefix_.stored(), all = shape_.tokens - begin;
+  const int64_t begin = prefix_tokens_, all = shape_.tokens - begin;
   if (bounds_.empty()) {
     // The last chunk takes the rest, so that it has the whole window.
     for (int64_t i = 0; i < std::max<int64_t>(all / kChunk, 1); ++i) {
@@ -129,13 +133,24 @@ Batch EvictingSequence::ChunkOf(const Reading& reading, int64_t begin, int64_t e
   return batch;
 }
 
+void EvictingSequence::BeginLayer() {
+  const auto layer = static_cast<int>(layer_);
+  kept_->BeginLayer(layer, prefix_.blocks());
+  if (saved_prefix_.empty()) return;
+  const auto size = static_cast<size_t>(pool_.layout(0).block_bytes());
+  const auto blocks = static_cast<size_t>(prefix_tokens_ / pool_.block_size());
+  const std::byte* from =
+      saved_prefix_.data() + static_cast<size_t>(layer_ - saved_from_) * blocks * size;
+  for (const int32_t unit : kept_->table(layer).first(blocks)) {
+    std::memcpy(pool_.data(0) + unit * size, from, size);
+    from += size;
+  }
+}
+
 void EvictingSequence::ReadChunk(const Reading& reading) {
   const int layer = static_cast<int>(layer_);
   const int64_t begin = bounds_[chunk_], end = bounds_[chunk_ + 1];
-  if (chunk_ == 0) {
-    const auto shared = static_cast<size_t>(prefix_.stored() / pool_.block_size());
-    kept_->BeginLayer(layer, prefix_.blocks().first(shared));
-  }
+  if (chunk_ == 0) BeginLayer();
   Batch batch = ChunkOf(reading, begin, end);
   std::vector<int64_t> slots, unrotated;
   for (int64_t i = begin; i < end; ++i) {
@@ -194,6 +209,7 @@ void EvictingSequence::EndLayer(KvCache& cache) {
   last_hidden_ = last.Narrow(last.dim(0) - 1, 1);
   hidden_.clear();
   cache.Free(prefix_);
+  saved_prefix_ = {};
 }
 
 bool EvictingSequence::looks() const {

@@ -34,11 +34,11 @@ class EvictingSequence {
   // Takes what is cached of the prompt, up to the window of queries that the policy looks at;
   // returns its tokens. Before the first Hold.
   int64_t AttachPrefix(KvCache& cache, const PrefixRoot& root, std::span<const int32_t> prompt);
-  int64_t prefix_tokens() const { return prefix_.stored(); }
+  int64_t prefix_tokens() const { return prefix_tokens_; }
   // Its blocks, where it has none.
   void Hold(KvCache& cache, std::span<const int32_t> blocks);
-  // Its blocks are another's from now on. A prompt that shared a prefix begins anew: that may be
-  // gone when its turn comes again.
+  // Its blocks are another's from now on; what they have, and what layers to come need of a shared
+  // prefix, goes to memory of its own.
   void GiveWay(KvCache& cache);
   // Lets go of what it shares; its own blocks are the scheduler's to free.
   void Release(KvCache& cache) { cache.Free(prefix_); }
@@ -79,7 +79,9 @@ class EvictingSequence {
   const KeptKv& kept() const { return *kept_; }
 
  private:
-  void Begin();
+  void SavePrefix();
+  // Room for the prompt in the layer that is to be read.
+  void BeginLayer();
   void ReadChunk(const Reading& reading);
   Batch ChunkOf(const Reading& reading, int64_t begin, int64_t end) const;
   // Of queries in the chunk's attention; all but the last layer's chunk look at none.
@@ -89,13 +91,15 @@ class EvictingSequence {
   const KvBlockPool& pool_;
   const std::unique_ptr<const KvEvictionPolicy> policy_;
   const EvictionShape shape_;
-  const int64_t answer_tokens_;
   std::optional<KeptKv> kept_;
-  KvSequence prefix_;            // shared with others while the prompt is read
-  std::vector<int64_t> bounds_;  // of the chunks
-  std::vector<Var> hidden_;      // of each chunk, what the next layer takes
-  KeyAttention attention_;       // to the layer in work
-  KeyAttention newest_;          // of the newest token, in one layer
+  KvSequence prefix_;  // shared with others while the prompt is read
+  int64_t prefix_tokens_ = 0;
+  std::vector<std::byte> saved_prefix_;  // in its stead once the sequence gave way: whole layers,
+  int64_t saved_from_ = 0;               // this one and those behind it
+  std::vector<int64_t> bounds_;          // of the chunks
+  std::vector<Var> hidden_;              // of each chunk, what the next layer takes
+  KeyAttention attention_;               // to the layer in work
+  KeyAttention newest_;                  // of the newest token, in one layer
   size_t chunk_ = 0;
   int64_t layer_ = 0;
   Tensor last_hidden_;

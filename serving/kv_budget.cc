@@ -84,18 +84,18 @@ absl::StatusOr<std::unique_ptr<EvictingSequence>> MakeEvicting(const GenerationR
   CADRE_ASSIGN_OR_RETURN(auto policy, MakeEvictionPolicy(name, options.cake));
   CADRE_RETURN_IF_ERROR(CheckPolicy(*policy, deps));
   CADRE_RETURN_IF_ERROR(CheckBudget("kv_budget", budget, *policy, options));
-  if (request.sampling.choice > 0) {
-    return InvalidArgument("n: more than one choice, not together with kv_budget");
-  }
-  if (deps.speculation) {
-    return InvalidArgument("kv_budget: not together with speculation, which this server does");
-  }
   const EvictionShape shape{.tokens = static_cast<int64_t>(request.prompt->size()),
                             .layers = deps.pool.layers(),
                             .budget = budget};
   const int64_t answer = std::max(request.sampling.max_tokens - 1, 0);
   const bool grows_over = policy->evicts_answers() && shape.tokens + answer > budget;
   if (!policy->Evicts(shape) && !grows_over) return nullptr;
+  if (request.sampling.choice > 0) {
+    return InvalidArgument("n: more than one choice, not together with kv_budget");
+  }
+  if (deps.speculation) {
+    return InvalidArgument("kv_budget: not together with speculation, which this server does");
+  }
   if (request.sampling.prompt_logprobs >= 0) {
     return InvalidArgument("logprobs of the prompt: not together with kv_budget");
   }
