@@ -267,7 +267,12 @@ absl::StatusOr<std::unique_ptr<Model>> LoadGgufModel(const Context& ctx, const s
   AllocateModel(ctx, options, /*zeroed=*/true, model.get());
   Context load = {.allocator = ctx.allocator, .threads = ctx.threads, .parameters = &store};
   for (ParamId id = 0; id < store.size(); ++id) {
-    Fill(load, id, sources[static_cast<size_t>(id)], as_stored && native[store.spec(id).name]);
+    const std::vector<Rows>& rows = sources[static_cast<size_t>(id)];
+    Fill(load, id, rows, as_stored && native[store.spec(id).name]);
+    if (const QuantizedParam* codes = store.quantized(id)) {
+      CADRE_RETURN_IF_ERROR(
+          ops::CheckScales(fmt::format("{}: tensor {}", path, rows.front().tensor->name), *codes));
+    }
   }
   store.WeightsChanged();
   return model;

@@ -12,6 +12,7 @@
 #include "core/safetensors_folder.h"
 #include "model/gguf_model.h"
 #include "model/gguf_test_util.h"
+#include "model/initialize.h"
 #include "model/score.h"
 #include "model/test_tensors.h"
 
@@ -63,7 +64,28 @@ class GgufLoad : public testing::TestWithParam<const char*> {
   }
   ~GgufLoad() override { fs::remove_all(root_); }
 
-  std::string fixture() const { return std::string("tests/golden/fixtures/") + GetParam(); }
+  std::string fixture() const {
+    return wide_ ? root_ + "/wide" : std::string("tests/golden/fixtures/") + GetParam();
+  }
+  // A model of the fixture's kind whose rows are long enough for blocks of 256, in its place.
+  void Widen() {
+    HfConfig config = *LoadHfConfig(fixture());
+    config::ModelConfig& m = config.model;
+    m.set_hidden_size(256);
+    m.set_intermediate_size(512);
+    if (m.has_moe_intermediate_size()) m.set_moe_intermediate_size(256);
+    m.set_head_dim(256 / m.num_attention_heads());
+    auto model = CreateModel(ctx_, config, {.dtype = DType::kF32});
+    ASSERT_TRUE(model.ok()) << Message(model.status());
+    Context ctx = ctx_;
+    ctx.parameters = &(*model)->parameters();
+    InitializeParameters(ctx, 7);
+    wide_ = true;
+    const absl::Status saved =
+        SaveWeights((*model)->parameters(), WholeWeights((*model)->parameters()),
+                    {.folder = fixture(), .config = &config, .type = StoredType::kF32});
+    ASSERT_TRUE(saved.ok()) << Message(saved);
+  }
   bool llama() const {
     return std::string(GetParam()) == "llama" || std::string(GetParam()) == "mixtral";
   }
@@ -211,6 +233,7 @@ class GgufLoad : public testing::TestWithParam<const char*> {
   }
 
   std::string root_;
+  bool wide_ = false;
   int64_t head_dim_ = 0;
   HostAllocator allocator_;
   Context ctx_{.allocator = &allocator_, .threads = 2};
@@ -238,6 +261,32 @@ TEST_P(GgufLoad, QuantizedBlocksMeanWhatTheySay) {
   EXPECT_LT(testing_tensors::RelativeError(Score(path(), DType::kBF16), want), 0.03);
   const Tensor whole = Score(path(), DType::kBF16);
   EXPECT_TRUE(testing_tensors::SameBits(Score(path(), DType::kBF16, 3), whole.Narrow(0, 3)));
+}
+
+// Kinds of 256 values to a block, and bf16, mixed within fused parameters as files have them.
+TEST_P(GgufLoad, SuperblocksMeanWhatTheySay) {
+  ASSERT_NO_FATAL_FAILURE(Widen());
+  const auto mixed = [](const std::string& name, int64_t columns) -> uint32_t {
+    EXPECT_EQ(columns % 256, 0) << name;
+    if (name.find("gate_inp") != std::string::npos) return 0;
+    if (name.find("token_embd") != std::string::npos) return 30;
+    const bool finer = name.find("attn_v") != std::string::npos ||
+                       name.find("ffn_down") != std::string::npos || name == "output.weight";
+    return finer ? 14 : 12;
+  };
+  for (const bool floats : {true, false}) {
+    if (floats) {
+      Write([](const std::string&, int64_t) { return 30u; });
+    } else {
+      Write(mixed);
+    }
+    const Tensor want = Score(root_ + "/folder", DType::kF32);
+    EXPECT_LT(testing_tensors::RelativeError(Score(path(), DType::kF32), want), 1e-5) << floats;
+    EXPECT_LT(testing_tensors::RelativeError(Score(path(), DType::kBF16), want), 0.03) << floats;
+  }
+  auto model = LoadModel(ctx_, path(), {});
+  ASSERT_TRUE(model.ok()) << Message(model.status());
+  EXPECT_GT((*model)->parameters().quantized_bytes(), 0u) << "blocks are not turned into floats";
 }
 
 // As `cadre serve` reads it before the weights; a file may be larger than any config.json.

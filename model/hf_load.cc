@@ -2,6 +2,7 @@
 #include <charconv>
 #include <cstring>
 
+#include "core/ops/quantize.h"
 #include "core/safetensors_folder.h"
 #include "model/hf_config.h"
 #include "model/hf_folder.h"
@@ -137,6 +138,8 @@ absl::StatusOr<FolderTensors> LoadWeights(Context& ctx, const std::string& path,
   for (ParamId id = 0; id < store.size(); ++id) {
     if (format != WeightFormat::kStored && store.spec(id).quantized) {
       store.SetQuantized(id, ReadQuantizedParam(ctx, folder.files, store.spec(id), format));
+      CADRE_RETURN_IF_ERROR(
+          ops::CheckScales(store.spec(id).sources.front().tensor, *store.quantized(id)));
     } else {
       floats.push_back(id);
     }

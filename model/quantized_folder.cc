@@ -75,6 +75,7 @@ QuantizedRows Quantize(Context& ctx, const Found& found, WeightFormat format) {
 absl::Status Write(Context& ctx, const Found& found, WeightFormat format,
                    SafetensorsWriter* writer) {
   const QuantizedRows rows = Quantize(ctx, found, format);
+  CADRE_RETURN_IF_ERROR(ops::CheckScales(found.entry->name, rows.scales));
   if (format == WeightFormat::kInt4) {
     CADRE_RETURN_IF_ERROR(writer->Append(PackNibbles(rows)));
   } else {

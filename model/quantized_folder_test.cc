@@ -2,7 +2,9 @@
 
 #include <gtest/gtest.h>
 
+#include <cstring>
 #include <filesystem>
+#include <nlohmann/json.hpp>
 
 #include "core/file.h"
 #include "core/host_allocator.h"
@@ -78,6 +80,28 @@ TEST_F(QuantizedFolder, WhatDoesNotFitIsRefused) {
   config.replace(config.find("int4-g32-v9"), 11, "int8-row-v1");
   ASSERT_TRUE(WriteFileAtomic(to + "/config.json", config).ok());
   expect(LoadModel(ctx_, to, {}).status(), "codes is U8");
+}
+
+TEST_F(QuantizedFolder, AWeightThatIsNoNumberIsRefusedByName) {
+  const std::string folder = root_ + "/bad", tensor = "model.layers.0.mlp.down_proj.weight";
+  fs::copy(Fixture("llama"), folder);
+  std::string file = *ReadFile(folder + "/model.safetensors");
+  uint64_t header = 0;
+  std::memcpy(&header, file.data(), sizeof(header));
+  const auto json = nlohmann::json::parse(file.substr(sizeof(header), header));
+  const size_t begin = sizeof(header) + header + json[tensor]["data_offsets"][0].get<size_t>();
+  // All ones are no number in any type.
+  std::fill_n(file.begin() + static_cast<int64_t>(begin), 4, '\xff');
+  ASSERT_TRUE(WriteFileAtomic(folder + "/model.safetensors", file).ok());
+  for (WeightFormat format : {WeightFormat::kInt8, WeightFormat::kInt4}) {
+    const absl::Status loaded = LoadModel(ctx_, folder, {.weights = format}).status();
+    EXPECT_EQ(loaded.code(), absl::StatusCode::kDataLoss);
+    EXPECT_NE(Message(loaded).find(tensor), std::string::npos) << Message(loaded);
+    const absl::Status saved = SaveQuantizedFolder(
+        ctx_, folder, root_ + "/to" + (format == WeightFormat::kInt8 ? "8" : "4"), format);
+    EXPECT_NE(Message(saved).find(tensor), std::string::npos) << Message(saved);
+  }
+  EXPECT_TRUE(LoadModel(ctx_, folder, {}).ok());
 }
 
 }  // namespace

@@ -8,6 +8,7 @@
 
 #include "core/ops/elementwise.h"
 #include "core/ops/gemm.h"
+#include "core/ops/quantize.h"
 #include "core/read_ahead.h"
 #include "core/tape.h"
 #include "model/param_layout.h"
@@ -54,6 +55,11 @@ bool StoredAsKept(const ParamSpec& spec, const Found& found, int64_t begin, cons
     *stored = run.stored;
   });
   return plain && runs == 1;
+}
+
+std::string NameOf(const ParamSpec& spec) {
+  const std::string& first = spec.sources.front().tensor;
+  return spec.sources.size() == 1 ? first : first + " to " + spec.sources.back().tensor;
 }
 
 class Loader {
@@ -167,8 +173,10 @@ class Loader {
       Fill(ctx_, spec, part.found, part.begin, flat.Narrow(part.begin, part.count));
     Pack(first.id, first.weight.tensor());
     unread_ -= first.bytes;
-    asked_.pop_front();
-    return absl::OkStatus();
+    const ParamId id = first.id;
+    asked_.pop_front();  // quantizes it
+    const QuantizedParam* codes = ctx_.parameters->quantized(id);
+    return codes == nullptr ? absl::OkStatus() : ops::CheckScales(NameOf(spec), *codes);
   }
 
   void Pack(ParamId id, const Tensor& weight) {

@@ -4,6 +4,7 @@
 #include <array>
 #include <cmath>
 #include <cstring>
+#include <limits>
 
 #include "core/ops/gemm_panels.h"
 #include "core/parallel_for.h"
@@ -18,7 +19,22 @@ float ScaleAt(const Tensor& scales, int64_t i) {
                                        : static_cast<float>(scales.data<F16>()[i]);
 }
 
+// What no codes stand for has NaN for its scale.
+template <typename Scale>
+void NoCodes(int64_t count, int8_t code, int8_t* codes, Scale* scale) {
+  std::fill_n(codes, count, code);
+  *scale = Scale(NAN);
+}
+
+bool AllFinite(const float* w, int64_t count) {
+  bool finite = true;
+  for (int64_t i = 0; i < count; ++i)
+    finite &= std::fabs(w[i]) <= std::numeric_limits<float>::max();
+  return finite;
+}
+
 void EightBits(const float* w, int64_t k, int8_t* codes, float* scale) {
+  if (!AllFinite(w, k)) return NoCodes(k, 0, codes, scale);
   float most = 0.0f;
   for (int64_t i = 0; i < k; ++i) most = std::max(most, std::fabs(w[i]));
   *scale = most / 127.0f;
@@ -35,6 +51,10 @@ float FourBitCode(float w, float inverse) {
 void FourBits(const float* w, int64_t count, int8_t* codes, F16* scale) {
   float most = 0.0f;
   for (int64_t i = 0; i < count; ++i) most = std::fabs(w[i]) > std::fabs(most) ? w[i] : most;
+  // An f16 scale may be too small for what f32 holds.
+  if (!AllFinite(w, count) || std::isinf(static_cast<float>(F16(most / -8.0f)))) {
+    return NoCodes(count, 8, codes, scale);
+  }
   float best = 0.0f, least = INFINITY;
   for (const float shrink : {1.0f, 0.95f, 0.9f, 0.85f}) {
     const auto d = static_cast<float>(F16(most / -8.0f * shrink));
@@ -199,6 +219,23 @@ double FloatAt(const QuantizedMatrix& matrix, int64_t row, int64_t k) {
 }
 
 }  // namespace
+
+absl::Status CheckScales(std::string_view name, const Tensor& scales) {
+  for (int64_t i = 0; i < scales.numel(); ++i) {
+    if (std::isfinite(ScaleAt(scales, i))) continue;
+    return DataLoss("{}: a weight is no finite number, or too large for its codes", name);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckScales(std::string_view name, const QuantizedParam& param) {
+  for (const auto& runs : param) {
+    for (const QuantizedMatrix& matrix : runs) {
+      if (!matrix.floats()) CADRE_RETURN_IF_ERROR(CheckScales(name, matrix.scales));
+    }
+  }
+  return absl::OkStatus();
+}
 
 QuantizedParam QuantizeParam(Context& ctx, const Tensor& w, WeightFormat format) {
   QuantizedParam param;

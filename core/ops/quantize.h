@@ -3,10 +3,12 @@
 // thread with a Context of its own.
 #pragma once
 
+#include <string_view>
 #include <vector>
 
 #include "core/context.h"
 #include "core/quantized.h"
+#include "core/status.h"
 
 namespace cadre::ops {
 
@@ -16,8 +18,13 @@ inline constexpr int64_t kInt4Group = 32;
 
 // w: [N, K] f32 or bf16. kInt8: scale = max |w| of the row / 127, codes rounded to nearest. kInt4:
 // the scale puts the group's largest element (its sign included) at -8; of that scale and smaller
-// ones, which clip it, the one of the least squared error.
+// ones, which clip it, the one of the least squared error. A scale is NaN where an element is no
+// finite number, or larger than kInt4 can say: whoever quantizes asks CheckScales.
 QuantizedRows QuantizeRows(Context& ctx, const Tensor& w, WeightFormat format);
+
+// kDataLoss names what has a scale that is no finite number.
+absl::Status CheckScales(std::string_view name, const Tensor& scales);
+absl::Status CheckScales(std::string_view name, const QuantizedParam& param);
 
 // `parts` one below the other, all with the same K, bits, group, zero, and mins or none.
 QuantizedMatrix PackQuantized(Context& ctx, const std::vector<QuantizedRows>& parts);
