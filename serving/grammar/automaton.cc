@@ -34,7 +34,7 @@ class AutomatonBuilder {
   Subset Closure(const RuleNfa& nfa, Subset states);
   absl::Status Spend(size_t work);
   // By state: whether its rule's end can be reached from it.
-  std::vector<bool> Productive() const;
+  absl::StatusOr<std::vector<bool>> Productive();
   Automaton Pack(const std::vector<bool>& productive) const;
 
   Grammar grammar_;
@@ -167,15 +167,20 @@ absl::Status AutomatonBuilder::AddRule(RuleId rule) {
   return absl::OkStatus();
 }
 
-std::vector<bool> AutomatonBuilder::Productive() const {
+absl::StatusOr<std::vector<bool>> AutomatonBuilder::Productive() {
   // Who waits for a state: by a byte, or by a call whose rule begins there or that leads there.
-  std::vector<std::vector<int32_t>> waiting(states_.size());
+  struct Waiting {
+    int32_t state;
+    int32_t call;  // of the state's, or -1
+  };
+  std::vector<std::vector<Waiting>> waiting(states_.size());
   for (size_t s = 0; s < states_.size(); ++s) {
     const auto self = static_cast<int32_t>(s);
-    for (const auto& edge : states_[s].bytes) waiting[edge.target].push_back(self);
-    for (const auto& call : states_[s].calls) {
-      waiting[call.target].push_back(self);
-      waiting[starts_[call.start]].push_back(self);
+    for (const auto& edge : states_[s].bytes) waiting[edge.target].push_back({self, -1});
+    for (size_t c = 0; c < states_[s].calls.size(); ++c) {
+      const Automaton::CallEdge& call = states_[s].calls[c];
+      waiting[call.target].push_back({self, static_cast<int32_t>(c)});
+      waiting[starts_[call.start]].push_back({self, static_cast<int32_t>(c)});
     }
   }
   std::vector<bool> good(states_.size(), false);
@@ -190,13 +195,14 @@ std::vector<bool> AutomatonBuilder::Productive() const {
   while (!queue.empty()) {
     const int32_t reached = queue.back();
     queue.pop_back();
-    for (int32_t s : waiting[reached]) {
-      bool leads = false;
-      for (const auto& edge : states_[s].bytes) leads = leads || edge.target == reached;
-      for (const auto& call : states_[s].calls) {
-        leads = leads || (good[call.target] && good[starts_[call.start]]);
+    CADRE_RETURN_IF_ERROR(Spend(waiting[reached].size()));
+    for (const auto& [s, c] : waiting[reached]) {
+      if (c < 0) {
+        mark(s);
+        continue;
       }
-      if (leads) mark(s);
+      const Automaton::CallEdge& call = states_[s].calls[c];
+      if (good[call.target] && good[starts_[call.start]]) mark(s);
     }
   }
   return good;
@@ -231,7 +237,7 @@ absl::StatusOr<Automaton> AutomatonBuilder::Build() {
   for (size_t rule = 0; rule < grammar_.rules.size(); ++rule) {
     CADRE_RETURN_IF_ERROR(AddRule(static_cast<RuleId>(rule)));
   }
-  const std::vector<bool> productive = Productive();
+  CADRE_ASSIGN_OR_RETURN(const std::vector<bool> productive, Productive());
   if (!productive[starts_[grammar_.root]]) return InvalidArgument("no text matches the grammar");
   return Pack(productive);
 }

@@ -58,6 +58,23 @@ TEST(CompileAutomaton, SubsetsThatExplodeAreRefused) {
   EXPECT_THAT(Message(Compile(OneRule(exploding))), HasSubstr("too complex"));
 }
 
+TEST(CompileAutomaton, ManyRulesCostAsMuchAsTheyAre) {
+  constexpr int kRules = 4000;
+  const auto letters = [](Grammar& g) {
+    std::vector<NodeId> calls;
+    for (int i = 0; i < kRules; ++i) {
+      const RuleId rule = g.AddRule(fmt::format("r{}", i));
+      g.rules[rule].body = g.Bytes(std::string(1, static_cast<char>('a' + i % 26)));
+      calls.push_back(g.Rule(rule));
+    }
+    return g.Choice(calls);
+  };
+  // Looking at all calls of the first rule for each of them would be 16 million steps.
+  const auto automaton = CompileAutomaton(OneRule(letters), {.max_work = 40 * kRules});
+  ASSERT_TRUE(automaton.ok()) << Message(automaton.status());
+  EXPECT_FALSE(CompileAutomaton(OneRule(letters), {.max_work = 5 * kRules}).ok());
+}
+
 TEST(CompileAutomaton, LongRepetitionsOfLargeParts) {
   // The part becomes a rule of its own.
   auto automaton = CompileAutomaton(OneRule([](Grammar& g) {
