@@ -174,11 +174,8 @@ absl::Status ServeHttp(const config::ServeConfig& config, const Compute& compute
     failure = status;
     ReportFailure();
   };
-  HostAllocator draft_allocator;
-  const Context draft_ctx{.allocator = &draft_allocator, .threads = compute.threads};
-  std::unique_ptr<Model> draft;
-  CADRE_ASSIGN_OR_RETURN(options.speculation,
-                         ToSpeculation(config.speculative(), draft_ctx, compute.dtype, &draft));
+  std::unique_ptr<ModelHome> draft;
+  CADRE_ASSIGN_OR_RETURN(options.speculation, ToSpeculation(config.speculative(), compute, &draft));
   CADRE_ASSIGN_OR_RETURN(std::unique_ptr<Engine> engine, Engine::Create(std::move(home), options));
   StartServing(config, {text.tokenizer.get(), text.chat.get(), engine.get(), options.trace}, server,
                *compute.log);

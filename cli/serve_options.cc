@@ -43,6 +43,16 @@ absl::Status CheckParsers(const ServiceOptions& service) {
   return absl::OkStatus();
 }
 
+absl::StatusOr<std::unique_ptr<ModelHome>> OpenDraft(const std::string& path,
+                                                     const Compute& compute) {
+  const ModelOptions options{.dtype = compute.dtype,
+                             .weights = ForProductsAlone(WeightFormat::kStored, compute.dtype),
+                             .pack = true};
+  return ModelHome::Open([path, options, threads = compute.threads](Allocator& allocator) {
+    return LoadModel({.allocator = &allocator, .threads = threads}, ModelFolder(path), options);
+  });
+}
+
 }  // namespace
 
 absl::StatusOr<config::ServeConfig> ResolveConfig(const ServeFlags& flags) {
@@ -108,8 +118,8 @@ static QueueOptions ToQueueOptions(const config::ServeConfig& config) {
 }
 
 absl::StatusOr<SpeculationOptions> ToSpeculation(const config::SpeculativeConfig& config,
-                                                 const Context& ctx, DType dtype,
-                                                 std::unique_ptr<Model>* draft) {
+                                                 const Compute& compute,
+                                                 std::unique_ptr<ModelHome>* draft) {
   SpeculationOptions options{
       .num_speculative_tokens = config.num_speculative_tokens(),
       .max_num_seqs = config.max_num_seqs(),
@@ -132,11 +142,7 @@ absl::StatusOr<SpeculationOptions> ToSpeculation(const config::SpeculativeConfig
       break;
     case config::SPECULATION_METHOD_DRAFT_MODEL:
       options.method = SpeculationMethod::kDraftModel;
-      CADRE_ASSIGN_OR_RETURN(
-          *draft, AsData(LoadModel(ctx, ModelFolder(config.model()),
-                                   {.dtype = dtype,
-                                    .weights = ForProductsAlone(WeightFormat::kStored, dtype),
-                                    .pack = true})));
+      CADRE_ASSIGN_OR_RETURN(*draft, AsData(OpenDraft(config.model(), compute)));
       options.draft = draft->get();
       break;
   }

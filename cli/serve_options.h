@@ -30,10 +30,10 @@ absl::StatusOr<config::ServeConfig> ResolveConfig(const ServeFlags& flags);
 // The flags, and the configuration where there is none.
 ComputeFlags ToComputeFlags(const ServeFlags& flags, const config::ServeConfig& config);
 
-// `draft` becomes the model that drafts, where the configuration names one; loaded with `ctx`.
+// `draft` becomes the home of the model that drafts, where the configuration names one.
 absl::StatusOr<SpeculationOptions> ToSpeculation(const config::SpeculativeConfig& config,
-                                                 const Context& ctx, DType dtype,
-                                                 std::unique_ptr<Model>* draft);
+                                                 const Compute& compute,
+                                                 std::unique_ptr<ModelHome>* draft);
 absl::StatusOr<EngineOptions> ToEngineOptions(const config::ServeConfig& config,
                                               const Compute& compute, Trace* trace);
 

@@ -1,28 +1,55 @@
 #include "serving/draft_model_proposer.h"
 
 #include <algorithm>
+#include <utility>
 
 namespace cadre {
 
-DraftModelProposer::DraftModelProposer(Model& draft, const DraftModelOptions& options, KvPlan kv)
+DraftModelProposer::DraftModelProposer(ModelHome& draft, const DraftModelOptions& options,
+                                       KvPlan kv)
     : draft_(draft),
       options_(options),
       cache_(allocator_, std::move(kv.layouts), kv.blocks, {.prefix_caching = false}) {
-  ctx_ = {.allocator = &allocator_,
-          .threads = options.threads,
-          .parameters = &draft.parameters(),
-          .packed = &packed_};
+  ctx_ = {.allocator = &allocator_, .threads = options.threads, .packed = &packed_};
+  UseWeights();
+}
+
+void DraftModelProposer::UseWeights() {
+  ctx_.parameters = &draft_.model()->parameters();
+  packed_ = std::move(draft_.model()->packed());
+}
+
+void DraftModelProposer::GiveUpMemory(int level) {
+  if (!std::exchange(cache_dropped_, true)) cache_.DropBytes();
+  if (level == 2 && draft_.reloadable() && draft_.model() != nullptr) {
+    ctx_.parameters = nullptr;
+    packed_ = {};
+    draft_.Drop();
+  }
+  allocator_.Trim();
+}
+
+absl::Status DraftModelProposer::TakeWeights() {
+  if (draft_.model() != nullptr) return absl::OkStatus();
+  CADRE_RETURN_IF_ERROR(draft_.Reload());
+  UseWeights();
+  return absl::OkStatus();
+}
+
+void DraftModelProposer::TakeMemory() {
+  if (std::exchange(cache_dropped_, false)) cache_.AllocateBytes();
 }
 
 absl::StatusOr<std::unique_ptr<DraftModelProposer>> DraftModelProposer::Create(
-    Model& draft, int64_t vocabulary, const DraftModelOptions& options) {
-  if (draft.spec().vocab != vocabulary) {
+    ModelHome& draft, int64_t vocabulary, const DraftModelOptions& options) {
+  const Model& model = *draft.model();
+  if (model.spec().vocab != vocabulary) {
     return InvalidArgument("speculative.model: a vocabulary of {}, the model's has {}",
-                           draft.spec().vocab, vocabulary);
+                           model.spec().vocab, vocabulary);
   }
   DraftModelOptions own = options;
-  own.kv.context = std::min(own.kv.context, draft.decoder().max_position());
-  CADRE_ASSIGN_OR_RETURN(KvPlan kv, PlanKvCache(draft, own.kv));
+  own.kv.context = std::min(own.kv.context, model.decoder().max_position());
+  CADRE_ASSIGN_OR_RETURN(KvPlan kv, PlanKvCache(model, own.kv));
   return std::unique_ptr<DraftModelProposer>(new DraftModelProposer(draft, own, std::move(kv)));
 }
 
@@ -53,8 +80,9 @@ void DraftModelProposer::Step(std::span<Draft> drafts, int64_t round) {
         {&draft.reader->kv, tokens, static_cast<int64_t>(draft.reader->written.size())});
     sequences.push_back(draft.request.sequence);
   }
+  const Model& model = *draft_.model();
   const std::vector<int32_t> drawn =
-      DrawDrafts({ctx_, draft_.decoder(), static_cast<int>(draft_.spec().layers.size()), cache_},
+      DrawDrafts({ctx_, model.decoder(), static_cast<int>(model.spec().layers.size()), cache_},
                  allocator_, reads, sequences);
   for (size_t i = 0; i < drafts.size(); ++i) {
     std::vector<int32_t>& written = drafts[i].reader->written;

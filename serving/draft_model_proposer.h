@@ -8,10 +8,10 @@
 
 #include "core/host_allocator.h"
 #include "core/ops/gemm.h"
-#include "model/model.h"
 #include "serving/draft_forward.h"
 #include "serving/draft_proposer.h"
 #include "serving/kv_plan.h"
+#include "serving/model_home.h"
 
 namespace cadre {
 
@@ -23,16 +23,17 @@ struct DraftModelOptions {
 
 class DraftModelProposer : public DraftProposer {
  public:
-  // The draft model outlives the proposer and nobody else runs it. kInvalidArgument: another
-  // vocabulary than `vocabulary`; else as PlanKvCache.
+  // The draft model's home outlives the proposer and nobody else runs the model. kInvalidArgument:
+  // another vocabulary than `vocabulary`; else as PlanKvCache.
   static absl::StatusOr<std::unique_ptr<DraftModelProposer>> Create(
-      Model& draft, int64_t vocabulary, const DraftModelOptions& options);
+      ModelHome& draft, int64_t vocabulary, const DraftModelOptions& options);
 
   void Propose(std::span<const DraftRequest> requests) override;
   void Forget(uint64_t id) override;
-  // The cache's; the weights stay.
-  void GiveUpMemory() override { cache_.DropBytes(); }
-  void TakeMemory() override { cache_.AllocateBytes(); }
+  // At level 2 the weights stay where they cannot be loaded again.
+  void GiveUpMemory(int level) override;
+  absl::Status TakeWeights() override;
+  void TakeMemory() override;
 
  private:
   struct Reader {
@@ -46,18 +47,21 @@ class DraftModelProposer : public DraftProposer {
     bool whole;                       // to the last of them
   };
 
-  DraftModelProposer(Model& draft, const DraftModelOptions& options, KvPlan kv);
+  DraftModelProposer(ModelHome& draft, const DraftModelOptions& options, KvPlan kv);
+  // The weights are there.
+  void UseWeights();
   // Forgets what was guessed wrongly and makes room; nothing where there is none.
   std::optional<Draft> Follow(const DraftRequest& request, int64_t* budget);
   // Reads `tokens` of each draft and gives those that are read to the end their next guess.
   void Step(std::span<Draft> drafts, int64_t round);
 
-  Model& draft_;
+  ModelHome& draft_;
   DraftModelOptions options_;
   HostAllocator allocator_;
   PackedWeights packed_;
   Context ctx_;
   KvCache cache_;
+  bool cache_dropped_ = false;
   std::unordered_map<uint64_t, Reader> readers_;
 };
 

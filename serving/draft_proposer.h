@@ -33,8 +33,10 @@ class DraftProposer {
   virtual void Propose(std::span<const DraftRequest> requests) = 0;
   // Nothing more will be asked of this sequence.
   virtual void Forget(uint64_t id) {}
-  // While the engine sleeps there are no sequences, and none of this memory is needed.
-  virtual void GiveUpMemory() {}
+  // While the engine sleeps there are no sequences, and none of this memory is needed. Weights are
+  // given up at level 2, and are there again before TakeMemory.
+  virtual void GiveUpMemory(int level) {}
+  virtual absl::Status TakeWeights() { return absl::OkStatus(); }
   virtual void TakeMemory() {}
 };
 

@@ -142,8 +142,7 @@ absl::Status Engine::Submit(std::vector<GenerationRequest> requests,
     }
   }
   std::lock_guard lock(mutex_);
-  if (!failure_.ok()) return Unavailable("the engine has failed: {}", Message(failure_));
-  if (stopping_) return Unavailable("the engine is stopping");
+  CADRE_RETURN_IF_ERROR(Ended());
   if (std::string asleep = sleep_.Refusal(); !asleep.empty()) return Unavailable("{}", asleep);
   const double now = Now();
   CADRE_RETURN_IF_ERROR(bounds_.Enter(requests, now));
@@ -276,6 +275,11 @@ void Engine::Fail(const absl::Status& status) {
   }
   EndAll(FinishReason::kError, status);
   if (options_.on_failure) options_.on_failure(status);
+}
+
+absl::Status Engine::Ended() const {
+  if (!failure_.ok()) return Unavailable("the engine has failed: {}", Message(failure_));
+  return stopping_ ? Unavailable("the engine is stopping") : absl::OkStatus();
 }
 
 void Engine::EndAll(FinishReason reason, const absl::Status& error) {

@@ -130,6 +130,8 @@ class Engine : public EngineClient {
   // What went wrong with the other ranks in this step.
   absl::Status Failure() const;
   // The engine can go on no more.
+  // Why it takes nothing more, if so. Under the mutex.
+  absl::Status Ended() const;
   void Fail(const absl::Status& status);
   void EndAll(FinishReason reason, const absl::Status& error = absl::OkStatus());
   struct SampledRow {

@@ -14,7 +14,7 @@ void Engine::Sleep(int level, SleepDone done) {
   }
   {
     std::lock_guard lock(mutex_);
-    if (stopping_) refusal = Unavailable("the engine is stopping");
+    if (refusal.ok()) refusal = Ended();
     if (refusal.ok()) sleep_.AskSleep(level, std::move(done));
   }
   if (!refusal.ok()) return done(refusal);
@@ -22,13 +22,13 @@ void Engine::Sleep(int level, SleepDone done) {
 }
 
 void Engine::Wake(WakeDone done) {
-  bool stopping = false;
+  absl::Status refusal;
   {
     std::lock_guard lock(mutex_);
-    stopping = stopping_;
-    if (!stopping) sleep_.AskWake(std::move(done));
+    refusal = Ended();
+    if (refusal.ok()) sleep_.AskWake(std::move(done));
   }
-  if (stopping) return done(Unavailable("the engine is stopping"));
+  if (!refusal.ok()) return done(refusal);
   wake_.notify_one();
 }
 
@@ -66,7 +66,7 @@ void Engine::GiveUpMemory(int level) {
 
 void Engine::GiveUpOwnMemory(int level) {
   if (sleep_level_ == 0) lanes_->DropBytes();
-  if (sleep_level_ == 0 && speculation_ != nullptr) speculation_->GiveUpMemory();
+  if (speculation_ != nullptr) speculation_->GiveUpMemory(level);
   if (level == 2 && home_->model() != nullptr) {
     ctx_.parameters = nullptr;
     packed_ = {};
@@ -94,6 +94,7 @@ absl::Status Engine::TakeOwnMemory() {
     sleep_level_ = 1;
   }
   if (sleep_level_ == 0) return absl::OkStatus();
+  if (speculation_ != nullptr) CADRE_RETURN_IF_ERROR(speculation_->TakeWeights());
   CADRE_RETURN_IF_ERROR(CheckKvMemory(options_.kv_cache_memory_bytes,
                                       lanes_->own_cache().pool().bytes(), options_.ranks));
   lanes_->AllocateBytes();
@@ -104,14 +105,15 @@ absl::Status Engine::TakeOwnMemory() {
 
 void Engine::RefuseSleepers() {
   SleepCommands commands;
+  absl::Status ended;
   {
     std::lock_guard lock(mutex_);
     commands = sleep_.Take(true);
+    ended = Ended();
   }
-  const absl::Status stopping = Unavailable("the engine is stopping");
-  for (SleepDone& done : commands.aborted) done(stopping);
-  for (WakeDone& done : commands.wakes) done(stopping);
-  for (auto& [level, done] : commands.sleeps) done(stopping);
+  for (SleepDone& done : commands.aborted) done(ended);
+  for (WakeDone& done : commands.wakes) done(ended);
+  for (auto& [level, done] : commands.sleeps) done(ended);
 }
 
 }  // namespace cadre

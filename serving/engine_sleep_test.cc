@@ -63,6 +63,30 @@ TEST_F(EngineSleepTest, GivesUpTheCacheAndWakesWithTheSameTokens) {
   EXPECT_TRUE(engine_->Health().ready);
 }
 
+TEST_F(EngineSleepTest, GivesUpWhatTheTiersHaveToo) {
+  for (const auto& [host, disk] : {std::pair(1 << 20, 0), std::pair(0, 1 << 20)}) {
+    Start({.kv_cache_memory_bytes = BytesOfBlocks(6),
+           .kv_tiers = {.host_bytes = host, .disk_bytes = disk, .disk_path = "/tmp"}});
+    const GenerationRequest request = Request(1, 64, 1, {.max_tokens = 5, .logprobs = 0});
+    const std::vector<TokenEvent> before = Run(request);
+    // Its prefix leaves the cache for the tier.
+    Run(Request(2, 80, 2, {.max_tokens = 4}));
+    EXPECT_TRUE(Sleep(1).ok());
+    EXPECT_TRUE(Wake().ok());
+    const std::vector<TokenEvent> after = Run(request);
+    EXPECT_EQ(after[0].cached_tokens, 0);
+    EXPECT_EQ(Tokens(after), Tokens(before));
+    EXPECT_EQ(after[4].logprob, before[4].logprob);
+    // The tiers work on.
+    int cached = 0;
+    for (int attempt = 0; attempt < 50 && cached == 0; ++attempt) {
+      for (int32_t other : {2, 3}) Run(Request(2, 80, other, {.max_tokens = 4}));
+      cached = Run(request)[0].cached_tokens;
+    }
+    EXPECT_GT(cached, 0) << host << " " << disk;
+  }
+}
+
 TEST_F(EngineSleepTest, WhatRunsFinishesFirstAndAWakeComesBefore) {
   auto sink = std::make_shared<Sink>();
   sink->Hold(true);
@@ -123,6 +147,39 @@ TEST_F(EngineSleepTest, LevelTwoLoadsTheWeightsAgain) {
   EXPECT_TRUE(Sleep(2).ok());
   engine_->Stop();
   EXPECT_EQ(Wake().status().code(), absl::StatusCode::kUnavailable);
+}
+
+TEST_F(EngineSleepTest, TheDraftModelsWeightsAreGivenUpAndLoadedAgainToo) {
+  HostAllocator* drafts = nullptr;
+  bool fails = false;
+  const auto draft =
+      *ModelHome::Open([&](Allocator& allocator) -> absl::StatusOr<std::unique_ptr<Model>> {
+        drafts = static_cast<HostAllocator*>(&allocator);
+        if (fails) return NotFound("models/draft: no such folder");
+        return NewModel(allocator);
+      });
+  auto home = ModelHome::Open(NewModel);
+  ASSERT_TRUE(home.ok());
+  engine_ = *Engine::Create(
+      *std::move(home),
+      {.speculation = {.method = SpeculationMethod::kDraftModel, .draft = draft.get()}});
+  const GenerationRequest request = Request(1, 40, 1, {.max_tokens = 20, .logprobs = 0});
+  const std::vector<TokenEvent> before = Run(request);
+  const int64_t accepted = engine_->Stats().spec_decode_accepted_tokens;
+  EXPECT_GT(accepted, 0);
+  EXPECT_TRUE(Sleep(1).ok());
+  EXPECT_GT(drafts->usage().reserved_bytes, 0u);
+  EXPECT_TRUE(Sleep(2).ok());
+  EXPECT_EQ(drafts->usage().reserved_bytes, 0u);
+  fails = true;
+  EXPECT_EQ(Wake().status().code(), absl::StatusCode::kNotFound);
+  EXPECT_EQ(engine_->Health().failure, "models/draft: no such folder");
+  fails = false;
+  EXPECT_TRUE(Wake().ok());
+  const std::vector<TokenEvent> after = Run(request);
+  EXPECT_EQ(Tokens(after), Tokens(before));
+  EXPECT_EQ(engine_->Stats().spec_decode_accepted_tokens, 2 * accepted);
+  engine_.reset();
 }
 
 TEST_F(EngineSleepTest, AnotherModelInTheFolderIsRefused) {

@@ -51,10 +51,11 @@ inline std::string ConfigJson(const std::string& type) {
 
 // Fresh weights: the same whole model on every layout.
 inline std::unique_ptr<Model> MakeModel(Context ctx, const std::string& type, const ModelPart& part,
-                                        bool gradients) {
+                                        bool gradients,
+                                        WeightFormat weights = WeightFormat::kStored) {
   auto config = ParseHfConfig(ConfigJson(type), "config.json");
   CADRE_CHECK(config.ok(), "{}", Message(config.status()));
-  ModelOptions options{.dtype = DType::kBF16, .gradients = gradients};
+  ModelOptions options{.dtype = DType::kBF16, .gradients = gradients, .weights = weights};
   options.decoder.part = part;
   auto model = CreateModel(ctx, *std::move(config), options);
   CADRE_CHECK(model.ok(), "{}", Message(model.status()));

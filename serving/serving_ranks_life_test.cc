@@ -192,6 +192,8 @@ TEST(ServingRanksFailure, ALostRankEndsAllRequestsAndIsNamed) {
     EXPECT_FALSE((*engine)->Health().ready);
     EXPECT_THAT((*engine)->Health().failure, testing::HasSubstr("rank 1"));
     EXPECT_EQ((*engine)->Submit({Request(99)}, nullptr).code(), absl::StatusCode::kUnavailable);
+    EXPECT_THAT(Message(Sleep(**engine, 1)), testing::HasSubstr("rank 1"));
+    EXPECT_THAT(Message(Wake(**engine)), testing::HasSubstr("rank 1"));
     (*engine)->Stop();
     ASSERT_EQ(failures.size(), 1u);
     EXPECT_TRUE(absl::IsUnavailable(failures[0]));

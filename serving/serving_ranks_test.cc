@@ -16,17 +16,25 @@
 namespace cadre::serving_ranks {
 namespace {
 
+// What a model and its cache are kept in.
+struct Kept {
+  WeightFormat weights = WeightFormat::kStored;
+  ops::KvQuantization kv = ops::KvQuantization::kNone;
+};
+
 struct Served {
   Answers answers;
   std::vector<LayerExpertTokens> expert_tokens;
+  int64_t accepted = 0;  // guesses
 };
 
 // Rank 0's answers; the others', which follow it, are none.
 Served ServeOverRanks(World& world, const std::string& type, const Layout& layout,
-                      EngineOptions options, HostAllocator& memory) {
+                      EngineOptions options, HostAllocator& memory, const Kept& kept = {}) {
   ServingRanks ranks(world, layout, nullptr);
   options.ranks = &ranks;
-  const auto model = MakeModel({.allocator = &memory}, type, ranks.part(), false);
+  options.kv_quantization = kept.kv;
+  const auto model = MakeModel({.allocator = &memory}, type, ranks.part(), false, kept.weights);
   if (!ranks.leader()) {
     const absl::Status followed = FollowSteps(*ModelHome::Of(*model), options, ranks);
     EXPECT_TRUE(followed.ok()) << Message(followed);
@@ -48,7 +56,7 @@ Served ServeOverRanks(World& world, const std::string& type, const Layout& layou
   EXPECT_GT((*engine)->Stats().prefix_cache_hits, 100);
   EXPECT_EQ((*engine)->Stats().kv_cache_usage, 0);
   (*engine)->Stop();
-  return {std::move(answers), stats.expert_tokens};
+  return {std::move(answers), stats.expert_tokens, stats.spec_decode_accepted_tokens};
 }
 
 // The experts of each layer's tokens, by their place in the batch. Filled in by any rank.
@@ -132,15 +140,17 @@ TrainingShare ShareOf(const Answers& answers, int ranks, int rank) {
 std::map<uint64_t, std::vector<float>> Train(World& world, const std::string& type,
                                              config::ParallelConfig sizes, bool sequence_parallel,
                                              const Answers& answers, HostAllocator& memory,
-                                             RoutedExperts& routed) {
+                                             RoutedExperts& routed, const Kept& kept = {}) {
   sizes.set_sequence_parallel(sequence_parallel);
   auto layout = ResolveLayout(sizes, world.size(), ModelNeedsOf(SpecOf(type), kContext));
   CADRE_CHECK(layout.ok(), "{}", Message(layout.status()));
   const Mesh mesh(&world, *layout);
   ParallelGroups groups = mesh.Groups();
-  const auto model = MakeModel({.allocator = &memory}, type, mesh.part(), true);
+  const bool trains = kept.weights == WeightFormat::kStored;
+  const auto model = MakeModel({.allocator = &memory}, type, mesh.part(), trains, kept.weights);
   const TrainingShare share = ShareOf(answers, layout->dp, mesh.place().dp);
-  const Batch batch = PackSequences(memory, share.sequences);
+  Batch batch = PackSequences(memory, share.sequences);
+  batch.kv_quantization = kept.kv;
   std::vector<int32_t> targets;
   for (const auto& ids : share.sequences) {
     targets.insert(targets.end(), ids.begin() + 1, ids.end());
@@ -151,7 +161,7 @@ std::map<uint64_t, std::vector<float>> Train(World& world, const std::string& ty
   Context ctx{.allocator = &memory,
               .parameters = &model->parameters(),
               .packed = &packed,
-              .tape = &tape,
+              .tape = kept.kv == ops::KvQuantization::kNone ? &tape : nullptr,
               .groups = &groups};
   Var hidden;
   const int stage = mesh.part().stages.front();
@@ -268,6 +278,62 @@ INSTANTIATE_TEST_SUITE_P(
       return fmt::format("{}Tp{}Ep{}Pp{}Dp{}Tokens{}", c.model, c.tp, c.ep, c.pp, c.dp,
                          c.max_num_batched_tokens);
     });
+
+struct KindCase {
+  const char* name;
+  const char* model;
+  Kept kept = {};
+  SpeculationMethod speculation = SpeculationMethod::kNone;
+};
+
+class ServingRanksKindTest : public testing::TestWithParam<KindCase> {};
+
+TEST_P(ServingRanksKindTest, LogprobsHaveTheBitsOfTheTrainersOverTwoRanks) {
+  const KindCase& c = GetParam();
+  const auto layout = LayoutOfServing(SpecOf(c.model), Sizes(2), 2);
+  ASSERT_TRUE(layout.ok()) << Message(layout.status());
+  HostAllocator memory;
+  const auto draft = MakeModel({.allocator = &memory}, c.model, {}, false);
+  const auto home = ModelHome::Of(*draft);
+  Served served;
+  std::barrier together(2);
+  RunRanks(2, [&](World& world) {
+    EngineOptions options{
+        .max_num_seqs = 5, .max_num_batched_tokens = 64, .max_model_len = kContext};
+    if (world.rank() == 0) {
+      options.speculation = {
+          .method = c.speculation, .ngram = {.longest = 3, .shortest = 1}, .draft = home.get()};
+    }
+    Served own = ServeOverRanks(world, c.model, *layout, options, memory, c.kept);
+    if (world.rank() == 0) served = std::move(own);
+    together.arrive_and_wait();
+    RoutedExperts routed;
+    const auto reference =
+        Train(world, c.model, Sizes(2), false, served.answers, memory, routed, c.kept);
+    int compared = 0;
+    EXPECT_EQ(Differences(served.answers, reference, &compared), 0);
+    EXPECT_GT(compared, 300);
+  });
+  EXPECT_EQ(served.accepted > 0, c.speculation != SpeculationMethod::kNone);
+}
+
+constexpr ops::KvQuantization kCodes8 = ops::KvQuantization::kInt8,
+                              kCodes4 = ops::KvQuantization::kInt4;
+INSTANTIATE_TEST_SUITE_P(
+    Kinds, ServingRanksKindTest,
+    testing::Values(KindCase{"Int8Weights", "llama", {.weights = WeightFormat::kInt8}},
+                    KindCase{"Int4Weights", "llama", {.weights = WeightFormat::kInt4}},
+                    KindCase{"Int4Experts", "qwen3_moe", {.weights = WeightFormat::kInt4}},
+                    KindCase{"Int8Cache", "qwen3_moe", {.kv = kCodes8}},
+                    KindCase{"Int4Cache", "qwen3_moe", {.kv = kCodes4}},
+                    KindCase{"Int8WeightsAndCache", "qwen3_moe", {WeightFormat::kInt8, kCodes8}},
+                    KindCase{"Ngram", "llama", {}, SpeculationMethod::kNgram},
+                    KindCase{"DraftModel", "llama", {}, SpeculationMethod::kDraftModel},
+                    KindCase{"DraftModelAndInt8Cache",
+                             "qwen3_moe",
+                             {.kv = kCodes8},
+                             SpeculationMethod::kDraftModel}),
+    [](const auto& info) { return std::string(info.param.name); });
 
 TEST(ServingLayout, WhatCannotRunIsRefusedWithTheArithmetic) {
   const auto refusal = [](const config::ParallelConfig& sizes, int world) {

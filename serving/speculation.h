@@ -23,8 +23,9 @@ struct SpeculationOptions {
   // nothing from rows that may be thrown away.
   int max_num_seqs = 8;
   NgramOptions ngram;
-  Model* draft = nullptr;  // of kDraftModel; outlives the engine, which alone runs it
-  int layers = 0;          // of kSelf: the first ones, 1 to all
+  // Of kDraftModel; outlives the engine, which alone runs it.
+  ModelHome* draft = nullptr;
+  int layers = 0;  // of kSelf: the first ones, 1 to all
 };
 
 // What the model's side lends to its drafting.
@@ -60,7 +61,8 @@ class Speculation {
   // A sequence ended.
   void Forget(uint64_t id) { proposer_->Forget(id); }
   // Around the engine's sleep; see DraftProposer.
-  void GiveUpMemory() { proposer_->GiveUpMemory(); }
+  void GiveUpMemory(int level) { proposer_->GiveUpMemory(level); }
+  absl::Status TakeWeights() { return proposer_->TakeWeights(); }
   void TakeMemory() { proposer_->TakeMemory(); }
 
   const SpeculationStats& stats() const { return stats_; }

@@ -39,7 +39,8 @@ TEST(OneForward, Speculation) {
     c.speculation.layers = 3;
     EXPECT_EQ(Speculate(trained, c, prompts), 1) << type;
     EXPECT_LT(early, 1) << type;
-    c.speculation = {.method = SpeculationMethod::kDraftModel, .draft = &trained.training()};
+    const auto draft = ModelHome::Of(trained.training());
+    c.speculation = {.method = SpeculationMethod::kDraftModel, .draft = draft.get()};
     EXPECT_EQ(Speculate(trained, c, prompts), 1) << type;
     // Blocks run out, steps are too small for all guesses, and drafting lags behind long prompts.
     c.max_num_batched_tokens = 20;
