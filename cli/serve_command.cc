@@ -158,6 +158,12 @@ void StartServing(const config::ServeConfig& config, const ServingDeps& deps, Ht
   EndAtFirstStop(false);
   server.Serve(deps);
   const ModelInfo info = deps.engine->Info();
+  if (deps.tokenizer->vocab_size() > info.vocab_size) {
+    log.warn(
+        "the tokenizer has {} tokens, the model {}: those beyond are never generated, prompts with "
+        "them are refused",
+        deps.tokenizer->vocab_size(), info.vocab_size);
+  }
   if (info.max_sequence >= info.max_context) return;
   log.warn(
       "the KV cache has room for {} tokens, less than the context of {}: a prompt and its "

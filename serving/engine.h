@@ -141,9 +141,11 @@ class Engine : public EngineClient {
 
     bool may_go_on() const { return mask == nullptr || mask->may_go_on(); }
   };
-  // Fills in what grammars allow.
-  void WaitForMasks(std::span<SampledRow> rows);
-  std::vector<int32_t> Draw(std::span<const SampledRow> rows, const LogitRows& logits);
+  // A token for each row; fills in what grammars allow.
+  std::vector<int32_t> DrawAll(std::span<SampledRow> rows, const LogitRows& logits);
+  // Those of `which` rows.
+  void Draw(std::span<const SampledRow> rows, std::span<const size_t> which,
+            const LogitRows& logits, std::span<int32_t> tokens);
   // True: the sequence's last token.
   bool Append(Sequence& sequence, const SampledToken& sampled);
   // What was guessed for the sequence has been looked at.

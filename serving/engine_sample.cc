@@ -19,8 +19,7 @@ absl::Status Engine::Sample(StepForward& forward, std::span<const ScheduledChunk
   const LogitRows logits = forward.Sampled(plans);
   CADRE_RETURN_IF_ERROR(Failure());
   for (size_t round = 0; !rows.empty(); ++round) {
-    WaitForMasks(rows);
-    const std::vector<int32_t> tokens = Draw(rows, logits);
+    const std::vector<int32_t> tokens = DrawAll(rows, logits);
     std::vector<SampledRow> next;
     for (size_t i = 0; i < rows.size(); ++i) {
       const SampledRow& row = rows[i];
@@ -62,10 +61,24 @@ bool Engine::Append(Sequence& sequence, const SampledToken& sampled) {
   return last;
 }
 
-std::vector<int32_t> Engine::Draw(std::span<const SampledRow> rows, const LogitRows& logits) {
+std::vector<int32_t> Engine::DrawAll(std::span<SampledRow> rows, const LogitRows& logits) {
   std::vector<int32_t> tokens(rows.size(), -1);
-  ParallelFor(ctx_, static_cast<int64_t>(rows.size()), 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
+  std::vector<size_t> free, masked;
+  for (size_t i = 0; i < rows.size(); ++i) {
+    (rows[i].sequence->constraint == nullptr ? free : masked).push_back(i);
+  }
+  // Masks may still be in work meanwhile.
+  Draw(rows, free, logits, tokens);
+  for (const size_t i : masked) rows[i].mask = &masks_.Wait(*rows[i].sequence->constraint);
+  Draw(rows, masked, logits, tokens);
+  return tokens;
+}
+
+void Engine::Draw(std::span<const SampledRow> rows, std::span<const size_t> which,
+                  const LogitRows& logits, std::span<int32_t> tokens) {
+  ParallelFor(ctx_, static_cast<int64_t>(which.size()), 1, [&](int64_t begin, int64_t end) {
+    for (const size_t i :
+         which.subspan(static_cast<size_t>(begin), static_cast<size_t>(end - begin))) {
       if (!rows[i].may_go_on()) continue;
       const Sequence& sequence = *rows[i].sequence;
       const SamplingParams& params = sequence.request.sampling;
@@ -83,13 +96,6 @@ std::vector<int32_t> Engine::Draw(std::span<const SampledRow> rows, const LogitR
                                               : std::span<const uint64_t>()});
     }
   });
-  return tokens;
-}
-
-void Engine::WaitForMasks(std::span<SampledRow> rows) {
-  for (SampledRow& row : rows) {
-    if (row.sequence->constraint != nullptr) row.mask = &masks_.Wait(*row.sequence->constraint);
-  }
 }
 
 }  // namespace cadre

@@ -8,6 +8,7 @@ TokenConstraint::TokenConstraint(std::shared_ptr<const CompiledGrammar> grammar,
                                  std::span<const int32_t> ends, int64_t vocab)
     : matcher_(std::move(grammar)),
       ends_(ends.begin(), ends.end()),
+      vocab_(vocab),
       filled_(matcher_.grammar().trie().mask_words()) {
   next_.allowed.resize(static_cast<size_t>(vocab + 63) / 64);
 }
@@ -19,11 +20,12 @@ void TokenConstraint::Compute(int32_t token) {
   std::vector<uint64_t>& allowed = next_.allowed;
   std::ranges::fill(allowed, 0);
   std::copy_n(filled_.begin(), std::min(filled_.size(), allowed.size()), allowed.begin());
-  bool any = std::ranges::any_of(allowed, [](uint64_t word) { return word != 0; });
+  if (vocab_ % 64 != 0) allowed.back() &= (uint64_t{1} << (vocab_ % 64)) - 1;
+  const bool any = std::ranges::any_of(allowed, [](uint64_t word) { return word != 0; });
   next_.ended = !any && matcher_.may_end();
   if (matcher_.may_end()) {
     for (int32_t id : ends_) {
-      if (static_cast<size_t>(id) / 64 >= allowed.size()) continue;
+      if (id >= vocab_) continue;
       allowed[static_cast<size_t>(id) / 64] |= uint64_t{1} << (id % 64);
       next_.ended = false;
     }
@@ -37,23 +39,31 @@ MaskWorker::~MaskWorker() {
     std::lock_guard lock(mutex_);
     stopping_ = true;
   }
-  posted_.notify_one();
-  if (thread_.joinable()) thread_.join();
+  posted_.notify_all();
+  for (std::thread& thread : threads_) thread.join();
 }
 
-void MaskWorker::Advance(std::shared_ptr<TokenConstraint> constraint, int32_t token) {
+void MaskWorker::Post(std::shared_ptr<TokenConstraint> constraint, int32_t token,
+                      std::deque<Job>* queue) {
   {
     std::lock_guard lock(mutex_);
     CADRE_CHECK(constraint->ready_);
     constraint->ready_ = false;
-    queue_.emplace_back(std::move(constraint), token);
-    if (!thread_.joinable()) thread_ = std::thread(&MaskWorker::Run, this);
+    queue->push_back({std::move(constraint), token});
+    while (std::ssize(threads_) < most_threads_) threads_.emplace_back(&MaskWorker::Run, this);
   }
   posted_.notify_one();
 }
 
 const TokenConstraint::Next& MaskWorker::Wait(const TokenConstraint& constraint) {
   std::unique_lock lock(mutex_);
+  // Its sequence runs now.
+  const auto first = std::ranges::find_if(
+      first_masks_, [&](const Job& job) { return job.constraint.get() == &constraint; });
+  if (first != first_masks_.end()) {
+    next_masks_.push_back(std::move(*first));
+    first_masks_.erase(first);
+  }
   done_.wait(lock, [&] { return constraint.ready_; });
   return constraint.next_;
 }
@@ -61,14 +71,16 @@ const TokenConstraint::Next& MaskWorker::Wait(const TokenConstraint& constraint)
 void MaskWorker::Run() {
   std::unique_lock lock(mutex_);
   while (true) {
-    posted_.wait(lock, [this] { return stopping_ || !queue_.empty(); });
+    posted_.wait(lock,
+                 [this] { return stopping_ || !next_masks_.empty() || !first_masks_.empty(); });
     if (stopping_) return;
-    auto [constraint, token] = std::move(queue_.front());
-    queue_.pop_front();
+    std::deque<Job>& queue = next_masks_.empty() ? first_masks_ : next_masks_;
+    const Job job = std::move(queue.front());
+    queue.pop_front();
     lock.unlock();
-    constraint->Compute(token);
+    job.constraint->Compute(job.token);
     lock.lock();
-    constraint->ready_ = true;
+    job.constraint->ready_ = true;
     done_.notify_all();
   }
 }

@@ -1,9 +1,10 @@
 // What a grammar allows a sequence to say next, worked out beside the engine's steps.
 //
 // A TokenConstraint belongs to one sequence. After each sampled token the engine hands it to the
-// MaskWorker, whose thread steps the grammar and fills the mask for the next token while the
+// MaskWorker, whose threads step the grammar and fill the mask for the next token while the
 // engine computes that token's logits; the engine waits only where the mask is not there yet by
-// then. A sequence that is preempted keeps its constraint, since its tokens stay.
+// then. Masks that a running sequence needs go before the first ones of sequences that may wait for
+// long yet. A sequence that is preempted keeps its constraint, since its tokens stay.
 //
 //   worker.Start(constraint);            // any thread
 //   ... forward ...
@@ -19,7 +20,6 @@
 #include <mutex>
 #include <span>
 #include <thread>
-#include <utility>
 #include <vector>
 
 #include "core/status.h"
@@ -48,6 +48,7 @@ class TokenConstraint {
 
   TokenMatcher matcher_;
   const std::vector<int32_t> ends_;
+  const int64_t vocab_;
   std::vector<uint64_t> filled_;  // over the tokenizer's vocabulary, which may differ from V
   Next next_;
   bool ready_ = true;  // guarded by the worker's mutex
@@ -55,25 +56,39 @@ class TokenConstraint {
 
 class MaskWorker {
  public:
-  MaskWorker() = default;
+  explicit MaskWorker(int threads = kThreads) : most_threads_(threads) {}
   ~MaskWorker();
   MaskWorker(const MaskWorker&) = delete;
   MaskWorker& operator=(const MaskWorker&) = delete;
 
-  void Start(std::shared_ptr<TokenConstraint> constraint) { Advance(std::move(constraint), -1); }
+  // The first mask, which may come after those that are advanced to later.
+  void Start(std::shared_ptr<TokenConstraint> constraint) {
+    Post(std::move(constraint), -1, &first_masks_);
+  }
   // Not before Wait returned for what was posted last.
-  void Advance(std::shared_ptr<TokenConstraint> constraint, int32_t token);
+  void Advance(std::shared_ptr<TokenConstraint> constraint, int32_t token) {
+    Post(std::move(constraint), token, &next_masks_);
+  }
   // Until the posted work on it is done. The reference holds until the next Advance.
   const TokenConstraint::Next& Wait(const TokenConstraint& constraint);
 
  private:
+  // A grammar may be slow; another one must not stand behind it alone.
+  static constexpr int kThreads = 2;
+  struct Job {
+    std::shared_ptr<TokenConstraint> constraint;
+    int32_t token;
+  };
+
+  void Post(std::shared_ptr<TokenConstraint> constraint, int32_t token, std::deque<Job>* queue);
   void Run();
 
+  const int most_threads_;
   std::mutex mutex_;
   std::condition_variable posted_, done_;
-  std::deque<std::pair<std::shared_ptr<TokenConstraint>, int32_t>> queue_;
+  std::deque<Job> next_masks_, first_masks_;  // all of the former go first
   bool stopping_ = false;
-  std::thread thread_;  // from the first constraint on
+  std::vector<std::thread> threads_;  // from the first constraint on
 };
 
 }  // namespace cadre

@@ -175,6 +175,43 @@ TEST_F(ConstrainedEngineTest, TheSameTextAloneTogetherAndAfterPreemption) {
   EXPECT_GT(engine_->Stats().num_preemptions, 0);
 }
 
+TEST_F(ConstrainedEngineTest, TheSameTextWithGuesses) {
+  // What repeats is guessed well, by the text and, greedily, by the model itself.
+  auto grammar = Compile(ParseRegex("((one|two|three) ){8,20}[.!]"));
+  std::map<uint64_t, std::vector<TokenEvent>> plain;
+  const auto request = [&](uint64_t id) {
+    return Request(id, grammar,
+                   {.temperature = id % 2 == 0 ? 0.0f : 1.0f,
+                    .max_tokens = 140,
+                    .stop_token_ids = {kEnd},
+                    .logprobs = 0});
+  };
+  for (uint64_t id = 1; id <= 6; ++id) plain[id] = Run(request(id));
+  const auto draft = ModelHome::Of(*model_);
+  for (const SpeculationMethod method :
+       {SpeculationMethod::kNgram, SpeculationMethod::kSelf, SpeculationMethod::kDraftModel}) {
+    Start({.speculation = {.method = method, .draft = draft.get(), .layers = 2}});
+    auto sink = std::make_shared<Sink>();
+    std::vector<GenerationRequest> requests;
+    for (uint64_t id = 1; id <= 6; ++id) requests.push_back(request(id));
+    ASSERT_TRUE(engine_->Submit(requests, sink).ok());
+    for (uint64_t id = 1; id <= 6; ++id) {
+      const std::vector<TokenEvent> guessed = sink->WaitForEnd(id);
+      ASSERT_EQ(guessed.size(), plain[id].size()) << id;
+      EXPECT_EQ(Text(guessed), Text(plain[id]));
+      EXPECT_EQ(guessed.back().finish, plain[id].back().finish);
+      for (size_t i = 0; i < guessed.size(); ++i) {
+        EXPECT_EQ(guessed[i].token, plain[id][i].token);
+        EXPECT_EQ(guessed[i].logprob, plain[id][i].logprob);
+      }
+    }
+    EXPECT_GT(engine_->Stats().spec_decode_draft_tokens, 0);
+    if (method == SpeculationMethod::kNgram) {
+      EXPECT_GT(engine_->Stats().spec_decode_accepted_tokens, 0);
+    }
+  }
+}
+
 TEST_F(ConstrainedEngineTest, ATextThatIsWholeEnds) {
   auto grammar = Compile(ParseRegex("abc"));
   // With ends of sequence one is sampled; without, the grammar's own end is one.
@@ -218,6 +255,31 @@ TEST_F(ConstrainedEngineTest, AVocabularyThatCannotGoOnEndsTheRequestInAnError) 
   EXPECT_EQ(events.back().finish, FinishReason::kError);
   EXPECT_EQ(events.back().error.code(), absl::StatusCode::kInvalidArgument);
   EXPECT_EQ(Run(Request(2, nullptr, {.max_tokens = 3})).size(), 3u);
+}
+
+TEST(TokenConstraint, NoTokenBeyondTheModelsIsAllowed) {
+  // The tokenizer has a token more than the model.
+  std::vector<std::string> tokens(71);
+  tokens[69] = "a";
+  tokens[70] = "b";
+  const auto trie = std::make_shared<const TokenTrie>(
+      std::vector<std::string_view>(tokens.begin(), tokens.end()));
+  const auto first = [&](const char* regex) {
+    const auto grammar = CompiledGrammar::Create(*ParseRegex(regex), trie);
+    EXPECT_TRUE(grammar.ok()) << Message(grammar.status());
+    auto constraint = std::make_shared<TokenConstraint>(*grammar, std::vector<int32_t>{70}, 70);
+    MaskWorker worker;
+    worker.Start(constraint);
+    return worker.Wait(*constraint);
+  };
+  TokenConstraint::Next next = first("[ab]?");
+  EXPECT_TRUE(next.may_go_on());
+  EXPECT_EQ(next.allowed, (std::vector<uint64_t>{0, uint64_t{1} << 5}));
+  next = first("b");
+  EXPECT_EQ(next.status.code(), absl::StatusCode::kInvalidArgument);
+  next = first("b?");
+  EXPECT_TRUE(next.status.ok());
+  EXPECT_TRUE(next.ended);
 }
 
 }  // namespace
