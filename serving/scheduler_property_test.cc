@@ -3,8 +3,10 @@
 #include <gtest/gtest.h>
 #include <rapidcheck.h>
 
-#include <map>
+#include <algorithm>
+#include <memory>
 #include <set>
+#include <vector>
 
 #include "serving/scheduler_fixture.h"
 
@@ -40,6 +42,34 @@ SchedulerRig::Ask DrawAsk(uint64_t id, int64_t context) {
           .tenant = *rc::gen::element<std::string>("a", "b", "c")};
 }
 
+// Some ask for what others did: choices share their prompt, strangers begin alike.
+GenerationRequest DrawRequest(uint64_t id, const Load& load,
+                              std::vector<std::shared_ptr<const std::vector<int32_t>>>* prompts) {
+  const SchedulerRig::Ask ask = DrawAsk(id, load.options.max_context);
+  GenerationRequest request{.id = id,
+                            .priority = ask.priority,
+                            .sampling = {.max_tokens = ask.max_tokens},
+                            .cache_salt = *rc::gen::element<std::string>("", "", "s"),
+                            .tenant = ask.tenant};
+  if (!prompts->empty() && *rc::gen::inRange(0, 3) == 0) {
+    request.prompt = *rc::gen::elementOf(*prompts);
+    const auto room = load.options.max_context - std::ssize(*request.prompt);
+    request.sampling.max_tokens =
+        static_cast<int>(std::min<int64_t>(ask.max_tokens, std::max<int64_t>(room, 1)));
+    request.sampling.choice = static_cast<uint32_t>(id);
+    return request;
+  }
+  auto prompt = std::make_shared<std::vector<int32_t>>(static_cast<size_t>(ask.prompt), 1);
+  if (*rc::gen::arbitrary<bool>()) {
+    const auto begin = static_cast<size_t>(*rc::gen::inRange<int64_t>(0, ask.prompt));
+    std::fill(prompt->begin() + static_cast<int64_t>(begin), prompt->end(),
+              static_cast<int32_t>(id + 1));
+  }
+  request.prompt = prompt;
+  prompts->push_back(prompt);
+  return request;
+}
+
 void CheckStep(const Load& load, SchedulerRig& rig, const SchedulerRig::Ran& ran) {
   int64_t tokens = 0;
   std::set<uint64_t> ids;
@@ -59,15 +89,17 @@ TEST(SchedulerProperties, HoldUnderAnyLoad) {
     SchedulerRig rig(load.blocks, load.options);
     const int count = *rc::gen::inRange(1, 15);
     std::set<uint64_t> open;
+    std::vector<std::shared_ptr<const std::vector<int32_t>>> prompts;
     uint64_t next = 0;
     int64_t work = 0, steps = 0;
     while (next < static_cast<uint64_t>(count) || !open.empty()) {
       if (next < static_cast<uint64_t>(count) && (open.empty() || *rc::gen::inRange(0, 3) == 0)) {
-        const SchedulerRig::Ask ask = DrawAsk(++next, load.options.max_context);
-        RC_ASSERT(rig.scheduler().Admissible(ask.prompt, {.max_tokens = ask.max_tokens}).ok());
-        work += ask.prompt + ask.max_tokens;
-        rig.Add(ask);
-        open.insert(ask.id);
+        GenerationRequest request = DrawRequest(++next, load, &prompts);
+        const int64_t tokens = std::ssize(*request.prompt);
+        RC_ASSERT(rig.scheduler().Admissible(tokens, request.sampling).ok());
+        work += tokens + request.sampling.max_tokens;
+        open.insert(request.id);
+        rig.AddRequest(std::move(request));
       }
       if (!open.empty() && *rc::gen::inRange(0, 40) == 0) {
         RC_ASSERT(rig.scheduler().Remove(*open.begin()) != nullptr);
