@@ -9,13 +9,16 @@
 namespace cadre {
 namespace {
 
-// A loop that is busy for this long without ending a step is not ready.
-constexpr double kStuckSeconds = 30;
 // How old the counts of experts over ranks may be while steps run.
 constexpr double kLoadSeconds = 1;
 
 size_t LanesOf(const EngineOptions& options) {
   return options.ranks == nullptr ? 1 : static_cast<size_t>(options.ranks->lanes());
+}
+
+// With its length, so that no salt is part of another tenant's name.
+std::string SaltOfTenant(const GenerationRequest& request) {
+  return fmt::format("{}:{}{}", request.tenant.size(), request.tenant, request.cache_salt);
 }
 
 int64_t ContextOf(const Model& model, const EngineOptions& options) {
@@ -107,6 +110,15 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(std::unique_ptr<ModelHome
                                                   .lanes = engine->lanes_->count()}));
   }
   CADRE_RETURN_IF_ERROR(CheckEviction(options.eviction, model.spec(), engine->eviction_deps()));
+  std::vector<ops::KvLayout> layouts;
+  for (const LayerSpec& layer : model.spec().layers) {
+    layouts.push_back(KvLayoutOf(layer.attention, model.dtype(), options.block_size,
+                                 options.kv_quantization));
+  }
+  engine->cost_ =
+      StepCost(model.spec(), WeightBytes::Of(model.parameters(), model.dtype()), layouts);
+  engine->stats_.peak_flops_per_second = engine->budget_.peaks.flops_per_second;
+  engine->stats_.peak_bytes_per_second = engine->budget_.peaks.bytes_per_second;
   engine->last_step_ = Now();
   engine->weight_version_ = static_cast<int64_t>(model.parameters().version());
   engine->thread_ = std::thread(&Engine::Loop, engine.get());
@@ -148,6 +160,7 @@ absl::Status Engine::Submit(std::vector<GenerationRequest> requests,
   CADRE_RETURN_IF_ERROR(bounds_.Enter(requests, now));
   for (size_t i = 0; i < requests.size(); ++i) {
     GenerationRequest& request = requests[i];
+    if (options_.prefix_cache_by_key) request.cache_salt = SaltOfTenant(request);
     auto sequence = std::make_unique<Sequence>();
     sequence->tokens = *request.prompt;
     sequence->evicting = std::move(evicting[i]);
@@ -195,7 +208,7 @@ EngineHealth Engine::Health() const {
     health.ready = false;
     health.reason = asleep;
     health.failure = sleep_.failure();
-  } else if (!idle_ && health.seconds_since_step > kStuckSeconds) {
+  } else if (!idle_ && health.seconds_since_step > options_.stuck_seconds) {
     health.ready = false;
     health.reason = fmt::format("no step ended for {:.0f} s", health.seconds_since_step);
   }
@@ -264,6 +277,11 @@ absl::Status Engine::Tell(StepMessage message) {
   return lost_;
 }
 
+absl::Status Engine::Ended() const {
+  if (!failure_.ok()) return Unavailable("the engine has failed: {}", Message(failure_));
+  return stopping_ ? Unavailable("the engine is stopping") : absl::OkStatus();
+}
+
 absl::Status Engine::Failure() const {
   return options_.ranks == nullptr ? absl::OkStatus() : options_.ranks->failure();
 }
@@ -275,11 +293,6 @@ void Engine::Fail(const absl::Status& status) {
   }
   EndAll(FinishReason::kError, status);
   if (options_.on_failure) options_.on_failure(status);
-}
-
-absl::Status Engine::Ended() const {
-  if (!failure_.ok()) return Unavailable("the engine has failed: {}", Message(failure_));
-  return stopping_ ? Unavailable("the engine is stopping") : absl::OkStatus();
 }
 
 void Engine::EndAll(FinishReason reason, const absl::Status& error) {

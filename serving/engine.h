@@ -35,6 +35,7 @@
 #include "serving/serving_ranks.h"
 #include "serving/sleep_queue.h"
 #include "serving/speculation.h"
+#include "serving/step_cost.h"
 #include "serving/step_forward.h"
 #include "serving/step_plan.h"
 #include "serving/token_budget.h"
@@ -58,11 +59,13 @@ struct EngineOptions {
   int64_t kv_cache_memory_bytes =
       0;  // 0: what max_num_seqs contexts need, at most a quarter of the RAM
   bool enable_prefix_caching = true;  // changes no bit
+  bool prefix_cache_by_key = false;   // prefixes are each tenant's own, whatever its salts
   EvictionOptions eviction;
   KvTierOptions kv_tiers;  // where cached prefixes go that leave the KV cache
   int max_queue_size = 256;
   int max_requests_per_key = 0;  // that run or wait; 0: no bound
   int attention_workers = 0;     // 0: as many as keep the threads busy; changes no bit
+  double stuck_seconds = 30;     // a loop that is busy for longer without a step is not ready
   SpeculationOptions speculation;
   Trace* trace = nullptr;
   // The other ranks, which follow this one (serving/follower.h); null: there are none. Outlives the
@@ -127,11 +130,11 @@ class Engine : public EngineClient {
   // Prompt logprobs and embeddings.
   void ReadPrompts(StepForward& forward, std::span<const ScheduledChunk> chunks,
                    std::span<const StepPlan> plans);
+  // Why it takes nothing more, if so. Under the mutex.
+  absl::Status Ended() const;
   // What went wrong with the other ranks in this step.
   absl::Status Failure() const;
   // The engine can go on no more.
-  // Why it takes nothing more, if so. Under the mutex.
-  absl::Status Ended() const;
   void Fail(const absl::Status& status);
   void EndAll(FinishReason reason, const absl::Status& error = absl::OkStatus());
   struct SampledRow {
@@ -159,6 +162,7 @@ class Engine : public EngineClient {
   int64_t weight_version() const;  // engine thread, the weights being there
   void PublishGauges();
   void CountStep(std::span<const ScheduledChunk> chunks);
+  void CountWork(const StepWork& work);
   // Where other ranks route, too, asks them for their counts, not in every step.
   absl::Status PublishLoad();
 
@@ -183,6 +187,7 @@ class Engine : public EngineClient {
   TokenBudget budget_;
   std::unique_ptr<Speculation> speculation_;  // null: none
   ExpertLoad load_;
+  StepCost cost_;
   double load_published_ = 0;
   EventOutbox outbox_;
   MaskWorker masks_;

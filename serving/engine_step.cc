@@ -22,7 +22,16 @@ absl::Status Engine::Step(std::span<const ScheduledChunk> scheduled) {
   StepForward forward(ctx_, *home_->model(), options_.ranks);
   if (!chunks.empty()) CADRE_RETURN_IF_ERROR(RunChunks(forward, chunks, plans));
   ReadShares(forward, shares, &chunks, &plans.front());
+  int64_t by_layers = 0;
+  for (const ScheduledChunk& share : shares) by_layers += share.tokens;
+  CountWork(cost_.Of(plans, by_layers));
   return Sample(forward, chunks, plans);
+}
+
+void Engine::CountWork(const StepWork& work) {
+  std::lock_guard lock(mutex_);
+  stats_.model_flops += work.flops;
+  stats_.model_bytes += work.bytes;
 }
 
 // Lets evicting sequences look at their newest tokens' attention.

@@ -138,6 +138,23 @@ TEST_F(EngineTest, CachedPrefixesAreReportedAndChangeNoToken) {
   EXPECT_EQ(Run(next)[0].cached_tokens, 0);
 }
 
+TEST_F(EngineTest, PrefixesCanBeEachTenantsOwn) {
+  for (const bool by_key : {false, true}) {
+    Start({.prefix_cache_by_key = by_key});
+    GenerationRequest request = Request(1, 40, 1, {.max_tokens = 2});
+    request.tenant = "a";
+    Run(request);
+    EXPECT_EQ(Run(request)[0].cached_tokens, 32);
+    request.tenant = "";
+    EXPECT_EQ(Run(request)[0].cached_tokens, by_key ? 0 : 32);
+    // A salt makes nobody another tenant.
+    for (const char* salt : {"a", "1:a", "0:1:a"}) {
+      request.cache_salt = salt;
+      EXPECT_EQ(Run(request)[0].cached_tokens, 0) << salt;
+    }
+  }
+}
+
 TEST_F(EngineTest, WhatLeftTheCacheComesBackFromItsTiers) {
   const GenerationRequest first = Request(1, 64, 1, {.max_tokens = 4, .logprobs = 0});
   const std::vector<TokenEvent> expected = Run(first);

@@ -104,8 +104,10 @@ struct TokenEvent {
   absl::Status error;          // with kError
   int cached_tokens = 0;       // prompt tokens found in the prefix cache; in the first event
   int64_t weight_version = 0;  // of the weights that made this token
-  double queue_seconds = 0;    // in the last event: from Submit to the first scheduled step
-  double prefill_seconds = 0;  // in the last event: from there to the first token
+  // In the last event: from Submit to the first scheduled step, and from there to the first token;
+  // to the end, where that came before.
+  double queue_seconds = 0;
+  double prefill_seconds = 0;
 };
 
 // Receives events. OnStep runs on the engine thread and must return at once (hand the vector over
@@ -160,6 +162,10 @@ struct EngineStats {
   int64_t spec_decode_accepted_tokens = 0;
   int64_t num_steps = 0;
   int64_t step_tokens = 0;  // computed in all steps together
+  // What the steps took, see StepCost, and what the machine was measured to reach in a second; 0
+  // where it was not.
+  double model_flops = 0, model_bytes = 0;
+  double peak_flops_per_second = 0, peak_bytes_per_second = 0;
   std::array<int64_t, kStepTokenBounds.size() + 1> step_counts = {};  // steps by their tokens
   // Mixture layers, in order. Where ranks route apart, as of the last time that they were asked:
   // when nothing was left to do, else within the last second.

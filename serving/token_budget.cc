@@ -7,6 +7,7 @@
 
 #include "core/ops/matmul.h"
 #include "model/model_cost.h"
+#include "serving/step_cost.h"
 
 namespace cadre {
 namespace {
@@ -86,14 +87,43 @@ int64_t RidgeOf(std::span<const RowTime> times) {
   return times.back().rows;
 }
 
-int64_t MeasureRidge(Context& ctx, const Model& model) {
+MachinePeaks PeaksOf(std::span<const RowTime> times, double elements, double bytes) {
+  MachinePeaks peaks;
+  for (const RowTime& time : times) {
+    if (time.seconds <= 0) continue;
+    peaks.flops_per_second = std::max(
+        peaks.flops_per_second, 2 * elements * static_cast<double>(time.rows) / time.seconds);
+    peaks.bytes_per_second = std::max(peaks.bytes_per_second, bytes / time.seconds);
+  }
+  return peaks;
+}
+
+MeasuredRidge MeasureRidge(Context& ctx, const Model& model) {
   const std::vector<ParamId> ids = SomeProjections(*ctx.parameters);
-  if (ids.empty()) return kRows[std::size(kRows) - 1];
+  if (ids.empty()) return {.tokens = kRows[std::size(kRows) - 1]};
   TimeProducts(ctx, ids, 1, model.dtype());  // packs
   const std::vector<RowTime> times = BestTimes(ctx, ids, model.dtype());
   const auto rows = static_cast<double>(RidgeOf(times));
-  return std::max<int64_t>(1, static_cast<int64_t>(rows * WeightsPerActive(model.spec())));
+  double elements = 0;
+  for (ParamId id : ids) {
+    elements += static_cast<double>(ctx.parameters->spec(id).shape.numel());
+  }
+  const double bytes = elements * WeightBytes::Of(*ctx.parameters, model.dtype()).layers;
+  return {.tokens =
+              std::max<int64_t>(1, static_cast<int64_t>(rows * WeightsPerActive(model.spec()))),
+          .peaks = PeaksOf(times, elements, bytes)};
 }
+
+namespace {
+
+// All ranks are taken for as fast as the slowest.
+absl::StatusOr<double> OfAllRanks(double rate, ServingRanks& ranks) {
+  CADRE_ASSIGN_OR_RETURN(const int64_t least,
+                         ranks.Least(static_cast<int64_t>(rate), {"machine peaks"}));
+  return static_cast<double>(least) * ranks.layout().world();
+}
+
+}  // namespace
 
 absl::StatusOr<TokenBudget> ChooseTokenBudget(Context& ctx, const Model& model,
                                               const TokenBudgetOptions& options) {
@@ -102,9 +132,16 @@ absl::StatusOr<TokenBudget> ChooseTokenBudget(Context& ctx, const Model& model,
     if (budget.mixed == 0) budget.mixed = budget.step;
     return budget;
   }
-  budget.ridge = MeasureRidge(ctx, model);
+  const MeasuredRidge measured = MeasureRidge(ctx, model);
+  budget.ridge = measured.tokens;
+  budget.peaks = measured.peaks;
   if (options.ranks != nullptr) {
-    CADRE_ASSIGN_OR_RETURN(budget.ridge, options.ranks->Least(budget.ridge, {"token budget"}));
+    ServingRanks& ranks = *options.ranks;
+    CADRE_ASSIGN_OR_RETURN(budget.ridge, ranks.Least(budget.ridge, {"token budget"}));
+    CADRE_ASSIGN_OR_RETURN(budget.peaks.flops_per_second,
+                           OfAllRanks(budget.peaks.flops_per_second, ranks));
+    CADRE_ASSIGN_OR_RETURN(budget.peaks.bytes_per_second,
+                           OfAllRanks(budget.peaks.bytes_per_second, ranks));
   }
   if (budget.mixed == 0) budget.mixed = budget.ridge;
   budget.step = std::max(kPromptSteps * budget.ridge, options.max_num_seqs + budget.mixed);

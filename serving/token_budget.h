@@ -25,15 +25,28 @@ struct RowTime {
 // times: by ascending rows, at least one.
 int64_t RidgeOf(std::span<const RowTime> times);
 
+// What products of the model's matrices reach, of all ranks together; 0: was not measured.
+struct MachinePeaks {
+  double flops_per_second = 0;
+  double bytes_per_second = 0;
+};
+// times: of products with matrices of so many elements and bytes together.
+MachinePeaks PeaksOf(std::span<const RowTime> times, double elements, double bytes);
+
 // The ridge of this rank's projections in tokens of a step: one token has a row in each, but for
 // experts, of which it has top_k. Takes about a twentieth of a second beside packing the weights
 // that it multiplies with into ctx.packed. The caller alone uses ctx meanwhile.
-int64_t MeasureRidge(Context& ctx, const Model& model);
+struct MeasuredRidge {
+  int64_t tokens = 0;
+  MachinePeaks peaks;  // this rank's
+};
+MeasuredRidge MeasureRidge(Context& ctx, const Model& model);
 
 struct TokenBudget {
   int64_t step = 0;   // tokens of any step
   int64_t mixed = 0;  // up to which prompts fill a step in which sequences decode
   int64_t ridge = 0;  // 0: was not measured
+  MachinePeaks peaks;
 };
 struct TokenBudgetOptions {
   int64_t max_num_batched_tokens = 0;  // 0: measured

@@ -21,5 +21,13 @@ TEST(TokenBudget, TheRidgeIsTheMostThatWasMeasuredWhereTheTimeNeverDoubles) {
   EXPECT_EQ(RidgeOf(std::vector<RowTime>{{1, 1.0}, {16, 1.0}, {32, 0.9}, {64, 5.0}}), 32 + 8);
 }
 
+TEST(TokenBudget, PeaksAreTheBestRatesThatWereMeasured) {
+  // 1,000 elements of 2 bytes.
+  const std::vector<RowTime> times = {{1, 0.5}, {16, 0.5}, {32, 0.8}};
+  const MachinePeaks peaks = PeaksOf(times, 1000, 2000);
+  EXPECT_DOUBLE_EQ(peaks.bytes_per_second, 4000);
+  EXPECT_DOUBLE_EQ(peaks.flops_per_second, 2 * 1000 * 32 / 0.8);
+}
+
 }  // namespace
 }  // namespace cadre

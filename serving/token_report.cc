@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <limits>
 
+#include "serving/engine.h"
 #include "serving/sampler.h"
 
 namespace cadre {
@@ -68,10 +69,13 @@ void CompleteEvent(Sequence& sequence, int64_t weight_version, TokenEvent& event
     event.embedding = std::move(sequence.first_event.embedding);
     sequence.started = true;
   }
-  if (event.finish != FinishReason::kNone && sequence.scheduled > 0) {
-    event.queue_seconds = sequence.scheduled - sequence.submitted;
-    if (sequence.first_token > 0) event.prefill_seconds = sequence.first_token - sequence.scheduled;
-  }
+  if (event.finish == FinishReason::kNone) return;
+  const double end = Now();
+  const bool scheduled = sequence.scheduled > 0;
+  event.queue_seconds = (scheduled ? sequence.scheduled : end) - sequence.submitted;
+  if (!scheduled) return;
+  event.prefill_seconds =
+      (sequence.first_token > 0 ? sequence.first_token : end) - sequence.scheduled;
 }
 
 }  // namespace cadre

@@ -107,6 +107,8 @@ HttpConnection::Task<bool> HttpConnection::Generate(std::string body) {
   StartClock();
   auto job = std::make_shared<PrepareJob>(std::move(body), std::move(body_share_));
   job->prepared.call = std::make_shared<const CallInfo>(call_);
+  job->prepared.arrived_ns =
+      std::chrono::duration_cast<std::chrono::nanoseconds>(header_read_.time_since_epoch()).count();
   OpenAiService* service = shared_->service;
   bool posted = shared_->pool->TryPost([job, service, endpoint = endpoint_, wake = Waker()] {
     job->error = service->Prepare(*endpoint, job->body, &job->prepared);
@@ -138,6 +140,7 @@ HttpConnection::Task<bool> HttpConnection::Send(Answer* answer) {
       stream_.socket().get_executor(), [self = shared_from_this()] { return self->WatchClient(); },
       asio::detached);
   bool open = answer->stream ? co_await SendStream(answer) : co_await SendWhole(answer);
+  answer->tally->timed_out = request_expired_;
   answer->Abandon();
   co_await StopWatching();
   Account(*answer);

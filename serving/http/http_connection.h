@@ -106,7 +106,7 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
   CallInfo call_;
   int retry_after_ = 1;  // of the error that is answered
   AccessRecord record_;
-  std::chrono::steady_clock::time_point began_;
+  std::chrono::steady_clock::time_point began_, header_read_;
   uint64_t read_before_ = 0, written_before_ = 0;
 };
 

@@ -149,6 +149,86 @@ TEST_F(HttpLifeTest, ARequestThatRunsTooLongIsTold) {
   ASSERT_FALSE(named.empty());
   EXPECT_EQ(named.back().first, "error");
   EXPECT_EQ(named.back().second["error"]["type"], "timeout_error");
+  WaitForMetric("cadre_request_failure_total{kind=\"timeout\"}", 4);
+  EXPECT_EQ(Metric("cadre_request_failure_total{kind=\"cancelled\"}"), 0);
+}
+
+TEST_F(HttpLifeTest, TimesBeginWithTheHeader) {
+  using Clock = std::chrono::steady_clock;
+  const std::string body = R"({"prompt":"ab","max_tokens":1})";
+  Client client(server_->port());
+  client.Send(
+      fmt::format("POST /v1/completions HTTP/1.1\r\nExpect: 100-continue\r\n"
+                  "Content-Length: {}\r\n\r\n",
+                  body.size()));
+  EXPECT_NE(client.ReadUntil("\r\n\r\n").find("100 Continue"), std::string::npos);
+  const auto begun = Clock::now();
+  // Longer than the request itself takes once its body is there.
+  for (int i = 0; i < 100; ++i) EXPECT_EQ(Get("/health").status, 200);
+  const std::chrono::duration<double> between = Clock::now() - begun;
+  client.Send(body);
+  EXPECT_EQ(ReadReply(&client).status, 200);
+  WaitForMetric("cadre_e2e_request_latency_seconds_count", 1);
+  EXPECT_GE(Metric("cadre_time_to_first_token_seconds_sum"), between.count());
+  EXPECT_GE(Metric("cadre_e2e_request_latency_seconds_sum"), between.count());
+}
+
+TEST_F(HttpLifeTest, AnIdleConnectionIsClosed) {
+  HttpServerOptions options;
+  options.keep_alive_timeout_s = 0.05;  // the client waits for a minute
+  Start(options);
+  Client client(server_->port());
+  client.Send("GET /health HTTP/1.1\r\n\r\n");
+  EXPECT_EQ(ReadReply(&client).status, 200);
+  EXPECT_TRUE(client.AtEnd());
+}
+
+TEST_F(HttpLifeTest, WhoTakesNoAnswerIsLeft) {
+  HttpServerOptions options;
+  options.write_timeout_s = 0.05;
+  Start(options);
+  Client client(server_->port());
+  client.TakeLittle();
+  client.Send("GET /health HTTP/1.1\r\n\r\n");
+  EXPECT_EQ(ReadReply(&client).status, 200);
+  // Pages of more bytes than all buffers on the way have room for.
+  constexpr int kPages = 1000;
+  std::string pages;
+  for (int i = 0; i < kPages; ++i) pages += "GET / HTTP/1.1\r\n\r\n";
+  client.Send(pages);
+  WaitForMetric("cadre_http_connections", 1);  // who asks for it
+  int answered = 0;
+  while (ReadReply(&client).status == 200) ++answered;
+  EXPECT_LT(answered, kPages);
+}
+
+TEST_F(HttpLifeTest, TemplatesGetTheirArguments) {
+  chat_ = *ChatTemplate::Parse("{{ messages[0].content }}{{ flavour }}{{ enable_thinking }}");
+  Start({});
+  EXPECT_EQ(
+      Chat({{"chat_template_kwargs", {{"flavour", "plum"}, {"enable_thinking", false}}}}).status,
+      200);
+  const std::string expected = "hiplumFalse";
+  EXPECT_EQ(engine_.prompts().at(0), std::vector<int32_t>(expected.begin(), expected.end()));
+}
+
+TEST_F(HttpLifeTest, AModelMayHaveSeveralNames) {
+  HttpServerOptions options;
+  options.service.served_model_names = {"large", "small"};
+  Start(options);
+  const Json models = Get("/v1/models").json()["data"];
+  ASSERT_EQ(models.size(), 2u);
+  EXPECT_EQ(models[0]["id"], "large");
+  EXPECT_EQ(models[1]["id"], "small");
+  for (const char* name : {"large", "small"}) {
+    const Reply reply = Complete({{"model", name}});
+    EXPECT_EQ(reply.status, 200);
+    EXPECT_EQ(reply.json()["model"], name);
+  }
+  EXPECT_EQ(Complete().json()["model"], "large");
+  const Reply other = Complete({{"model", "tiny"}});
+  EXPECT_EQ(other.status, 404);
+  EXPECT_EQ(other.json()["error"]["code"], "model_not_found");
 }
 
 TEST_F(HttpLifeTest, AFullFrontPoolIs429) {

@@ -86,6 +86,7 @@ TEST_F(OperationTest, TheTraceContextGoesToTheChromeTrace) {
     EXPECT_EQ(event["args"]["generation_tokens"], sizeof(kReply));
   }
   EXPECT_EQ(phases["request"], 2);
+  EXPECT_EQ(phases["front"], 2);
   EXPECT_EQ(phases["queue"], 2);
   EXPECT_EQ(phases["decode"], 2);
   std::filesystem::remove(path);

@@ -72,6 +72,7 @@ HttpConnection::Task<bool> HttpConnection::ReadHeader(Parser* parser) {
   began_ = std::chrono::steady_clock::now();
   Error error = co_await ParseHeader(parser);
   StopDeadline();
+  header_read_ = std::chrono::steady_clock::now();
   Begin(parser->get());
   if (error || expired_) co_return co_await RefuseRead(error);
   co_return true;

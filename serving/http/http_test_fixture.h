@@ -9,10 +9,13 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <chrono>
+#include <cstdlib>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <string_view>
+#include <thread>
 #include <vector>
 
 #include "serving/http/http_server.h"
@@ -44,6 +47,11 @@ class Client {
       if (sent <= 0) return;
       bytes.remove_prefix(static_cast<size_t>(sent));
     }
+  }
+  // From now on little is taken that nobody reads.
+  void TakeLittle() {
+    const int bytes = 4096;
+    ::setsockopt(socket_, SOL_SOCKET, SO_RCVBUF, &bytes, sizeof(bytes));
   }
   void EndInput() { ::shutdown(socket_, SHUT_WR); }
   // Until `mark` has come; what came up to it.
@@ -124,7 +132,8 @@ class HttpServerTest : public testing::Test {
           "%}<|start|>{{ m.role }}:{{ m.content }}<|end|>{% endfor %}"
           "{% if add_generation_prompt %}<|start|>assistant:{% endif %}");
     }
-    options.service.served_model_names = {"tiny"};
+    auto& names = options.service.served_model_names;
+    if (names == ServiceOptions().served_model_names) names = {"tiny"};
     options.service.version = "1.2.3";
     options.service.defaults.eos_token_ids = {kEnd};
     auto server = HttpServer::Start(std::move(options),
@@ -150,6 +159,21 @@ class HttpServerTest : public testing::Test {
     Json body = {{"prompt", "ab"}, {"max_tokens", 100}};
     body.update(extra);
     return Raw(PostText("/v1/completions", body.dump()));
+  }
+
+  // The sample of /metrics that begins so, without its name.
+  double Metric(std::string_view sample) {
+    const std::string text = Get("/metrics").body;
+    const size_t at = text.find(fmt::format("\n{} ", sample));
+    EXPECT_NE(at, std::string::npos) << sample;
+    return at == std::string::npos ? -1 : std::atof(text.c_str() + at + sample.size() + 2);
+  }
+  void WaitForMetric(std::string_view sample, double value) {
+    const auto began = std::chrono::steady_clock::now();
+    while (Metric(sample) != value) {
+      ASSERT_LT(std::chrono::steady_clock::now() - began, std::chrono::minutes(1)) << sample;
+      std::this_thread::yield();
+    }
   }
 
   TestEngine engine_;

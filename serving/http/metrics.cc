@@ -35,6 +35,8 @@ const Buckets kChoices = {1, 2, 5, 10, 20, 50, 100};
 // Of cadre_expert_tokens_total; a model with more of them has its layers summed.
 constexpr size_t kMaxExpertSeries = 16384;
 
+constexpr const char* kFailures[] = {"cancelled", "timeout", "grammar_limit", "vocabulary",
+                                     "engine"};
 constexpr const char* kAborts[] = {"client_gone", "timeout", "slow_client"};
 
 int64_t CountOpenFiles() {
@@ -110,6 +112,15 @@ struct ServingMetrics::Families {
   prometheus::Counter& accepted_tokens =
       AddCounter("cadre_spec_decode_accepted_tokens_total", "Of these, those that were right");
   prometheus::Counter& steps = AddCounter("cadre_engine_steps_total", "Engine steps");
+  prometheus::Counter& model_flops = AddCounter(
+      "cadre_model_flops_total", "Floating-point operations of the model in engine steps");
+  prometheus::Counter& model_bytes = AddCounter(
+      "cadre_model_bytes_total", "Bytes of weights, keys and values that engine steps read");
+  prometheus::Gauge& peak_flops =
+      AddGauge("cadre_peak_flops_per_second",
+               "What products of the model's matrices reached at the start; 0: not measured");
+  prometheus::Gauge& peak_bytes = AddGauge(
+      "cadre_peak_bytes_per_second", "How fast weights were read at the start; 0: not measured");
   prometheus::Gauge& running =
       AddGauge("cadre_num_requests_running", "Sequences in the running batch");
   prometheus::Gauge& waiting =
@@ -134,17 +145,18 @@ struct ServingMetrics::Families {
   prometheus::Gauge& open_files = AddGauge("process_open_fds", "Open files of the process");
   prometheus::Gauge& max_files = AddGauge("process_max_fds", "The limit of open files");
   prometheus::Histogram& first_token =
-      AddHistogram("cadre_time_to_first_token_seconds", "From the request to its first token",
-                   kFirstTokenSeconds);
+      AddHistogram("cadre_time_to_first_token_seconds",
+                   "From the request's header to its first token", kFirstTokenSeconds);
   prometheus::Histogram& inter_token = AddHistogram(
       "cadre_inter_token_latency_seconds", "Between two tokens of a sequence", kTokenSeconds);
   prometheus::Histogram& per_token =
       AddHistogram("cadre_request_time_per_output_token_seconds",
                    "Mean time per token after the first, per sequence", kTokenSeconds);
-  prometheus::Histogram& e2e = AddHistogram("cadre_e2e_request_latency_seconds",
-                                            "From the request to its end", kRequestSeconds);
-  prometheus::Histogram& queue = AddHistogram("cadre_request_queue_time_seconds",
-                                              "Waiting for the first step", kRequestSeconds);
+  prometheus::Histogram& e2e = AddHistogram(
+      "cadre_e2e_request_latency_seconds", "From the request's header to its end", kRequestSeconds);
+  prometheus::Histogram& queue =
+      AddHistogram("cadre_request_queue_time_seconds", "From the engine's queue to the first step",
+                   kRequestSeconds);
   prometheus::Histogram& prefill =
       AddHistogram("cadre_request_prefill_time_seconds", "From the first step to the first token",
                    kRequestSeconds);
@@ -170,7 +182,7 @@ struct ServingMetrics::Families {
 ServingMetrics::ServingMetrics() : families_(std::make_unique<Families>()) {
   for (const char* reason : {"stop", "length"})
     families_->success.Add({{"finished_reason", reason}});
-  for (const char* kind : {"cancelled", "error"}) families_->failure.Add({{"kind", kind}});
+  for (const char* kind : kFailures) families_->failure.Add({{"kind", kind}});
   for (const char* reason : kAborts) families_->aborted.Add({{"reason", reason}});
 }
 ServingMetrics::~ServingMetrics() = default;
@@ -198,30 +210,27 @@ void ServingMetrics::FirstToken(double seconds) { families_->first_token.Observe
 void ServingMetrics::NextToken(double seconds) { families_->inter_token.Observe(seconds); }
 
 void ServingMetrics::Done(const Finished& finished) {
-  bool success = finished.reason == "stop" || finished.reason == "length";
-  if (success) {
+  if (finished.failure.empty()) {
     families_->success.Add({{"finished_reason", std::string(finished.reason)}}).Increment();
   } else {
-    families_->failure.Add({{"kind", std::string(finished.reason)}}).Increment();
+    families_->failure.Add({{"kind", std::string(finished.failure)}}).Increment();
   }
   families_->generation_tokens.Increment(finished.generation_tokens);
   families_->request_generation.Observe(finished.generation_tokens);
   families_->e2e.Observe(finished.e2e_seconds);
   families_->queue.Observe(finished.queue_seconds);
   families_->prefill.Observe(finished.prefill_seconds);
-  double inference = std::max(finished.e2e_seconds - finished.queue_seconds, 0.0);
-  double decode = std::max(inference - finished.prefill_seconds, 0.0);
-  families_->inference.Observe(inference);
-  families_->decode.Observe(decode);
+  families_->decode.Observe(finished.decode_seconds);
+  families_->inference.Observe(finished.prefill_seconds + finished.decode_seconds);
   if (finished.generation_tokens > 1) {
-    families_->per_token.Observe(decode / (finished.generation_tokens - 1));
+    families_->per_token.Observe(finished.decode_seconds / (finished.generation_tokens - 1));
   }
 }
 
 namespace {
 
-void Raise(prometheus::Counter& counter, int64_t to) {
-  const double added = static_cast<double>(to) - counter.Value();
+void Raise(prometheus::Counter& counter, double to) {
+  const double added = to - counter.Value();
   if (added > 0) counter.Increment(added);
 }
 
@@ -235,7 +244,8 @@ void RaiseExperts(prometheus::Family<prometheus::Counter>& family,
     for (size_t e = 0; e < layer.tokens.size(); ++e) tokens[{name, e}] += layer.tokens[e];
   }
   for (const auto& [key, count] : tokens) {
-    Raise(family.Add({{"layer", key.first}, {"expert", std::to_string(key.second)}}), count);
+    Raise(family.Add({{"layer", key.first}, {"expert", std::to_string(key.second)}}),
+          static_cast<double>(count));
   }
 }
 
@@ -245,14 +255,16 @@ std::string ServingMetrics::Scrape(const EngineStats& stats, const EngineHealth&
                                    const ModelInfo& info, const Server& server) {
   Families& f = *families_;
   std::lock_guard lock(f.scrape);
-  Raise(f.prefix_queries, stats.prefix_cache_queries);
-  Raise(f.prefix_hits, stats.prefix_cache_hits);
-  Raise(f.preemptions, stats.num_preemptions);
-  Raise(f.recomputed, stats.recomputed_tokens);
-  Raise(f.drafts, stats.spec_decode_drafts);
-  Raise(f.draft_tokens, stats.spec_decode_draft_tokens);
-  Raise(f.accepted_tokens, stats.spec_decode_accepted_tokens);
-  Raise(f.steps, stats.num_steps);
+  Raise(f.prefix_queries, static_cast<double>(stats.prefix_cache_queries));
+  Raise(f.prefix_hits, static_cast<double>(stats.prefix_cache_hits));
+  Raise(f.preemptions, static_cast<double>(stats.num_preemptions));
+  Raise(f.recomputed, static_cast<double>(stats.recomputed_tokens));
+  Raise(f.drafts, static_cast<double>(stats.spec_decode_drafts));
+  Raise(f.draft_tokens, static_cast<double>(stats.spec_decode_draft_tokens));
+  Raise(f.accepted_tokens, static_cast<double>(stats.spec_decode_accepted_tokens));
+  Raise(f.steps, static_cast<double>(stats.num_steps));
+  Raise(f.model_flops, stats.model_flops);
+  Raise(f.model_bytes, stats.model_bytes);
   RaiseExperts(f.expert_tokens, stats.expert_tokens);
   std::vector<double> steps;
   for (size_t i = 0; i < stats.step_counts.size(); ++i) {
@@ -261,6 +273,8 @@ std::string ServingMetrics::Scrape(const EngineStats& stats, const EngineHealth&
   f.iteration.ObserveMultiple(steps,
                               static_cast<double>(stats.step_tokens - f.scraped.step_tokens));
   f.scraped = stats;
+  f.peak_flops.Set(stats.peak_flops_per_second);
+  f.peak_bytes.Set(stats.peak_bytes_per_second);
   f.running.Set(stats.num_requests_running);
   f.waiting.Set(stats.num_requests_waiting);
   f.kv_usage.Set(stats.kv_cache_usage);

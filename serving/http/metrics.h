@@ -29,13 +29,15 @@ class ServingMetrics {
   void Admitted(const Request& request);
   void FirstToken(double seconds);
   void NextToken(double seconds_since_last);
-  // The end of one sequence; the event's timings are the engine's.
+  // The end of one sequence.
   struct Finished {
-    std::string_view reason;  // stop, length, cancelled, error
+    std::string_view reason;   // stop, length; what else there is, is a failure
+    std::string_view failure;  // its kind, see FailureKind
     int generation_tokens = 0;
     double e2e_seconds = 0;
     double queue_seconds = 0;
     double prefill_seconds = 0;
+    double decode_seconds = 0;
   };
   void Done(const Finished& finished);
 

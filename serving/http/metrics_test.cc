@@ -116,8 +116,9 @@ class Vocabulary : public testing::Test {
                    .generation_tokens = 3,
                    .e2e_seconds = 4,
                    .queue_seconds = 1,
-                   .prefill_seconds = 2});
-    metrics_.Done({.reason = "cancelled", .generation_tokens = 1});
+                   .prefill_seconds = 2,
+                   .decode_seconds = 1});
+    metrics_.Done({.reason = "cancelled", .failure = "cancelled", .generation_tokens = 1});
     metrics_.Aborted(ServingMetrics::Abort::kSlowClient);
     Scrape();
   }
@@ -129,7 +130,11 @@ class Vocabulary : public testing::Test {
                       .prefix_cache_hits = 20,
                       .num_preemptions = 2,
                       .num_steps = 6,
-                      .step_tokens = 300};
+                      .step_tokens = 300,
+                      .model_flops = 3e12,
+                      .model_bytes = 5e9,
+                      .peak_flops_per_second = 1e12,
+                      .peak_bytes_per_second = 2e10};
     stats.step_counts = {2, 3, 1};
     stats.expert_tokens = expert_tokens_;
     families_ = Parse(metrics_.Scrape(stats, {.ready = true, .seconds_since_step = 1.5},
@@ -195,6 +200,10 @@ TEST_F(Vocabulary, NamesAndTypesAreAllThatThereIs) {
       {"tls_handshake_failures_total", "counter"},
       {"engine_steps_total", "counter"},
       {"expert_tokens_total", "counter"},
+      {"model_flops_total", "counter"},
+      {"model_bytes_total", "counter"},
+      {"peak_flops_per_second", "gauge"},
+      {"peak_bytes_per_second", "gauge"},
       {"seconds_since_last_step", "gauge"},
       {"weight_version", "gauge"},
       {"draining", "gauge"},
@@ -252,6 +261,10 @@ TEST_F(Vocabulary, ValuesAreWhatHappened) {
       {"cadre_request_success_total{finished_reason=\"length\"}", 1},
       {"cadre_request_success_total{finished_reason=\"stop\"}", 0},
       {"cadre_request_failure_total{kind=\"cancelled\"}", 1},
+      {"cadre_request_failure_total{kind=\"timeout\"}", 0},
+      {"cadre_request_failure_total{kind=\"grammar_limit\"}", 0},
+      {"cadre_request_failure_total{kind=\"vocabulary\"}", 0},
+      {"cadre_request_failure_total{kind=\"engine\"}", 0},
       {"cadre_request_aborted_total{reason=\"slow_client\"}", 1},
       {"cadre_generation_tokens_total", 4},
       {"cadre_prompt_tokens_total", 7},
@@ -264,6 +277,10 @@ TEST_F(Vocabulary, ValuesAreWhatHappened) {
       {"cadre_prefix_cache_hits_total", 20},
       {"cadre_iteration_tokens_total_count", 6},
       {"cadre_seconds_since_last_step", 1.5},
+      {"cadre_model_flops_total", 3e12},
+      {"cadre_model_bytes_total", 5e9},
+      {"cadre_peak_flops_per_second", 1e12},
+      {"cadre_peak_bytes_per_second", 2e10},
       {"cadre_weight_version", 9},
       {"cadre_ready", 1},
       {"cadre_http_connections", 5},

@@ -3,7 +3,6 @@
 #include <spdlog/spdlog.h>
 
 #include <algorithm>
-#include <chrono>
 #include <ctime>
 #include <limits>
 #include <random>
@@ -13,12 +12,6 @@
 
 namespace cadre {
 namespace {
-
-int64_t SteadyNanoseconds() {
-  return std::chrono::duration_cast<std::chrono::nanoseconds>(
-             std::chrono::steady_clock::now().time_since_epoch())
-      .count();
-}
 
 // Logprobs of prompts, the rivals counted in, that one answer may have: each takes some 300 bytes
 // while the answer is written.
@@ -70,7 +63,6 @@ void OpenAiService::Stop() { hub_->Stop(); }
 std::optional<ApiError> OpenAiService::Prepare(const ApiEndpoint& endpoint, std::string_view body,
                                                PreparedRequest* prepared) {
   prepared->endpoint = &endpoint;
-  prepared->arrived_ns = SteadyNanoseconds();
   ApiRequest& request = prepared->request;
   const ModelInfo info = deps_.engine->Info();
   const SchemaContext context{.defaults = options_.defaults,

@@ -75,13 +75,14 @@ class Answer {
 
 // A request that is parsed, rendered and tokenized, not yet admitted.
 struct PreparedRequest {
-  std::shared_ptr<const CallInfo> call;  // set by whoever calls Prepare
+  // Set by whoever calls Prepare.
+  std::shared_ptr<const CallInfo> call;
+  int64_t arrived_ns = 0;  // steady clock: the request's header was read
   const ApiEndpoint* endpoint = nullptr;
   ApiRequest request;
   AnswerFacts facts;
   std::vector<GenerationRequest> sequences;
   std::optional<std::string> body;  // the whole answer, where no sequence is needed for it
-  int64_t arrived_ns = 0;           // steady clock
   Thinking thinking = Thinking::kNone;
 };
 

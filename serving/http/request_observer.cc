@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 
 namespace cadre {
 namespace {
@@ -11,6 +12,10 @@ int64_t SteadyNanoseconds() {
              std::chrono::steady_clock::now().time_since_epoch())
       .count();
 }
+
+double Seconds(int64_t nanoseconds) { return static_cast<double>(nanoseconds) * 1e-9; }
+
+int64_t Nanoseconds(double seconds) { return std::llround(seconds * 1e9); }
 
 void SetOnce(std::atomic<double>* slot, double value) {
   double unknown = -1;
@@ -24,16 +29,24 @@ std::string_view FinishName(FinishReason reason) {
   return kNames[static_cast<int>(reason)];
 }
 
-void RequestObserver::operator()(const TokenEvent& event) {
-  const int64_t now = SteadyNanoseconds();
-  const double seconds = static_cast<double>(now - arrived_ns) * 1e-9;
+std::string_view FailureKind(const TokenEvent& event, bool timed_out) {
+  if (event.finish == FinishReason::kCancelled) return timed_out ? "timeout" : "cancelled";
+  if (event.finish != FinishReason::kError) return "";
+  if (absl::IsResourceExhausted(event.error)) return "grammar_limit";
+  return absl::IsInvalidArgument(event.error) ? "vocabulary" : "engine";
+}
+
+void RequestObserver::operator()(const TokenEvent& event) { Observe(event, SteadyNanoseconds()); }
+
+void RequestObserver::Observe(const TokenEvent& event, int64_t now) {
+  const double seconds = Seconds(now - arrived_ns);
   if (event.token >= 0) {
     ++tally->generation_tokens;
     if (++tokens == 1) {
       metrics->FirstToken(seconds);
       SetOnce(&tally->first_token_seconds, seconds);
     } else {
-      metrics->NextToken(static_cast<double>(now - last_ns) * 1e-9);
+      metrics->NextToken(Seconds(now - last_ns));
     }
     if (tokens == 1) first_ns = now;
     last_ns = now;
@@ -42,17 +55,26 @@ void RequestObserver::operator()(const TokenEvent& event) {
   SetOnce(&tally->queue_seconds, event.queue_seconds);
   SetOnce(&tally->prefill_seconds, event.prefill_seconds);
   tally->finish = event.finish;
+  const Phases phases = PhasesAt(event, now);
   metrics->Done({.reason = FinishName(event.finish),
+                 .failure = FailureKind(event, tally->timed_out),
                  .generation_tokens = static_cast<int>(tokens),
                  .e2e_seconds = seconds,
-                 .queue_seconds = event.queue_seconds,
-                 .prefill_seconds = event.prefill_seconds});
-  if (trace != nullptr) Record(event, now);
+                 .queue_seconds = Seconds(phases.scheduled - phases.queued),
+                 .prefill_seconds = Seconds(phases.first - phases.scheduled),
+                 .decode_seconds = Seconds(phases.last - phases.first)});
+  if (trace != nullptr) Record(event, phases, now);
 }
 
-// The engine's spans lie one after the other from the request's arrival; what the front needed
-// before the engine got it counts as queueing.
-void RequestObserver::Record(const TokenEvent& event, int64_t now) const {
+// The engine's times end at the first token, or at the end without one.
+RequestObserver::Phases RequestObserver::PhasesAt(const TokenEvent& event, int64_t now) const {
+  Phases phases{.first = tokens > 0 ? first_ns : now, .last = tokens > 0 ? last_ns : now};
+  phases.scheduled = std::max(phases.first - Nanoseconds(event.prefill_seconds), arrived_ns);
+  phases.queued = std::max(phases.scheduled - Nanoseconds(event.queue_seconds), arrived_ns);
+  return phases;
+}
+
+void RequestObserver::Record(const TokenEvent& event, const Phases& phases, int64_t now) const {
   const std::string_view none;
   const std::string args =
       Trace::ToJson({{"request_id", call->request_id},
@@ -64,16 +86,14 @@ void RequestObserver::Record(const TokenEvent& event, int64_t now) const {
                      {"generation_tokens", tokens}});
   const int64_t offset =
       trace->Now() - SteadyNanoseconds();  // from the steady clock to the trace's
-  const int64_t first = tokens > 0 ? first_ns : now;
-  const auto prefill = static_cast<int64_t>(event.prefill_seconds * 1e9);
-  const int64_t scheduled = std::clamp(first - prefill, arrived_ns, first);
   auto span = [&](std::string_view name, int64_t from, int64_t to) {
     trace->Span("request", event.request_id, name, from + offset, to + offset, args);
   };
   span("request", arrived_ns, now);
-  span("queue", arrived_ns, scheduled);
-  if (scheduled < first) span("prefill", scheduled, first);
-  if (tokens > 1) span("decode", first, last_ns);
+  span("front", arrived_ns, phases.queued);
+  span("queue", phases.queued, phases.scheduled);
+  if (phases.scheduled < phases.first) span("prefill", phases.scheduled, phases.first);
+  if (tokens > 1) span("decode", phases.first, phases.last);
 }
 
 }  // namespace cadre

@@ -22,24 +22,39 @@ struct AnswerTally {
   std::atomic<double> queue_seconds{-1};
   std::atomic<double> prefill_seconds{-1};
   std::atomic<FinishReason> finish{FinishReason::kNone};  // of the sequence that ended last
+  std::atomic<bool> timed_out{false};  // what is cancelled from now on was too slow
 };
 
 // stop, length, cancelled, error; empty for kNone.
 std::string_view FinishName(FinishReason reason);
+
+// cancelled, timeout, grammar_limit (a grammar's work is over its bound), vocabulary (no token goes
+// on as the grammar asks), engine; empty where the sequence ended well.
+std::string_view FailureKind(const TokenEvent& event, bool timed_out);
 
 struct RequestObserver {
   ServingMetrics* metrics = nullptr;
   Trace* trace = nullptr;  // null: none
   std::shared_ptr<const CallInfo> call;
   std::shared_ptr<AnswerTally> tally;
-  int64_t arrived_ns = 0;             // steady clock
+  int64_t arrived_ns = 0;             // steady clock: the header was read
   int64_t first_ns = 0, last_ns = 0;  // of the sequence's tokens
   int64_t tokens = 0;
 
   void operator()(const TokenEvent& event);
+  // now: steady clock.
+  void Observe(const TokenEvent& event, int64_t now);
 
  private:
-  void Record(const TokenEvent& event, int64_t now) const;
+  // Where a sequence's phases begin, one after the other: metrics and trace tell the same.
+  struct Phases {
+    int64_t queued = 0;     // up to here the front had the request: its body, its text
+    int64_t scheduled = 0;  // prefill
+    int64_t first = 0;      // decode
+    int64_t last = 0;
+  };
+  Phases PhasesAt(const TokenEvent& event, int64_t now) const;
+  void Record(const TokenEvent& event, const Phases& phases, int64_t now) const;
 };
 
 }  // namespace cadre

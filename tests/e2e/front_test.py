@@ -247,7 +247,7 @@ class Logs(unittest.TestCase):
         self.assertEqual([line["status"] for line in lines], [200, 404, 401, 400])
         self.assertEqual((lines[0]["id"], lines[0]["generation_tokens"]), ("abc", 4))
         spans = [e["name"] for e in json.loads(trace.read_text()) if e.get("cat") == "request" and e["ph"] == "b"]
-        self.assertEqual(spans[:2], ["request", "queue"])
+        self.assertEqual(spans[:3], ["request", "front", "queue"])
 
 
 class Dashboards(unittest.TestCase):
@@ -263,6 +263,19 @@ class Dashboards(unittest.TestCase):
             self.assertEqual(used - names - {"cadre_serving"}, set(), path)
         board = json.loads((e2e.ROOT / "deploy/grafana/cadre_serving.json").read_text(encoding="utf-8"))
         self.assertTrue(all(target["expr"] for panel in board["panels"] for target in panel["targets"]))
+
+
+class Names(unittest.TestCase):
+    def test_a_model_has_several(self):
+        names = "--served-model-name", "large", "--served-model-name", "small"
+        with serving(Options.model, *names) as server:
+            models = json.loads(ask(server.port, "/v1/models")[1])["data"]
+            self.assertEqual([model["id"] for model in models], ["large", "small"])
+            for asked, answered in (("large", "large"), ("small", "small"), (None, "large")):
+                body = {"prompt": [5], "max_tokens": 1, **({"model": asked} if asked else {})}
+                status, answer = e2e.post(server.port, "/v1/completions", body)
+                self.assertEqual((status, answer["model"]), (200, answered))
+            self.assertEqual(e2e.post(server.port, "/v1/completions", {"prompt": [5], "model": "other"})[0], 404)
 
 
 class Ends(unittest.TestCase):
