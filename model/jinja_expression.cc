@@ -108,6 +108,7 @@ absl::StatusOr<Value> Evaluator::EvalAt(const Expression& e) {
       if (const Text* text = object.as_text()) {
         CADRE_RETURN_IF_ERROR(budget_.Bytes(static_cast<int64_t>(text->size() * sizeof(size_t))));
       }
+      if (key.as_text()) CADRE_RETURN_IF_ERROR(budget_.Read(key.as_text()->size()));
       return GetItem(object, key);
     }
     case ExpressionKind::kFilter: {
@@ -367,7 +368,7 @@ absl::StatusOr<bool> Evaluator::CompareOne(const std::string& op, const Value& a
     CADRE_ASSIGN_OR_RETURN(bool equal, Equal(a, b, &budget_));
     return equal == (op == "==");
   }
-  CADRE_ASSIGN_OR_RETURN(int order, Compare(a, b));
+  CADRE_ASSIGN_OR_RETURN(int order, Compare(a, b, &budget_));
   if (op == "<") return order < 0;
   if (op == "<=") return order <= 0;
   return op == ">" ? order > 0 : order >= 0;

@@ -10,8 +10,9 @@ namespace {
 using Result = absl::StatusOr<Value>;
 using Items = std::vector<Value>;
 
-absl::StatusOr<Value> Attribute(const Value& object, std::string_view path) {
+absl::StatusOr<Value> Attribute(const Value& object, std::string_view path, Budget* budget) {
   Value value = object;
+  CADRE_RETURN_IF_ERROR(budget->Read(path.size()));
   while (true) {
     size_t dot = path.find('.');
     std::string_view part = path.substr(0, dot);
@@ -19,6 +20,10 @@ absl::StatusOr<Value> Attribute(const Value& object, std::string_view path) {
     auto parsed = std::from_chars(part.data(), part.data() + part.size(), index);
     bool number = parsed.ec == std::errc() && parsed.ptr == part.data() + part.size();
     Value key = number ? Value::Of(index) : Value::Of(Text(std::string(part), Origin::kUser));
+    if (number && value.as_text()) {
+      CADRE_RETURN_IF_ERROR(
+          budget->Bytes(static_cast<int64_t>(value.as_text()->size() * sizeof(size_t))));
+    }
     CADRE_ASSIGN_OR_RETURN(value, GetItem(value, key));
     if (dot == std::string_view::npos) return value;
     path = path.substr(dot + 1);
@@ -82,7 +87,7 @@ Result Join(const Value& input, const Arguments& args, Budget* budget) {
   for (size_t i = 0; i < items.size(); ++i) {
     Value item = items[i];
     if (attribute && attribute->as_text()) {
-      CADRE_ASSIGN_OR_RETURN(item, Attribute(item, attribute->as_text()->view()));
+      CADRE_ASSIGN_OR_RETURN(item, Attribute(item, attribute->as_text()->view(), budget));
     }
     CADRE_ASSIGN_OR_RETURN(Text text, ToText(item, budget));
     CADRE_RETURN_IF_ERROR(budget->Bytes(static_cast<int64_t>(between.size() + text.size())));
@@ -92,9 +97,10 @@ Result Join(const Value& input, const Arguments& args, Budget* budget) {
   return Value::Of(std::move(result));
 }
 
-Result Length(const Value& input, const Arguments&, Budget*) {
+Result Length(const Value& input, const Arguments&, Budget* budget) {
   size_t length = 0;
   if (const Text* text = input.as_text()) {
+    CADRE_RETURN_IF_ERROR(budget->Read(text->size()));
     length = CountCodePoints(text->view());
   } else if (auto* list = input.as_list()) {
     length = list->size();
@@ -141,7 +147,7 @@ Result Choose(const Value& input, const Arguments& args, bool by_attribute, bool
   for (Value& item : items) {
     Value subject = item;
     if (by_attribute) {
-      CADRE_ASSIGN_OR_RETURN(subject, Attribute(item, attribute));
+      CADRE_ASSIGN_OR_RETURN(subject, Attribute(item, attribute, budget));
     }
     bool holds = subject.Truthy();
     if (!test.empty()) {
@@ -171,7 +177,7 @@ Result Map(const Value& input, const Arguments& args, Budget* budget) {
   if (args.positional.empty()) {
     CADRE_ASSIGN_OR_RETURN(const Text* attribute, args.String(99, "attribute"));
     for (Value& item : items) {
-      CADRE_ASSIGN_OR_RETURN(item, Attribute(item, attribute->view()));
+      CADRE_ASSIGN_OR_RETURN(item, Attribute(item, attribute->view(), budget));
       if (item.is_undefined() && fallback) item = *fallback;
     }
     return Value::Of(std::move(items));
@@ -233,16 +239,18 @@ Result SortItems(Items items, std::string_view attribute, bool reverse, bool ign
   for (Value& item : items) {
     Value key = item;
     if (!attribute.empty()) {
-      CADRE_ASSIGN_OR_RETURN(key, Attribute(item, attribute));
+      CADRE_ASSIGN_OR_RETURN(key, Attribute(item, attribute, budget));
     }
     if (ignore_case && key.as_text()) key = Value::Of(ChangeCase(*key.as_text(), Case::kLower));
-    if (!entries.empty()) CADRE_RETURN_IF_ERROR(Compare(entries[0].key, key).status());
+    if (!entries.empty()) CADRE_RETURN_IF_ERROR(Compare(entries[0].key, key, budget).status());
+    // The comparisons that the sort takes.
+    if (key.as_text()) CADRE_RETURN_IF_ERROR(budget->Read(20 * key.as_text()->size()));
     entries.push_back({std::move(key), std::move(item)});
   }
   auto count = static_cast<int64_t>(entries.size());
   CADRE_RETURN_IF_ERROR(budget->Steps(count * 20));
   std::stable_sort(entries.begin(), entries.end(), [&](const Entry& a, const Entry& b) {
-    return (reverse ? Compare(b.key, a.key) : Compare(a.key, b.key)).value() < 0;
+    return (reverse ? Compare(b.key, a.key, nullptr) : Compare(a.key, b.key, nullptr)).value() < 0;
   });
   for (size_t i = 0; i < items.size(); ++i) items[i] = std::move(entries[i].item);
   return Value::Of(std::move(items));
@@ -277,13 +285,14 @@ Result Unique(const Value& input, const Arguments&, Budget* budget) {
   return Value::Of(std::move(kept));
 }
 
-Result Int(const Value& input, const Arguments& args, Budget*) {
+Result Int(const Value& input, const Arguments& args, Budget* budget) {
   CADRE_ASSIGN_OR_RETURN(int64_t fallback, args.Int(0, "default", 0));
   int64_t integer = 0;
   double number = 0;
   if (input.ToInt(&integer)) return Value::Of(integer);
   bool known = input.ToDouble(&number);
   if (const Text* text = input.as_text()) {
+    CADRE_RETURN_IF_ERROR(budget->Read(text->size()));
     Text digits = Strip(*text, Side::kBoth, std::nullopt);
     const char* end = digits.bytes().data() + digits.size();
     auto result = std::from_chars(digits.bytes().data(), end, integer);
@@ -295,9 +304,10 @@ Result Int(const Value& input, const Arguments& args, Budget*) {
   return Value::Of(fits ? static_cast<int64_t>(number) : fallback);
 }
 
-Result Float(const Value& input, const Arguments&, Budget*) {
+Result Float(const Value& input, const Arguments&, Budget* budget) {
   double number = 0;
   if (const Text* text = input.as_text()) {
+    CADRE_RETURN_IF_ERROR(budget->Read(text->size()));
     Text digits = Strip(*text, Side::kBoth, std::nullopt);
     const char* end = digits.bytes().data() + digits.size();
     auto result = std::from_chars(digits.bytes().data(), end, number);
@@ -330,7 +340,7 @@ Result Indent(const Value& input, const Arguments& args, Budget* budget) {
     pad.assign(static_cast<size_t>(spaces), ' ');
   }
   size_t lines = CountOccurrences(text.view(), "\n") + 1;
-  CADRE_RETURN_IF_ERROR(budget->Search(pad.size() * 4096, lines));
+  CADRE_RETURN_IF_ERROR(budget->Read(text.size()));
   CADRE_RETURN_IF_ERROR(budget->Bytes(static_cast<int64_t>(text.size() + lines * pad.size())));
   Text result;
   for (size_t begin = 0, line = 0; line < lines; ++line) {

@@ -19,7 +19,10 @@ Result Done(Text text, Budget* budget) {
 
 Result StripMethod(const Text& text, Side side, const Arguments& args, Budget* budget) {
   const Value* chars = args.Get(0, "chars");
-  if (!chars || chars->is_none()) return Done(Strip(text, side, std::nullopt), budget);
+  if (!chars || chars->is_none()) {
+    CADRE_RETURN_IF_ERROR(budget->Read(text.size()));
+    return Done(Strip(text, side, std::nullopt), budget);
+  }
   CADRE_ASSIGN_OR_RETURN(const Text* set, args.String(0, "chars"));
   CADRE_RETURN_IF_ERROR(budget->Search(text.size(), set->size()));
   return Done(Strip(text, side, set->view()), budget);
@@ -39,6 +42,7 @@ Result Affix(const Text& text, bool start, const Arguments& args, Budget* budget
   for (const Value& choice : choices) {
     if (!choice.as_text()) return InvalidArgument("a prefix must be a str");
     std::string_view affix = choice.as_text()->view();
+    CADRE_RETURN_IF_ERROR(budget->Read(std::min(affix.size(), text.size())));
     if (start ? text.view().starts_with(affix) : text.view().ends_with(affix)) {
       return Value::Of(true);
     }
@@ -88,6 +92,7 @@ Result FindMethod(const Text& text, bool from_right, const Arguments& args, Budg
 Result RemoveAffix(const Text& text, bool prefix, const Arguments& args, Budget* budget) {
   CADRE_ASSIGN_OR_RETURN(const Text* affix, args.String(0, prefix ? "prefix" : "suffix"));
   size_t size = text.size();
+  CADRE_RETURN_IF_ERROR(budget->Read(std::min(affix->size(), size)));
   if (prefix && text.view().starts_with(affix->view())) {
     return Done(text.Slice(affix->size(), size), budget);
   }
@@ -122,6 +127,9 @@ Result StringMethod(const Text& text, std::string_view method, const Arguments& 
   if (method == "lower") return Done(ChangeCase(text, Case::kLower), budget);
   if (method == "title") return Done(ChangeCase(text, Case::kTitle), budget);
   if (method == "capitalize") return Done(ChangeCase(text, Case::kCapitalize), budget);
+  if (method == "isspace" || method == "isdigit" || method == "splitlines") {
+    CADRE_RETURN_IF_ERROR(budget->Read(text.size()));
+  }
   if (method == "isspace") return Value::Of(AllCodePoints(text.view(), IsSpace));
   if (method == "isdigit") {
     return Value::Of(AllCodePoints(text.view(), [](char32_t c) { return c >= '0' && c <= '9'; }));
@@ -159,6 +167,7 @@ Result DictMethod(const Value& object, std::string_view method, const Arguments&
   }
   if (method == "get") {
     const Value* key = args.Get(0, "key");
+    if (key && key->as_text()) CADRE_RETURN_IF_ERROR(budget->Read(key->as_text()->size()));
     const Value* found = key && key->as_text() ? dict.Find(key->as_text()->view()) : nullptr;
     if (found) return *found;
     const Value* fallback = args.Get(1, "default");
@@ -205,7 +214,7 @@ absl::StatusOr<bool> ComparisonTest(std::string_view name, const Value& a, const
     if (!a.ToInt(&x) || !b.ToInt(&y) || y == 0) return InvalidArgument("divisibleby takes ints");
     return y == -1 || x % y == 0;
   }
-  CADRE_ASSIGN_OR_RETURN(int order, Compare(a, b));
+  CADRE_ASSIGN_OR_RETURN(int order, Compare(a, b, budget));
   if (name == "lt" || name == "lessthan") return order < 0;
   if (name == "le") return order <= 0;
   if (name == "gt" || name == "greaterthan") return order > 0;
@@ -236,8 +245,12 @@ absl::StatusOr<bool> ApplyTest(std::string_view name, const Value& v, const Argu
   if (name == "true") return v.as_bool() && *v.as_bool();
   if (name == "false") return v.as_bool() && !*v.as_bool();
   if (name == "callable") return v.as_macro() || v.as_builtin();
-  if (name == "lower") return HasCase(v, Case::kLower);
-  if (name == "upper") return HasCase(v, Case::kUpper);
+  if (name == "lower" || name == "upper") {
+    // Makes both cases of it.
+    const size_t bytes = v.as_text() != nullptr ? 2 * v.as_text()->size() : 0;
+    CADRE_RETURN_IF_ERROR(budget->Bytes(static_cast<int64_t>(bytes)));
+    return HasCase(v, name == "lower" ? Case::kLower : Case::kUpper);
+  }
   if (name == "odd" || name == "even") {
     int64_t number = 0;
     if (!v.ToInt(&number)) return InvalidArgument("'{}' takes an int, got {}", name, v.TypeName());

@@ -139,6 +139,21 @@ TEST(Jinja, HostileTemplatesAreBounded) {
       "{% set ns = namespace(s='x') %}{% for i in range(40) %}{% set ns.s = ns.s + ns.s %}"
       "{% endfor %}{{ ns.s }}");
   fails("{{ 'x' * 1000000000000 }}");
+  // What makes nothing and takes long, again and again.
+  for (const char* reads :
+       {"s.rfind('y')", "s.strip('x')", "s == t", "s < t", "'xxxxxxxxxxxxxxxy' in s", "s.isspace()",
+        "s|length", "s.startswith(t)", "s is lower", "d[s]", "d.get(s)", "s in d", "s.strip()|int",
+        "s.endswith([t, t])", "s.count('xxy')", "short.rfind('yy')"}) {
+    const std::string source =
+        "{% set s = 'x' * 1000000 %}{% set t = 'x' * 1000000 %}{% set d = {} %}"
+        "{% set short = 'x' * 4000 %}"
+        "{% for i in range(1000) %}{% for j in range(80) %}{% set a = " +
+        std::string(reads) + " %}{% endfor %}{% endfor %}";
+    const absl::StatusOr<Text> text =
+        Evaluate(source, "{}", {.max_steps = 400'000, .max_bytes = int64_t{16} << 20});
+    ASSERT_FALSE(text.ok()) << reads;
+    EXPECT_NE(Message(text.status()).find("more than"), std::string::npos) << reads;
+  }
   fails("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}");
   fails(
       "{% set ns = namespace(l=[]) %}{% for i in range(1000) %}{% set ns.l = [ns.l] %}"

@@ -18,10 +18,20 @@ absl::Status Budget::Bytes(int64_t count) {
   return InvalidArgument("strings of more than {} bytes in all", limits_.max_bytes);
 }
 
+// What is less than a step counts, too: a template can do it millions of times.
+absl::Status Budget::Read(size_t bytes) {
+  constexpr size_t kStep = 64;
+  read_ += bytes % kStep;
+  const size_t steps = bytes / kStep + read_ / kStep;
+  read_ %= kStep;
+  return steps == 0 ? absl::OkStatus() : Steps(static_cast<int64_t>(steps));
+}
+
+// At each byte of the text a comparison, which reads 16 bytes of the needle at a time.
 absl::Status Budget::Search(size_t text, size_t needle) {
-  double cost = static_cast<double>(text) * static_cast<double>(std::max<size_t>(needle, 1)) / 4096;
-  if (cost > static_cast<double>(limits_.max_steps)) return Steps(limits_.max_steps);
-  return Steps(static_cast<int64_t>(cost));
+  const double cost = static_cast<double>(text) * (1 + static_cast<double>(needle) / 16);
+  if (cost > 1e15) return Steps(limits_.max_steps + 1);
+  return Read(static_cast<size_t>(cost));
 }
 
 void Dict::Set(Text key, Value value) {
@@ -107,6 +117,7 @@ absl::StatusOr<bool> EqualLists(const std::vector<Value>& a, const std::vector<V
 absl::StatusOr<bool> EqualDicts(const Dict& a, const Dict& b, Budget* budget) {
   if (a.items().size() != b.items().size()) return false;
   for (const auto& [key, value] : a.items()) {
+    CADRE_RETURN_IF_ERROR(budget->Read(key.size()));
     const Value* other = b.Find(key.view());
     if (!other) return false;
     CADRE_ASSIGN_OR_RETURN(bool equal, Equal(value, *other, budget));
@@ -123,7 +134,11 @@ absl::StatusOr<bool> Equal(const Value& a, const Value& b, Budget* budget) {
   double x = 0, y = 0;
   if (a.ToInt(&i) && b.ToInt(&j)) return i == j;
   if (a.ToDouble(&x) && b.ToDouble(&y)) return x == y;
-  if (a.as_text() && b.as_text()) return a.as_text()->view() == b.as_text()->view();
+  if (a.as_text() && b.as_text()) {
+    if (a.as_text()->size() != b.as_text()->size()) return false;
+    CADRE_RETURN_IF_ERROR(budget->Read(a.as_text()->size()));
+    return a.as_text()->view() == b.as_text()->view();
+  }
   if (a.as_list() && b.as_list()) return EqualLists(*a.as_list(), *b.as_list(), budget);
   if (a.as_dict() && b.as_dict()) return EqualDicts(*a.as_dict(), *b.as_dict(), budget);
   if (a.as_namespace() && b.as_namespace()) {
@@ -132,12 +147,16 @@ absl::StatusOr<bool> Equal(const Value& a, const Value& b, Budget* budget) {
   return (a.is_none() && b.is_none()) || (a.is_undefined() && b.is_undefined());
 }
 
-absl::StatusOr<int> Compare(const Value& a, const Value& b) {
+absl::StatusOr<int> Compare(const Value& a, const Value& b, Budget* budget) {
   int64_t i = 0, j = 0;
   double x = 0, y = 0;
   if (a.ToInt(&i) && b.ToInt(&j)) return (i > j) - (i < j);
   if (a.ToDouble(&x) && b.ToDouble(&y)) return (x > y) - (x < y);
-  if (a.as_text() && b.as_text()) return a.as_text()->view().compare(b.as_text()->view());
+  if (a.as_text() && b.as_text()) {
+    const size_t bytes = std::min(a.as_text()->size(), b.as_text()->size());
+    if (budget != nullptr) CADRE_RETURN_IF_ERROR(budget->Read(bytes));
+    return a.as_text()->view().compare(b.as_text()->view());
+  }
   return InvalidArgument("{} and {} have no order", a.TypeName(), b.TypeName());
 }
 
@@ -149,7 +168,9 @@ absl::StatusOr<bool> Contains(const Value& container, const Value& item, Budget*
     return text->view().find(needle->view()) != std::string_view::npos;
   }
   if (const Dict* dict = container.as_dict()) {
-    return item.as_text() && dict->Find(item.as_text()->view());
+    if (!item.as_text()) return false;
+    CADRE_RETURN_IF_ERROR(budget->Read(item.as_text()->size()));
+    return dict->Find(item.as_text()->view()) != nullptr;
   }
   if (container.is_undefined()) return false;
   if (!container.as_list()) return InvalidArgument("{} is not iterable", container.TypeName());

@@ -22,7 +22,7 @@ class Value;
 
 // What one rendering may use; a template or a message that asks for more is refused.
 struct Limits {
-  int64_t max_steps = 4'000'000;           // nodes evaluated and elements visited
+  int64_t max_steps = 4'000'000;           // nodes evaluated, elements visited, 64 bytes read
   int64_t max_bytes = int64_t{128} << 20;  // bytes of all strings and lists made on the way
   int64_t max_output = int64_t{16} << 20;  // bytes of the result
   int max_depth = 300;                     // nested evaluations; lists in lists are kept to 100
@@ -34,6 +34,8 @@ class Budget {
   const Limits& limits() const { return limits_; }
   absl::Status Steps(int64_t count);
   absl::Status Bytes(int64_t count);
+  // For going through so many bytes once: comparisons, scans, hashes of keys. 64 are a step.
+  absl::Status Read(size_t bytes);
   // For a search of `needle` bytes in `text` bytes, whose worst case is their product.
   absl::Status Search(size_t text, size_t needle);
 
@@ -41,6 +43,7 @@ class Budget {
   Limits limits_;
   int64_t steps_ = 0;
   int64_t bytes_ = 0;
+  size_t read_ = 0;  // of the next step
 };
 
 struct List {
@@ -131,8 +134,9 @@ struct LoopState {
 
 // Python's ==; ints, floats and bools compare by value, different types are unequal.
 absl::StatusOr<bool> Equal(const Value& a, const Value& b, Budget* budget);
-// < 0, 0, > 0 for numbers and strings; an error for other pairs.
-absl::StatusOr<int> Compare(const Value& a, const Value& b);
+// < 0, 0, > 0 for numbers and strings; an error for other pairs. budget: null where the caller
+// charges for it.
+absl::StatusOr<int> Compare(const Value& a, const Value& b, Budget* budget);
 // Python's `item in container`.
 absl::StatusOr<bool> Contains(const Value& container, const Value& item, Budget* budget);
 // What a for loop visits: elements, keys or characters; nothing for an undefined value.
