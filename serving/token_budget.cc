@@ -12,13 +12,13 @@
 namespace cadre {
 namespace {
 
-constexpr double kTwice = 2.0;
+constexpr double kHalfAgain = 1.5;
 constexpr double kMostSeconds = 0.05;  // then the round is the last
 // More than most caches hold, so that weights come from memory as they do in a step.
 constexpr int64_t kMostElements = int64_t{48} << 20;
 constexpr int kRounds = 6;
-constexpr int64_t kRows[] = {1, 16, 32, 64, 128, 256, 512, 1024};
-constexpr int64_t kPromptSteps = 4;  // ridges in a step without decoding
+constexpr int64_t kRows[] = {1, 4, 8, 16, 24, 32, 64, 128, 256, 512, 1024};
+constexpr int64_t kPromptSteps = 6;  // ridges in a step without decoding
 
 double Seconds() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
@@ -49,8 +49,8 @@ double TimeProducts(Context& ctx, std::span<const ParamId> ids, int64_t rows, DT
   return Seconds() - begin;
 }
 
-// The best time at each number of rows, up to where it has doubled. Round after round, so that a
-// moment in which the machine has other work spoils one time of each.
+// The best time at each number of rows, up to where it is half as long again. Round after round, so
+// that a moment in which the machine has other work spoils one time of each.
 std::vector<RowTime> BestTimes(Context& ctx, std::span<const ParamId> ids, DType dtype) {
   std::vector<RowTime> best;
   const double begin = Seconds();
@@ -59,7 +59,7 @@ std::vector<RowTime> BestTimes(Context& ctx, std::span<const ParamId> ids, DType
       const double seconds = TimeProducts(ctx, ids, kRows[i], dtype);
       if (i == best.size()) best.push_back({kRows[i], seconds});
       best[i].seconds = std::min(best[i].seconds, seconds);
-      if (best[i].seconds > kTwice * best.front().seconds) break;
+      if (best[i].seconds > kHalfAgain * best.front().seconds) break;
     }
     if (Seconds() - begin > kMostSeconds) break;
   }
@@ -75,7 +75,7 @@ double WeightsPerActive(const DecoderSpec& spec) {
 }  // namespace
 
 int64_t RidgeOf(std::span<const RowTime> times) {
-  const double bound = kTwice * times.front().seconds;
+  const double bound = kHalfAgain * times.front().seconds;
   for (size_t i = 1; i < times.size(); ++i) {
     const RowTime& above = times[i];
     const RowTime& below = times[i - 1];
@@ -91,8 +91,8 @@ MachinePeaks PeaksOf(std::span<const RowTime> times, double elements, double byt
   MachinePeaks peaks;
   for (const RowTime& time : times) {
     if (time.seconds <= 0) continue;
-    peaks.flops_per_second = std::max(
-        peaks.flops_per_second, 2 * elements * static_cast<double>(time.rows) / time.seconds);
+    peaks.flops_per_second = std::max(peaks.flops_per_second,
+                                      2 * elements * static_cast<double>(time.rows) / time.seconds);
     peaks.bytes_per_second = std::max(peaks.bytes_per_second, bytes / time.seconds);
   }
   return peaks;
@@ -109,9 +109,9 @@ MeasuredRidge MeasureRidge(Context& ctx, const Model& model) {
     elements += static_cast<double>(ctx.parameters->spec(id).shape.numel());
   }
   const double bytes = elements * WeightBytes::Of(*ctx.parameters, model.dtype()).layers;
-  return {.tokens =
-              std::max<int64_t>(1, static_cast<int64_t>(rows * WeightsPerActive(model.spec()))),
-          .peaks = PeaksOf(times, elements, bytes)};
+  return {
+      .tokens = std::max<int64_t>(1, static_cast<int64_t>(rows * WeightsPerActive(model.spec()))),
+      .peaks = PeaksOf(times, elements, bytes)};
 }
 
 namespace {

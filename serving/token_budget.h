@@ -20,8 +20,9 @@ struct RowTime {
   double seconds = 0;
 };
 
-// The rows at which the time is twice that of the first entry, so that arithmetic takes as long
-// again as reading; between two entries by a straight line, the last entry's where it never is.
+// The rows at which the time is half as long again as that of the first entry: where arithmetic
+// takes as long as reading, kernels that do both at once take between one and two times that;
+// between two entries by a straight line, the last entry's where it never is.
 // times: by ascending rows, at least one.
 int64_t RidgeOf(std::span<const RowTime> times);
 
@@ -54,9 +55,9 @@ struct TokenBudgetOptions {
   int max_num_seqs = 0;
   ServingRanks* ranks = nullptr;  // all of them call at the same time, and have the same
 };
-// Measured, mixed is the ridge, so that such a step takes about twice as long as one that decodes a
-// single token. Where nobody's next token waits for it, a step has four times that; in any case
-// there is room for max_num_seqs tokens and those of prompts. Errors as ServingRanks'.
+// Measured, mixed is the ridge, so that such a step takes about half as long again as one that
+// decodes a single token. Where nobody's next token waits for it, a step has six times that; in any
+// case there is room for max_num_seqs tokens and those of prompts. Errors as ServingRanks'.
 absl::StatusOr<TokenBudget> ChooseTokenBudget(Context& ctx, const Model& model,
                                               const TokenBudgetOptions& options);
 

@@ -7,18 +7,18 @@
 namespace cadre {
 namespace {
 
-TEST(TokenBudget, TheRidgeIsWhereTheTimeHasDoubled) {
+TEST(TokenBudget, TheRidgeIsWhereTheTimeIsHalfAsLongAgain) {
   // Flat up to 32 rows, then a millisecond for each 8.
   const std::vector<RowTime> times = {
       {1, 0.004}, {16, 0.004}, {32, 0.004}, {64, 0.008}, {128, 0.016}};
-  EXPECT_EQ(RidgeOf(times), 64);
-  EXPECT_EQ(RidgeOf(std::vector<RowTime>{{1, 0.004}, {32, 0.006}, {64, 0.010}}), 48);
+  EXPECT_EQ(RidgeOf(times), 48);
+  EXPECT_EQ(RidgeOf(std::vector<RowTime>{{1, 0.004}, {32, 0.005}, {64, 0.009}}), 40);
 }
 
-TEST(TokenBudget, TheRidgeIsTheMostThatWasMeasuredWhereTheTimeNeverDoubles) {
+TEST(TokenBudget, TheRidgeIsTheMostThatWasMeasuredWhereTheTimeGrowsLess) {
   EXPECT_EQ(RidgeOf(std::vector<RowTime>{{1, 1.0}, {16, 1.1}, {32, 1.2}}), 32);
   EXPECT_EQ(RidgeOf(std::vector<RowTime>{{1, 1.0}}), 1);
-  EXPECT_EQ(RidgeOf(std::vector<RowTime>{{1, 1.0}, {16, 1.0}, {32, 0.9}, {64, 5.0}}), 32 + 8);
+  EXPECT_EQ(RidgeOf(std::vector<RowTime>{{1, 1.0}, {16, 1.0}, {32, 0.9}, {64, 5.7}}), 32 + 4);
 }
 
 TEST(TokenBudget, PeaksAreTheBestRatesThatWereMeasured) {
