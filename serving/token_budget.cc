@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include <iterator>
+#include <limits>
 #include <vector>
 
 #include "core/ops/matmul.h"
@@ -18,6 +19,7 @@ constexpr double kMostSeconds = 0.05;  // then the round is the last
 constexpr int64_t kMostElements = int64_t{48} << 20;
 constexpr int kRounds = 6;
 constexpr int64_t kRows[] = {1, 4, 8, 16, 24, 32, 64, 128, 256, 512, 1024};
+constexpr int64_t kManyRows = 256;   // arithmetic alone counts
 constexpr int64_t kPromptSteps = 6;  // ridges in a step without decoding
 
 double Seconds() {
@@ -66,6 +68,16 @@ std::vector<RowTime> BestTimes(Context& ctx, std::span<const ParamId> ids, DType
   return best;
 }
 
+// FLOP/s of a product whose time is arithmetic's, the better of two.
+double FlopsOfManyRows(Context& ctx, ParamId id, DType dtype) {
+  double seconds = std::numeric_limits<double>::infinity();
+  for (int round = 0; round < 2; ++round) {
+    seconds = std::min(seconds, TimeProducts(ctx, std::span(&id, 1), kManyRows, dtype));
+  }
+  const auto elements = static_cast<double>(ctx.parameters->spec(id).shape.numel());
+  return seconds > 0 ? 2 * elements * static_cast<double>(kManyRows) / seconds : 0;
+}
+
 // Weights of the layers' matrices for each that a token multiplies with.
 double WeightsPerActive(const DecoderSpec& spec) {
   const ParameterCounts counts = CountParameters(spec);
@@ -108,10 +120,13 @@ MeasuredRidge MeasureRidge(Context& ctx, const Model& model) {
   for (ParamId id : ids) {
     elements += static_cast<double>(ctx.parameters->spec(id).shape.numel());
   }
+  const double many = FlopsOfManyRows(ctx, ids.front(), model.dtype());
   const double bytes = elements * WeightBytes::Of(*ctx.parameters, model.dtype()).layers;
+  MachinePeaks peaks = PeaksOf(times, elements, bytes);
+  peaks.flops_per_second = std::max(peaks.flops_per_second, many);
   return {
       .tokens = std::max<int64_t>(1, static_cast<int64_t>(rows * WeightsPerActive(model.spec()))),
-      .peaks = PeaksOf(times, elements, bytes)};
+      .peaks = peaks};
 }
 
 namespace {
