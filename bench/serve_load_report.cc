@@ -58,12 +58,14 @@ Report MakeReport(const LoadResult& result, const Slo& slo) {
   Report report{.requests = result.outcomes.size(), .seconds = result.seconds};
   std::vector<double> ttft, itl, e2e, lag;
   double last = 0;
+  size_t sent = 0;
   for (const Outcome& outcome : result.outcomes) {
     if (outcome.error == kBrokenOff) {
       ++report.errors[outcome.error];
       continue;
     }
     last = std::max(last, outcome.scheduled);
+    ++sent;
     lag.push_back(outcome.sent - outcome.scheduled);
     report.good += Good(outcome, slo);
     if (!outcome.ok()) {
@@ -80,7 +82,7 @@ Report MakeReport(const LoadResult& result, const Slo& slo) {
     e2e.push_back(outcome.e2e());
     itl.insert(itl.end(), outcome.gaps.begin(), outcome.gaps.end());
   }
-  report.offered_rate = PerSecond(static_cast<double>(report.requests), last);
+  report.offered_rate = PerSecond(static_cast<double>(sent), last);
   report.ttft = PercentilesOf(std::move(ttft));
   report.itl = PercentilesOf(std::move(itl));
   report.e2e = PercentilesOf(std::move(e2e));

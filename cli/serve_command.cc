@@ -223,9 +223,9 @@ absl::Status RunServe(const ServeFlags& flags) {
   CADRE_ASSIGN_OR_RETURN(config::ServeConfig config, ResolveConfig(flags));
   CADRE_ASSIGN_OR_RETURN(Compute compute, ResolveCompute(ToComputeFlags(flags, config), "serve"));
   CADRE_ASSIGN_OR_RETURN(const OwnStart start, FindOwnStart());
+  EndAtFirstStop(true);
   const std::atomic<bool>& stopped = CatchStopSignals();
   CatchReloadSignal();
-  EndAtFirstStop(true);
   std::unique_ptr<HttpServer> server;  // null: another rank has it
   if (start.leader) {
     CADRE_ASSIGN_OR_RETURN(HttpServerOptions http, ToHttpOptions(config));

@@ -112,8 +112,8 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(std::unique_ptr<ModelHome
   CADRE_RETURN_IF_ERROR(CheckEviction(options.eviction, model.spec(), engine->eviction_deps()));
   std::vector<ops::KvLayout> layouts;
   for (const LayerSpec& layer : model.spec().layers) {
-    layouts.push_back(KvLayoutOf(layer.attention, model.dtype(), options.block_size,
-                                 options.kv_quantization));
+    layouts.push_back(
+        KvLayoutOf(layer.attention, model.dtype(), options.block_size, options.kv_quantization));
   }
   engine->cost_ =
       StepCost(model.spec(), WeightBytes::Of(model.parameters(), model.dtype()), layouts);
@@ -155,7 +155,7 @@ absl::Status Engine::Submit(std::vector<GenerationRequest> requests,
   }
   std::lock_guard lock(mutex_);
   CADRE_RETURN_IF_ERROR(Ended());
-  if (std::string asleep = sleep_.Refusal(); !asleep.empty()) return Unavailable("{}", asleep);
+  if (std::string asleep = sleep_.State(); !asleep.empty()) return Unavailable("{}", asleep);
   const double now = Now();
   CADRE_RETURN_IF_ERROR(bounds_.Enter(requests, now));
   for (size_t i = 0; i < requests.size(); ++i) {
@@ -187,8 +187,9 @@ void Engine::Cancel(uint64_t id) {
 
 ModelInfo Engine::Info() const {
   std::lock_guard lock(mutex_);
-  // What keeps to a budget takes its blocks by that.
-  const int64_t held = options_.eviction.budget > 0 ? options_.max_model_len : lanes_->capacity();
+  // Layers of a sequence that evicts end in units of their own: a block more than its tokens fill.
+  const int64_t held =
+      lanes_->capacity() - (options_.eviction.policy.empty() ? 0 : options_.block_size);
   return {.max_context = static_cast<int>(options_.max_model_len),
           .max_sequence = static_cast<int>(std::min(options_.max_model_len, held)),
           .vocab_size = static_cast<int>(vocab_),

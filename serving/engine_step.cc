@@ -35,7 +35,7 @@ void Engine::CountWork(const StepWork& work) {
 }
 
 // Lets evicting sequences look at their newest tokens' attention.
-BatchObserver ObserverOf(std::span<const ScheduledChunk> chunks, const StepPlan& plan) {
+static BatchObserver ObserverOf(std::span<const ScheduledChunk> chunks, const StepPlan& plan) {
   BatchObserver observer;
   for (size_t i = 0; i < chunks.size(); ++i) {
     const EvictingSequence* evicting = chunks[i].sequence->evicting.get();

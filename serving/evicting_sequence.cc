@@ -82,6 +82,8 @@ void EvictingSequence::SavePrefix() {
   // The layer in work has it among its own units, once it has begun.
   saved_from_ = layer_ + (chunk_ > 0 ? 1 : 0);
   const auto size = static_cast<size_t>(pool_.layout(0).block_bytes());
+  saved_prefix_.reserve(static_cast<size_t>(shape_.layers - saved_from_) * prefix_.blocks().size() *
+                        size);
   for (int64_t layer = saved_from_; layer < shape_.layers; ++layer) {
     for (const int32_t block : prefix_.blocks()) {
       const std::byte* unit = pool_.data(static_cast<int>(layer)) + block * size;

@@ -143,13 +143,14 @@ void Scheduler::Release(Sequence& sequence) {
 }
 
 Sequence* Scheduler::Admit(double now, int64_t most_unread) {
-  if (running() >= places_) return nullptr;
   std::vector<Waiting::iterator> queue;
   for (auto it = waiting_.begin(); it != waiting_.end(); ++it) queue.push_back(it);
   const auto after = [this](const auto& a, const auto& b) { return policy_->Before(**b, **a); };
   std::ranges::make_heap(queue, after);
   std::vector<PassedOver> passed;
-  for (int on_disk = 0; !queue.empty() && on_disk < kMostOnDisk;) {
+  int on_disk = 0;
+  // Those behind leave a place, too.
+  while (!queue.empty() && on_disk < kMostOnDisk && running() + std::ssize(passed) < places_) {
     std::ranges::pop_heap(queue, after);
     const Waiting::iterator next = queue.back();
     queue.pop_back();

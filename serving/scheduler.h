@@ -15,7 +15,7 @@
 // admitted sequence computes at least its reserve before it can be pushed out again, and is
 // preempted at most about log2(max_tokens / growth_reserve) times. One that waits for what is not
 // a place (a sibling that reads its prompt, a prefix that comes from disk) is passed over, and
-// those behind it leave the blocks that it will need. Where blocks run out all the same, the
+// those behind it leave the place and the blocks that it will need. Where blocks run out all the same, the
 // running sequence that the policy ranks last gives its up and waits again; what is not found
 // cached then is computed again, with the same bits. The first in rank can always go on, since a
 // request that could not fit alone is refused by Admissible.

@@ -176,6 +176,17 @@ TEST(Scheduler, WhoComesLaterLeavesTheBlocksThatAWaitingChoiceNeeds) {
   EXPECT_EQ(rig.scheduler().preemptions(), 0);
 }
 
+TEST(Scheduler, WhoComesLaterLeavesThePlaceThatAWaitingChoiceNeeds) {
+  SchedulerRig rig(64, {.max_num_seqs = 2, .max_num_batched_tokens = 40, .max_context = 600});
+  const auto prompt = std::make_shared<std::vector<int32_t>>(100, 5);
+  for (uint64_t id : {1, 2}) rig.AddRequest({.id = id, .prompt = prompt});
+  rig.Add({.id = 3, .prompt = 10});
+  EXPECT_EQ(rig.Step(), (Ran{{1, 40}}));
+  EXPECT_EQ(rig.Step(), (Ran{{1, 40}}));
+  EXPECT_EQ(rig.Step(), (Ran{{1, 20}}));
+  EXPECT_EQ(rig.Step(), (Ran{{1, 1}, {2, 1}}));
+}
+
 // A rig whose disk has the first two blocks of the prompts of 1 and 2.
 std::unique_ptr<SchedulerRig> DiskRig() {
   const SchedulerOptions options{

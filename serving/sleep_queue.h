@@ -61,10 +61,6 @@ class SleepQueue {
   }
   // Why it could not wake.
   const std::string& failure() const { return failure_; }
-  // Both.
-  std::string Refusal() const {
-    return failure_.empty() ? State() : fmt::format("{}: {}", State(), failure_);
-  }
 
  private:
   SleepCommands asked_;

@@ -50,7 +50,7 @@ void MaskWorker::Post(std::shared_ptr<TokenConstraint> constraint, int32_t token
     CADRE_CHECK(constraint->ready_);
     constraint->ready_ = false;
     queue->push_back({std::move(constraint), token});
-    while (std::ssize(threads_) < most_threads_) threads_.emplace_back(&MaskWorker::Run, this);
+    while (std::ssize(threads_) < kThreads) threads_.emplace_back(&MaskWorker::Run, this);
   }
   posted_.notify_one();
 }

@@ -56,7 +56,7 @@ class TokenConstraint {
 
 class MaskWorker {
  public:
-  explicit MaskWorker(int threads = kThreads) : most_threads_(threads) {}
+  MaskWorker() = default;
   ~MaskWorker();
   MaskWorker(const MaskWorker&) = delete;
   MaskWorker& operator=(const MaskWorker&) = delete;
@@ -83,7 +83,6 @@ class MaskWorker {
   void Post(std::shared_ptr<TokenConstraint> constraint, int32_t token, std::deque<Job>* queue);
   void Run();
 
-  const int most_threads_;
   std::mutex mutex_;
   std::condition_variable posted_, done_;
   std::deque<Job> next_masks_, first_masks_;  // all of the former go first

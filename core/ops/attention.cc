@@ -212,7 +212,7 @@ void CheckTold(const Tensor& q, const KvView& kv, const AttentionArgs& args,
                const AttentionTold& told) {
   const Tensor& scores = told.scores;
   CADRE_CHECK(q.dtype() != DType::kF64 && args.sliding_window == 0 && kv.positions == nullptr &&
-                  scores.dtype() == DType::kF32 && scores.shape().rank() == 3 &&
+                  scores.defined() && scores.dtype() == DType::kF32 && scores.shape().rank() == 3 &&
                   scores.dim(1) == q.dim(1) && scores.dim(2) % kAttentionKeyTile == 0 &&
                   told.score_rows.size() == kv.context_lengths.size(),
               "attention: scores {} of {} sequences", scores.shape().ToString(),
@@ -352,7 +352,7 @@ Tensor PagedAttention(Context& ctx, const Tensor& q, const KvView& kv, const Att
   CADRE_CHECK(kv.positions == nullptr ? query_positions.empty()
                                       : static_cast<int64_t>(query_positions.size()) == q.dim(0),
               "attention: {} query positions for {} tokens", query_positions.size(), q.dim(0));
-  if (told.scores.defined()) CheckTold(q, kv, args, told);
+  if (told.scores.defined() || !told.score_rows.empty()) CheckTold(q, kv, args, told);
   Tensor out = ctx.Empty({q.dim(0), q.dim(1), kv.layout.value_dim}, q.dtype());
   RunForward(ctx,
              {.q = q,

@@ -55,8 +55,8 @@ Var Attention(Context& ctx, const Var& q, const Var& k, const Var& v, const Atte
 struct AttentionTold {
   Tensor lse = {};  // [T, H], as in AttentionForwardArgs
   // f32 [R, H, N]: q . k of some sequences' queries, one each, by slots; minus infinity where a key
-  // is hidden and past the last. N is a multiple of kAttentionKeyTile. Not of f64, of windows, nor
-  // of views with positions.
+  // is hidden and past the last of its tile, anything in later tiles. N is a multiple of
+  // kAttentionKeyTile. Not of f64, of windows, nor of views with positions.
   Tensor scores = {};
   std::span<const int32_t> score_rows = {};  // [S]: of a sequence in `scores`, or -1
 };

@@ -172,12 +172,13 @@ size_t OpenAiService::KeptTokens(const PreparedRequest& prepared) const {
 }
 
 // Of an answer that its request does not bound: what the context and the KV cache have room for,
-// and no more than the model's folder says. A prompt that itself is too long for the cache is the
-// engine's to refuse.
+// and no more than the model's folder says; of one that keeps to a budget, what fits whatever its
+// policy lets go. A prompt that itself is too long for the cache is the engine's to refuse or to
+// read within its budget.
 int OpenAiService::OpenMaxTokens(const ApiRequest& request, size_t prompt_tokens) const {
   const ModelInfo info = deps_.engine->Info();
   const auto prompt = static_cast<int>(prompt_tokens);
-  const bool fits = request.kv_budget == 0 && prompt < info.max_sequence;
+  const bool fits = prompt < info.max_sequence;
   const int room = (fits ? info.max_sequence : info.max_context) - prompt;
   const int most = options_.defaults.max_new_tokens;
   return most == 0 ? room : std::min(room, std::max(most, request.sampling.min_tokens));

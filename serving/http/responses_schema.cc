@@ -61,6 +61,7 @@ void ReadInput(JsonFields* fields, ApiRequest* request) {
     for (size_t i = 0; i < input->size(); ++i) {
       ReadItem(fields, (*input)[i], fmt::format("input[{}]", i), &messages);
     }
+    if (messages.empty()) fields->Fail("'input' has no message", "input");
   }
   request->chat_input.messages = messages.dump();
 }
