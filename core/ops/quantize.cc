@@ -231,7 +231,9 @@ absl::Status CheckScales(std::string_view name, const Tensor& scales) {
 absl::Status CheckScales(std::string_view name, const QuantizedParam& param) {
   for (const auto& runs : param) {
     for (const QuantizedMatrix& matrix : runs) {
-      if (!matrix.floats()) CADRE_RETURN_IF_ERROR(CheckScales(name, matrix.scales));
+      if (matrix.floats()) continue;
+      CADRE_RETURN_IF_ERROR(CheckScales(name, matrix.scales));
+      if (matrix.mins.defined()) CADRE_RETURN_IF_ERROR(CheckScales(name, matrix.mins));
     }
   }
   return absl::OkStatus();

@@ -42,6 +42,16 @@ TEST(QuantizeRows, WhatHasNoCodesIsNotHidden) {
   }
 }
 
+TEST(QuantizeParam, MinimaAreLookedAtLikeScales) {
+  HostAllocator allocator;
+  Context ctx{.allocator = &allocator, .threads = 1};
+  QuantizedRows rows = QuantizeRows(ctx, ctx.Zeros({16, 64}, DType::kF32), WeightFormat::kInt4);
+  rows.mins = ctx.Zeros(rows.scales.shape(), DType::kF16);
+  EXPECT_TRUE(CheckScales("w", QuantizedParam{{PackQuantized(ctx, {rows})}}).ok());
+  rows.mins.data<F16>()[3] = static_cast<F16>(kInfinity);
+  EXPECT_FALSE(CheckScales("w", QuantizedParam{{PackQuantized(ctx, {rows})}}).ok());
+}
+
 TEST(QuantizeParam, FloatsAreNoCodes) {
   HostAllocator allocator;
   Context ctx{.allocator = &allocator, .threads = 1};

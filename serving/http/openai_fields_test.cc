@@ -300,6 +300,10 @@ TEST_F(OpenAiFieldsTest, PromptsKeepTheirLastTokens) {
   EXPECT_EQ(body["choices"][1]["text"], "xy");
   EXPECT_EQ(body["usage"]["prompt_tokens"], 5);
   ASSERT_EQ(Complete({{"prompt", {1, 2, 3, 4}}, {"truncate_prompt_tokens", 2}}).status, 200);
+  // More is kept than the context holds: the same for ids as for text.
+  EXPECT_EQ(Complete({{"prompt", std::vector<int>(300, 1)}, {"truncate_prompt_tokens", 250}})
+                .json()["error"]["code"],
+            "context_length_exceeded");
   EXPECT_EQ(engine_.prompts().back(), (std::vector<int32_t>{3, 4}));
   ASSERT_EQ(Chat({{"truncate_prompt_tokens", 10}}).status, 200);
   EXPECT_EQ(tokenizer_->Decode(engine_.prompts().back(), true), "assistant:");

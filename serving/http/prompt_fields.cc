@@ -39,7 +39,9 @@ void ReadPrompts(JsonFields* fields, const SchemaContext& context, ApiRequest* r
   const auto most = static_cast<size_t>(context.max_context);
   for (size_t i = 0; i < count; ++i) {
     const Json& one = many ? (*prompt)[i] : *prompt;
-    if (one.is_array() && one.size() > most && request->truncate_prompt_tokens == 0) {
+    const bool cut = request->truncate_prompt_tokens != 0 &&
+                     request->truncate_prompt_tokens <= context.max_context;
+    if (one.is_array() && one.size() > most && !cut) {
       return fields->Fail(
           fmt::format("the context is {} tokens: a prompt has {}", most, one.size()), name,
           "context_length_exceeded");
