@@ -73,7 +73,8 @@ absl::StatusOr<std::unique_ptr<EvictingSequence>> MakeEvicting(const GenerationR
   const char* field = request.kv_budget > 0 ? "kv_budget" : "kv_eviction";
   if (options.policy.empty()) {
     if (!asked) return nullptr;
-    return InvalidArgument("{}: this server evicts nothing", field);
+    return InvalidArgument("{}: this server evicts nothing, its kv_eviction.policy is not set",
+                           field);
   }
   const int64_t budget = request.kv_budget > 0 ? request.kv_budget : options.budget;
   if (budget == 0 && !request.kv_eviction.empty()) {

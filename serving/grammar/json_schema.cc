@@ -85,8 +85,13 @@ absl::Status JsonSchemaWriter::Error(const Place& place, const std::string& mess
 absl::Status JsonSchemaWriter::CheckKeywords(const Json& schema, const Place& place) const {
   for (std::string_view name : kRefused) {
     auto found = schema.find(std::string(name));
+    if (found == schema.end()) continue;
     // "unevaluated" ones are about what no keyword names: false is what the grammar does anyway.
-    if (found == schema.end() || AsksForNothing(*found)) continue;
+    // What all values are allowed to be is much to forbid, and to ask of an item.
+    const bool nothing = name == "not"        ? *found == Json(false)
+                         : name == "contains" ? false
+                                              : AsksForNothing(*found);
+    if (nothing) continue;
     return Error(place, fmt::format("'{}' is not supported", name));
   }
   return absl::OkStatus();

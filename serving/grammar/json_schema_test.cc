@@ -112,6 +112,8 @@ TEST(JsonSchema, NumbersBetweenBounds) {
 TEST(JsonSchema, WhatIsNotSupportedIsRefusedByName) {
   EXPECT_THAT(Refusal(R"({"properties":{"a":{"not":{"type":"null"}}}})"),
               HasSubstr("#/properties/a: 'not' is not supported"));
+  EXPECT_THAT(Refusal(R"({"not":{}})"), HasSubstr("'not' is not supported"));
+  EXPECT_THAT(Refusal(R"({"contains":{}})"), HasSubstr("'contains' is not supported"));
   for (const char* keyword : {"if", "dependentRequired", "contains", "patternProperties",
                               "propertyNames", "unevaluatedProperties", "$dynamicRef"}) {
     const Json schema = {{"type", "object"}, {keyword, {{"a", 1}}}};
