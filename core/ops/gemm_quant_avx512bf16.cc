@@ -178,7 +178,8 @@ AddFunction AddOf(int64_t rows, int64_t panels) {
                                          AddGroups<3, 1, kBits>, AddGroups<4, 1, kBits>,
                                          AddGroups<5, 1, kBits>, AddGroups<6, 1, kBits>,
                                          AddGroups<7, 1, kBits>, AddGroups<8, 1, kBits>};
-  return (panels == 4 ? kFour : panels == 2 ? kTwo : kOne)[rows - 1];
+  if (panels == 4) return kFour[rows - 1];
+  return (panels == 2 ? kTwo : kOne)[rows - 1];
 }
 
 struct StripRange {
