@@ -82,7 +82,11 @@ KvCache::Fetched KvCache::Fetch(const PrefixRoot& root, std::span<const int32_t>
     if (place == KvTiers::Place::kDisk && (!start || !tiers_->StartRead(past))) {
       return fetched == Fetched::kHere ? Fetched::kOnDisk : fetched;
     }
-    if (place != KvTiers::Place::kMemory) fetched = Fetched::kArriving;
+    if (place == KvTiers::Place::kMemory) {
+      tiers_->Want(past);
+    } else {
+      fetched = Fetched::kArriving;
+    }
     link = past;
   }
   return fetched;

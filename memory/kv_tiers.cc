@@ -3,12 +3,6 @@
 #include <algorithm>
 
 namespace cadre {
-namespace {
-
-// Blocks on their way to disk at once; what comes while they are is dropped.
-constexpr int kMostWrites = 16;
-
-}  // namespace
 
 absl::StatusOr<std::unique_ptr<KvTiers>> KvTiers::Create(size_t block_bytes,
                                                          const KvTierOptions& options) {
@@ -22,7 +16,7 @@ absl::StatusOr<std::unique_ptr<KvTiers>> KvTiers::Create(size_t block_bytes,
   tiers->memory_blocks_ = options.host_bytes / block;
   tiers->disk_blocks_ = options.disk_bytes / block;
   if (tiers->disk_blocks_ > 0) {
-    tiers->arriving_blocks_ = std::max<int64_t>(kArrivingBytes / block, 1);
+    tiers->moving_blocks_ = std::max<int64_t>(kMovingBytes / block, 1);
     CADRE_ASSIGN_OR_RETURN(tiers->disk_, KvDiskFile::Create(options.disk_path, block_bytes));
   }
   return tiers;
@@ -68,14 +62,18 @@ KvTiers::Place KvTiers::Find(const std::string& root, const PrefixLink& link,
   return spilled->bytes != nullptr ? Place::kMemory : Place::kDisk;
 }
 
+bool KvTiers::RoomToArrive() {
+  if (reads_ + std::ssize(arrived_) < moving_blocks_) return true;
+  if (arrived_.empty()) return false;
+  Spilled& oldest = entries_.at(arrived_.front());
+  LeaveMemory(oldest);
+  oldest.bytes.reset();
+  return true;
+}
+
 bool KvTiers::StartRead(const PrefixLink& past) {
   Spilled& spilled = entries_.at(past.serial);
-  if (reads_ >= arriving_blocks_) return false;
-  if (reads_ + std::ssize(arrived_) >= arriving_blocks_) {
-    Spilled& oldest = entries_.at(arrived_.front());
-    LeaveMemory(oldest);
-    oldest.bytes.reset();
-  }
+  if (!RoomToArrive()) return false;
   disk_ages_.splice(disk_ages_.end(), disk_ages_, *spilled.disk_age);
   spilled.reading = true;
   spilled.bytes = NewBuffer();
@@ -133,7 +131,7 @@ std::optional<int64_t> KvTiers::FreeSlot() {
 }
 
 bool KvTiers::StartWrite(Spilled& spilled) {
-  if (!disk_works() || writes_ >= kMostWrites) return false;
+  if (!disk_works() || writes_ >= moving_blocks_) return false;
   const std::optional<int64_t> slot = FreeSlot();
   if (!slot) return false;
   spilled.slot = *slot;
@@ -156,11 +154,10 @@ void KvTiers::Finish(DiskJob& job) {
     (job.write ? spilled.writing : spilled.reading) = false;
     if (!job.status.ok()) {
       Erase(job.tag);
-    } else if (job.write) {
-      spilled.checksum = job.checksum;
-      spilled.bytes.reset();
     } else {
-      KeepInMemory(spilled);
+      if (job.write) spilled.checksum = job.checksum;
+      if (job.write && !(spilled.wanted && RoomToArrive())) spilled.bytes.reset();
+      if (spilled.bytes != nullptr) KeepInMemory(spilled);
     }
   }
   if (!job.status.ok() && job.status.code() != absl::StatusCode::kDataLoss) TurnDiskOff(job.status);

@@ -30,8 +30,9 @@ struct KvTierOptions {
 
 class KvTiers {
  public:
-  // Bytes on their way from disk, besides host_bytes: what one prompt can get from there.
-  static constexpr int64_t kArrivingBytes = int64_t{256} << 20;
+  // Bytes on their way from disk, and as many on their way to it, besides host_bytes: what one
+  // prompt can get from there, and what it can send there. What goes beyond is dropped.
+  static constexpr int64_t kMovingBytes = int64_t{256} << 20;
 
   // block_bytes: of one block over all layers. kInvalidArgument: no file can be made in disk_path,
   // or a tier is smaller than one block.
@@ -52,6 +53,9 @@ class KvTiers {
   // Starts to read what Find said is on disk, named by the link past it. False: too much arrives
   // already.
   bool StartRead(const PrefixLink& past);
+  // Somebody is about to take what Find said is in memory: bytes on their way to disk stay there
+  // when they have arrived.
+  void Want(const PrefixLink& past) { entries_.at(past.serial).wanted = true; }
   // Removes an entry, with its bytes where they are in memory.
   struct Taken {
     PrefixEntry entry;
@@ -77,7 +81,7 @@ class KvTiers {
     std::shared_ptr<DiskBuffer> bytes;  // in memory, or on its way from or to the disk
     int64_t slot = -1;                  // on disk
     uint64_t checksum = 0;
-    bool reading = false, writing = false;
+    bool reading = false, writing = false, wanted = false;
     std::optional<Age::iterator> memory_age, disk_age;
   };
 
@@ -85,6 +89,8 @@ class KvTiers {
   Spilled* FindEntry(const PrefixHash& hash);
   void KeepInMemory(Spilled& spilled);
   void LeaveMemory(Spilled& spilled);
+  // For one more block in memory besides on disk, the oldest of them leaving. False: all arrive.
+  bool RoomToArrive();
   // Makes memory_ hold no more than it may: the oldest go to disk or are dropped.
   void Shrink();
   bool StartWrite(Spilled& spilled);
@@ -94,11 +100,11 @@ class KvTiers {
   void TurnDiskOff(const absl::Status& why);
 
   size_t block_bytes_;
-  int64_t memory_blocks_ = 0, disk_blocks_ = 0, arriving_blocks_ = 0;
+  int64_t memory_blocks_ = 0, disk_blocks_ = 0, moving_blocks_ = 0;
   std::function<void(const std::string&)> warn_;
   std::unordered_map<uint64_t, Spilled> entries_;   // by serial
   std::unordered_map<uint64_t, uint64_t> by_hash_;  // low half to serial
-  // In memory alone; read from disk and there still; on disk.
+  // In memory alone; there besides on disk; on disk.
   Age memory_, arrived_, disk_ages_;
   std::vector<int64_t> free_slots_;
   int64_t slots_used_ = 0, next_slot_ = 0;

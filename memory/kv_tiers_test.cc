@@ -84,6 +84,36 @@ TEST_F(KvTiersTest, TheOldestGoToDiskAndComeBack) {
   EXPECT_EQ(tiers_->on_disk(), 0);
 }
 
+// A long prompt pushes its blocks out all at once, faster than any disk writes.
+TEST_F(KvTiersTest, ABurstIsKeptWhole) {
+  constexpr uint64_t kBurst = 2000;
+  Make(0, kBurst);
+  std::vector<std::shared_ptr<DiskBuffer>> buffers;
+  for (uint64_t n = 1; n <= kBurst; ++n) {
+    buffers.push_back(tiers_->NewBuffer());
+    std::memset(buffers.back()->data(), static_cast<int>(n), kBlockBytes);
+  }
+  for (uint64_t n = 1; n <= kBurst; ++n) {
+    tiers_->Put({.serial = n, .hash = Past(n).hash, .root = "root", .tokens = Tokens(n)},
+                buffers[n - 1]);
+  }
+  for (uint64_t n = 1; n <= kBurst; ++n) EXPECT_NE(Find(n), KvTiers::Place::kNowhere) << n;
+}
+
+TEST_F(KvTiersTest, WhatIsWantedStaysWhenItIsWritten) {
+  Make(1, 4);
+  for (uint64_t n : {1, 2}) Put(n);
+  EXPECT_EQ(Find(1), KvTiers::Place::kDisk);
+  EXPECT_EQ(Find(2), KvTiers::Place::kMemory);
+  tiers_->Want(Past(2));
+  Put(3);
+  EXPECT_EQ(tiers_->on_disk(), 2);
+  EXPECT_EQ(tiers_->in_memory(), 2);
+  EXPECT_EQ(Find(2), KvTiers::Place::kMemory);
+  EXPECT_TRUE(ComesBack(2));
+  EXPECT_EQ(tiers_->on_disk(), 1);
+}
+
 TEST_F(KvTiersTest, AFlippedBitIsAMiss) {
   Make(0, 4);
   for (uint64_t n : {1, 2}) Put(n);

@@ -90,17 +90,13 @@ class Tiers(unittest.TestCase):
                     status, reply, _ = server.post(body(400))
                     self.assertEqual(status, 200, reply)
                     self.assertEqual(logprobs(reply), expected)
-                    cached = 0
-                    # What is on its way to the disk, or back, may be missed; not time after time.
-                    for _ in range(50):
+                    for _ in range(3):
                         for start in (7, 9):
                             self.assertEqual(server.post(body(500, start))[0], 200)
                         reply = server.post(body(400))[1]
                         self.assertEqual(logprobs(reply), expected)
                         cached = reply["usage"]["prompt_tokens_details"]["cached_tokens"]
-                        if cached >= 384:
-                            break
-                    self.assertGreaterEqual(cached, 384)
+                        self.assertGreaterEqual(cached, 384)
             self.assertEqual(list(pathlib.Path(folder).iterdir()), [], "the file has no name")
 
 
