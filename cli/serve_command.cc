@@ -226,10 +226,13 @@ absl::Status RunServe(const ServeFlags& flags) {
   EndAtFirstStop(true);
   const std::atomic<bool>& stopped = CatchStopSignals();
   CatchReloadSignal();
+  // Before clients see a port.
+  CADRE_RETURN_IF_ERROR(AsData(LoadHfConfig(config.model())).status());
   std::unique_ptr<HttpServer> server;  // null: another rank has it
   if (start.leader) {
     CADRE_ASSIGN_OR_RETURN(HttpServerOptions http, ToHttpOptions(config));
     http.service.version = flags.version;
+    http.service.log = compute.log;
     CADRE_ASSIGN_OR_RETURN(server, HttpServer::Listen(std::move(http)));
     compute.log->info("listening on {}:{}, /ready says 503 while the model is loaded",
                       config.host(), server->port());

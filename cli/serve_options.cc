@@ -12,6 +12,7 @@
 #include "cli/kv_cache_dtype.h"
 #include "cli/model_folder.h"
 #include "core/config.h"
+#include "memory/kv_eviction.h"
 #include "serving/http/api_keys.h"
 #include "serving/http/tool_format.h"
 
@@ -77,6 +78,9 @@ absl::StatusOr<config::ServeConfig> ResolveConfig(const ServeFlags& flags) {
   if (flags.admin_port >= 0) config.set_admin_port(flags.admin_port);
   if (config.model().empty()) return InvalidArgument("--model: a Hugging Face folder is needed");
   config.set_model(ModelFolder(config.model()));
+  if (const std::string& policy = config.kv_eviction().policy(); !policy.empty()) {
+    CADRE_RETURN_IF_ERROR(MakeEvictionPolicy(policy, {}, "kv_eviction.policy").status());
+  }
   return config;
 }
 

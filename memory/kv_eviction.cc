@@ -6,6 +6,22 @@
 #include <numeric>
 
 namespace cadre {
+namespace {
+
+struct NamedPolicy {
+  std::string_view name;
+  std::unique_ptr<KvEvictionPolicy> (*make)(const CakeOptions&);
+};
+constexpr NamedPolicy kPolicies[] = {
+    {"streaming_llm", [](const CakeOptions&) { return MakeStreamingLlm(); }},
+    {"h2o", [](const CakeOptions&) { return MakeH2O(); }},
+    {"snapkv", [](const CakeOptions&) { return MakeSnapKv(); }},
+    {"pyramidkv", [](const CakeOptions&) { return MakePyramidKv(); }},
+    {"tova", [](const CakeOptions&) { return MakeTova(); }},
+    {"cake", [](const CakeOptions& cake) { return MakeCake(cake); }},
+};
+
+}  // namespace
 
 std::vector<int64_t> KvEvictionPolicy::Budgets(const EvictionShape& shape,
                                                std::span<const double> preferences) const {
@@ -63,15 +79,16 @@ void PoolOverNeighbours(std::span<const float> rows, int64_t row_count, std::spa
 }
 
 absl::StatusOr<std::unique_ptr<KvEvictionPolicy>> MakeEvictionPolicy(std::string_view name,
-                                                                     const CakeOptions& cake) {
-  if (name == "streaming_llm") return MakeStreamingLlm();
-  if (name == "h2o") return MakeH2O();
-  if (name == "snapkv") return MakeSnapKv();
-  if (name == "pyramidkv") return MakePyramidKv();
-  if (name == "tova") return MakeTova();
-  if (name == "cake") return MakeCake(cake);
-  return InvalidArgument(
-      "kv_eviction: {}, allowed are streaming_llm, h2o, snapkv, pyramidkv, tova and cake", name);
+                                                                     const CakeOptions& cake,
+                                                                     std::string_view field) {
+  for (const NamedPolicy& policy : kPolicies) {
+    if (policy.name == name) return policy.make(cake);
+  }
+  std::string names;
+  for (const NamedPolicy& policy : kPolicies) {
+    names += fmt::format("{}{}", names.empty() ? "" : ", ", policy.name);
+  }
+  return InvalidArgument("{}: '{}', allowed are {}", field, name, names);
 }
 
 }  // namespace cadre

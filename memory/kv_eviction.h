@@ -103,9 +103,10 @@ struct CakeOptions {
   double gamma = 200;         // weight of the variance in a key's score
 };
 
-// "streaming_llm", "h2o", "snapkv", "pyramidkv", "tova" or "cake"; kInvalidArgument names them.
-absl::StatusOr<std::unique_ptr<KvEvictionPolicy>> MakeEvictionPolicy(std::string_view name,
-                                                                     const CakeOptions& cake = {});
+// "streaming_llm", "h2o", "snapkv", "pyramidkv", "tova" or "cake"; kInvalidArgument names them, and
+// the field that the name came in.
+absl::StatusOr<std::unique_ptr<KvEvictionPolicy>> MakeEvictionPolicy(
+    std::string_view name, const CakeOptions& cake = {}, std::string_view field = "kv_eviction");
 
 // Each policy, in a file of its own.
 std::unique_ptr<KvEvictionPolicy> MakeStreamingLlm();

@@ -84,7 +84,8 @@ TEST(KvEvictionPolicyTest, NamesWhatThereIs) {
   for (const char* name : {"streaming_llm", "h2o", "snapkv", "pyramidkv", "tova", "cake"}) {
     EXPECT_EQ(Make(name)->name(), name);
   }
-  EXPECT_THAT(Message(MakeEvictionPolicy("lru").status()), HasSubstr("lru, allowed are"));
+  EXPECT_THAT(Message(MakeEvictionPolicy("lru").status()),
+              HasSubstr("kv_eviction: 'lru', allowed are streaming_llm, h2o"));
 }
 
 TEST(KvEvictionPolicyTest, NoLayerGetsMoreThanThereIsAndAllTogetherTheBudget) {

@@ -43,7 +43,8 @@ absl::Status CheckEviction(const EvictionOptions& options, const DecoderSpec& sp
     return InvalidArgument("kv_eviction.budget: {}, and kv_eviction.policy names none",
                            options.budget);
   }
-  CADRE_ASSIGN_OR_RETURN(const auto policy, MakeEvictionPolicy(options.policy, options.cake));
+  CADRE_ASSIGN_OR_RETURN(const auto policy,
+                         MakeEvictionPolicy(options.policy, options.cake, "kv_eviction.policy"));
   if (options.most_budget > 0 && options.most_budget < options.least_budget) {
     return InvalidArgument("kv_eviction.max_budget: {}, under kv_eviction.min_budget of {}",
                            options.most_budget, options.least_budget);
@@ -98,7 +99,7 @@ absl::StatusOr<std::unique_ptr<EvictingSequence>> MakeEvicting(const GenerationR
     return InvalidArgument("kv_budget: not together with speculation, which this server does");
   }
   if (request.sampling.prompt_logprobs >= 0) {
-    return InvalidArgument("logprobs of the prompt: not together with kv_budget");
+    return InvalidArgument("prompt_logprobs: not together with kv_budget");
   }
   return std::make_unique<EvictingSequence>(deps.pool, std::move(policy), shape, answer);
 }

@@ -39,7 +39,7 @@ absl::Status Scheduler::Admissible(int64_t prompt_tokens, const SamplingParams& 
   const int64_t total = prompt_tokens + sampling.max_tokens;
   if (total > options_.max_context) {
     return InvalidArgument(
-        "prompt of {} tokens and max_tokens {} are {} together, over the context of {}",
+        "prompt: {} tokens and max_tokens {} are {} together, over the context of {}",
         prompt_tokens, sampling.max_tokens, total, options_.max_context);
   }
   if (evicting != nullptr) {
@@ -51,7 +51,7 @@ absl::Status Scheduler::Admissible(int64_t prompt_tokens, const SamplingParams& 
   const int64_t capacity = cache_.blocks() * cache_.block_size();
   if (total > capacity) {
     return InvalidArgument(
-        "prompt of {} tokens and max_tokens {} are {} together, over the KV cache of {}",
+        "prompt: {} tokens and max_tokens {} are {} together, over the KV cache of {}",
         prompt_tokens, sampling.max_tokens, total, capacity);
   }
   return absl::OkStatus();

@@ -2,7 +2,7 @@
 
 #include <fcntl.h>
 #include <fmt/chrono.h>
-#include <spdlog/spdlog.h>
+#include <spdlog/logger.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -57,9 +57,10 @@ std::string Line(const CallInfo& call, const AccessRecord& record) {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<AccessLog>> AccessLog::Open(const std::string& path) {
+absl::StatusOr<std::unique_ptr<AccessLog>> AccessLog::Open(const std::string& path,
+                                                           std::shared_ptr<spdlog::logger> log) {
   CADRE_ASSIGN_OR_RETURN(const int descriptor, OpenFile(path));
-  return std::unique_ptr<AccessLog>(new AccessLog(path, descriptor));
+  return std::unique_ptr<AccessLog>(new AccessLog(path, descriptor, std::move(log)));
 }
 
 AccessLog::~AccessLog() { CloseFile(descriptor_); }
@@ -68,7 +69,8 @@ void AccessLog::Write(const CallInfo& call, const AccessRecord& record) {
   const std::string line = Line(call, record);
   std::lock_guard lock(mutex_);
   const absl::Status status = WriteAll(descriptor_, path_, line);
-  if (!status.ok() && !failed_) spdlog::error("access log: {}", Message(status));
+  const bool news = !status.ok() && !failed_;
+  if (news && log_ != nullptr) log_->error("access log: {}", Message(status));
   failed_ = !status.ok();
 }
 

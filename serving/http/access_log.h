@@ -12,6 +12,10 @@
 #include "core/status.h"
 #include "serving/http/call_info.h"
 
+namespace spdlog {
+class logger;
+}
+
 namespace cadre {
 
 // Seconds are since the request's first byte; what is negative is not known and left out.
@@ -32,8 +36,10 @@ struct AccessRecord {
 
 class AccessLog {
  public:
-  // Appends to the file, "-" is standard error. Errors name it.
-  static absl::StatusOr<std::unique_ptr<AccessLog>> Open(const std::string& path);
+  // Appends to the file, "-" is standard error. Errors name it. log: where a disk that fails is
+  // told; null: nowhere.
+  static absl::StatusOr<std::unique_ptr<AccessLog>> Open(const std::string& path,
+                                                         std::shared_ptr<spdlog::logger> log);
   ~AccessLog();
   AccessLog(const AccessLog&) = delete;
   AccessLog& operator=(const AccessLog&) = delete;
@@ -45,9 +51,11 @@ class AccessLog {
   absl::Status Reopen();
 
  private:
-  AccessLog(std::string path, int descriptor) : path_(std::move(path)), descriptor_(descriptor) {}
+  AccessLog(std::string path, int descriptor, std::shared_ptr<spdlog::logger> log)
+      : path_(std::move(path)), log_(std::move(log)), descriptor_(descriptor) {}
 
   const std::string path_;
+  const std::shared_ptr<spdlog::logger> log_;
   std::mutex mutex_;
   int descriptor_;
   bool failed_ = false;

@@ -118,14 +118,18 @@ Json UsageJson(const AnswerUsage& usage) {
   return json;
 }
 
+Json ModelJson(const std::string& name, int64_t created, int max_context) {
+  return {{"id", name},
+          {"object", "model"},
+          {"created", created},
+          {"owned_by", "cadre"},
+          {"max_model_len", max_context}};
+}
+
 std::string ModelsBody(const std::vector<std::string>& names, int64_t created, int max_context) {
   Json data = Json::array();
   for (const std::string& name : names) {
-    data.push_back({{"id", name},
-                    {"object", "model"},
-                    {"created", created},
-                    {"owned_by", "cadre"},
-                    {"max_model_len", max_context}});
+    data.push_back(ModelJson(name, created, max_context));
   }
   return Dump({{"object", "list"}, {"data", std::move(data)}});
 }

@@ -42,7 +42,8 @@ std::string Dump(const Json& json);
 std::string DataEvent(const Json& json);
 inline constexpr char kDoneEvent[] = "data: [DONE]\n\n";
 
-// /v1/models.
+// /v1/models, and one of them.
+Json ModelJson(const std::string& name, int64_t created, int max_context);
 std::string ModelsBody(const std::vector<std::string>& names, int64_t created, int max_context);
 
 }  // namespace cadre

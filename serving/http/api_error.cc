@@ -24,6 +24,13 @@ const char* TypeOf(int status) {
   }
 }
 
+// The engine's refusals begin with the field that is at fault: "kv_budget: 3, at least ...".
+std::string FieldOf(std::string_view message) {
+  const size_t end = message.find_first_not_of("abcdefghijklmnopqrstuvwxyz_");
+  const bool is_field = end != message.npos && message.substr(end).starts_with(": ");
+  return std::string(is_field ? message.substr(0, end) : "");
+}
+
 }  // namespace
 
 std::string ApiError::Body() const {
@@ -43,7 +50,7 @@ ApiError FromStatus(const absl::Status& status) {
   switch (status.code()) {
     case absl::StatusCode::kInvalidArgument:
     case absl::StatusCode::kUnimplemented:
-      return {400, Message(status), "", ""};
+      return {400, Message(status), FieldOf(Message(status)), "invalid_value"};
     case absl::StatusCode::kResourceExhausted:
       return {429, Message(status), "", "queue_full", RetryAfterOf(status).value_or(1)};
     case absl::StatusCode::kUnavailable:

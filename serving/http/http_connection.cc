@@ -17,6 +17,15 @@ constexpr int kSendBufferBytes = 128 << 10;
 
 std::string_view View(boost::beast::string_view text) { return {text.data(), text.size()}; }
 
+// Of /v1/models/{id}.
+std::string_view NameOf(std::string_view target) {
+  return target.substr(0, target.find('?')).substr(std::string_view("/v1/models/").size());
+}
+
+std::string AllowHeader(std::string_view method) {
+  return fmt::format("Allow: {}{}, OPTIONS\r\n", method, method == "GET" ? ", HEAD" : "");
+}
+
 // What follows the path.
 std::string_view QueryOf(std::string_view target) {
   const size_t mark = target.find('?');
@@ -86,7 +95,8 @@ void HttpConnection::Begin(const Request& request) {
   endpoint_ = nullptr;
   version_ = request.version();
   keep_alive_ = request.keep_alive();
-  cors_ = CorsHeaders(shared_->options.cors_allowed_origins, View(request[http::field::origin]));
+  head_only_ = request.method() == http::verb::head;
+  lines_ = CorsHeaders(shared_->options.cors_allowed_origins, View(request[http::field::origin]));
   record_ = {};
   if (request.method() != http::verb::unknown) record_.method = View(to_string(request.method()));
   call_ = {};
@@ -107,7 +117,7 @@ HttpConnection::Task<bool> HttpConnection::Write(std::string_view bytes) {
 std::string HttpConnection::ExtraHeaders() const {
   std::string lines = fmt::format("X-Request-Id: {}\r\n", call_.request_id);
   if (call_.trace) lines += fmt::format("traceparent: {}\r\n", call_.trace->Header());
-  return lines + cors_;
+  return lines + lines_;
 }
 
 HttpConnection::Task<bool> HttpConnection::Respond(int status, std::string body,
@@ -121,7 +131,7 @@ HttpConnection::Task<bool> HttpConnection::Respond(int status, std::string body,
       status, reason, content_type, body.size(), keep_alive_ ? "keep-alive" : "close",
       status == 429 || status == 503 ? fmt::format("Retry-After: {}\r\n", retry_after_) : "",
       ExtraHeaders());
-  message += body;
+  if (!head_only_) message += body;
   bool written = co_await Write(message);
   co_return written&& keep_alive_;
 }
@@ -129,14 +139,13 @@ HttpConnection::Task<bool> HttpConnection::Respond(int status, std::string body,
 // What a browser asks before a page of another origin may send its request; it brings no key.
 HttpConnection::Task<bool> HttpConnection::AnswerPreflight(const Request& request,
                                                            const RouteMatch& route) {
-  if (!cors_.empty()) {
+  if (!lines_.empty()) {
     const std::string_view wanted = View(request[http::field::access_control_request_headers]);
-    cors_ += fmt::format(
+    lines_ += fmt::format(
         "Access-Control-Allow-Methods: GET, POST\r\nAccess-Control-Allow-Headers: {}\r\n"
         "Access-Control-Max-Age: 600\r\n",
         wanted.empty() ? "*" : wanted);
   }
-  cors_ += fmt::format("Allow: {}, OPTIONS\r\n", route.allowed_method);
   co_return co_await Respond(200, "", "text/plain");
 }
 
@@ -185,6 +194,7 @@ HttpConnection::Task<bool> HttpConnection::Handle(Parser* parser) {
   const bool unread = !parser->is_done() || Ambiguity(request);
   if (unread) keep_alive_ = false;
   bool open = false;
+  if (route.status == 405) lines_ += AllowHeader(route.allowed_method);
   if (route.status == 405 && request.method() == http::verb::options) {
     open = co_await AnswerPreflight(request, route);
   } else if (refusal) {
@@ -192,7 +202,7 @@ HttpConnection::Task<bool> HttpConnection::Handle(Parser* parser) {
   } else if (route.access == Access::kAdmin) {
     open = co_await Administer(route.endpoint, QueryOf(target));
   } else {
-    open = co_await AnswerState(route.endpoint);
+    open = co_await AnswerState(route.endpoint, target);
   }
   if (unread) co_await Discard();
   co_return open;
@@ -212,20 +222,28 @@ HttpConnection::Task<bool> HttpConnection::HandleBody(Parser* parser) {
   co_return open;
 }
 
-HttpConnection::Task<bool> HttpConnection::AnswerState(Endpoint endpoint) {
+HttpConnection::Task<bool> HttpConnection::AnswerState(Endpoint endpoint, std::string_view target) {
   if (endpoint == Endpoint::kHealth) co_return co_await Respond(200, R"({"status":"ok"})", kJson);
   if (endpoint == Endpoint::kMetrics) {
     std::string text = shared_->service->MetricsText(shared_->State());
     co_return co_await Respond(200, std::move(text), "text/plain; version=0.0.4; charset=utf-8");
   }
   if (endpoint == Endpoint::kPage) {
-    cors_ += ChatPageHeaders(ChatPageHtml());
+    lines_ += ChatPageHeaders(ChatPageHtml());
     std::string page(ChatPageHtml());
     co_return co_await Respond(200, std::move(page), "text/html; charset=utf-8");
   }
   if (endpoint == Endpoint::kModels) {
     std::string models = shared_->service->Models();
     co_return co_await Respond(200, std::move(models), kJson);
+  }
+  if (endpoint == Endpoint::kModel) {
+    const std::string_view name = NameOf(target);
+    if (std::optional<ApiError> error = shared_->service->CheckModel(name)) {
+      co_return co_await RespondError(*std::move(error));
+    }
+    std::string model = shared_->service->Model(name);
+    co_return co_await Respond(200, std::move(model), kJson);
   }
   if (endpoint == Endpoint::kVersion) {
     std::string version = shared_->service->Version();

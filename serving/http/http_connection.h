@@ -56,7 +56,7 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
   bool KeyAccepted(const Request& request, const RouteMatch& route);
   Task<bool> Handle(Parser* parser);
   Task<bool> HandleBody(Parser* parser);
-  Task<bool> AnswerState(Endpoint endpoint);
+  Task<bool> AnswerState(Endpoint endpoint, std::string_view target);
   Task<bool> AnswerPreflight(const Request& request, const RouteMatch& route);
   Task<bool> Respond(int status, std::string body, std::string_view content_type);
   Task<bool> RespondError(ApiError error);
@@ -100,9 +100,10 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
   BodyShare body_share_;
   bool begun_ = false;  // its first bytes have come
   bool keep_alive_ = false;
+  bool head_only_ = false;  // asked by HEAD
   unsigned version_ = 11;
   const ApiEndpoint* endpoint_ = nullptr;  // null where it takes no body
-  std::string cors_;                       // header lines for pages of other origins
+  std::string lines_;                      // more header lines, each with its end
   CallInfo call_;
   int retry_after_ = 1;  // of the error that is answered
   AccessRecord record_;

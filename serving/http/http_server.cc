@@ -1,6 +1,6 @@
 #include "serving/http/http_server.h"
 
-#include <spdlog/spdlog.h>
+#include <spdlog/logger.h>
 
 #include <algorithm>
 #include <boost/asio/as_tuple.hpp>
@@ -59,7 +59,11 @@ absl::Status CheckBind(const HttpServerOptions& options, const char* field, cons
                        bool has_keys) {
   error_code error;
   const auto address = asio::ip::make_address(host, error);
-  if (error) return InvalidArgument("{} '{}': not an IP address", field, host);
+  if (error)
+    return InvalidArgument(
+        "{} '{}': not an IP address; 127.0.0.1 is for this machine alone, 0.0.0.0 for all of "
+        "its addresses",
+        field, host);
   if (address.is_loopback() || has_keys || options.allow_unauthenticated) return absl::OkStatus();
   const std::string prefix = std::string(field).substr(0, std::string_view(field).find("host"));
   return InvalidArgument(
@@ -114,7 +118,8 @@ absl::Status HttpServer::Impl::LoadFiles() {
   }
   if (options.access_log_file.empty()) return absl::OkStatus();
   if (shared.access_log) return shared.access_log->Reopen();
-  CADRE_ASSIGN_OR_RETURN(shared.access_log, AccessLog::Open(options.access_log_file));
+  CADRE_ASSIGN_OR_RETURN(shared.access_log,
+                         AccessLog::Open(options.access_log_file, options.service.log));
   return absl::OkStatus();
 }
 
@@ -132,6 +137,7 @@ absl::Status HttpServer::Impl::ListenAll() {
 asio::awaitable<void> HttpServer::Impl::Accept(Acceptor* acceptor) {
   constexpr auto kTuple = asio::as_tuple(asio::use_awaitable);
   HttpListener& listener = *acceptor->listener;
+  spdlog::logger* const log = shared.options.service.log.get();
   asio::steady_timer pause(*context);
   while (acceptor->socket.is_open()) {
     tcp::socket socket(asio::make_strand(*context));
@@ -139,7 +145,7 @@ asio::awaitable<void> HttpServer::Impl::Accept(Acceptor* acceptor) {
     if (error == asio::error::operation_aborted) co_return;
     if (error) {
       // Out of descriptors, mostly: those in use must end first.
-      spdlog::warn("accept: {}", error.message());
+      if (log != nullptr) log->warn("accept: {}", error.message());
       pause.expires_after(std::chrono::milliseconds(100));
       co_await pause.async_wait(kTuple);
       continue;
@@ -149,8 +155,8 @@ asio::awaitable<void> HttpServer::Impl::Accept(Acceptor* acceptor) {
     auto connection = std::make_shared<HttpConnection>(std::move(socket), &listener, &shared);
     asio::co_spawn(
         executor, [connection]() -> asio::awaitable<void> { return connection->Run(); },
-        [connection](std::exception_ptr failure) {
-          if (failure) spdlog::error("a connection ended by an exception");
+        [connection, log](std::exception_ptr failure) {
+          if (failure && log != nullptr) log->error("a connection ended by an exception");
         });
   }
 }

@@ -10,6 +10,9 @@ TEST_F(HttpServerTest, PlainEndpoints) {
   EXPECT_EQ(Get("/health").status, 200);
   EXPECT_EQ(Get("/ready?x=1").status, 200);
   EXPECT_EQ(Get("/v1/models").json()["data"][0]["id"], "tiny");
+  EXPECT_EQ(Get("/v1/models/tiny").json(), Get("/v1/models").json()["data"][0]);
+  EXPECT_EQ(Get("/v1/models/other/one").json()["error"]["code"], "model_not_found");
+  EXPECT_EQ(Get("/v1/models/").status, 404);
   EXPECT_EQ(Get("/nothing").status, 404);
   EXPECT_EQ(Get("/v1/../health").status, 404);
   EXPECT_EQ(Get("/v1/completions").status, 405);
@@ -24,6 +27,24 @@ TEST_F(HttpServerTest, PlainEndpoints) {
         std::string("cadre_iteration_tokens_total_sum 300\n")}) {
     EXPECT_NE(metrics.find(line), std::string::npos) << line;
   }
+}
+
+// Load balancers probe with HEAD.
+TEST_F(HttpServerTest, HeadIsAGetWithoutItsBody) {
+  Client client(server_->port());
+  for (const char* path : {"/health", "/ready", "/v1/models", "/", "/nothing"}) {
+    const Reply whole = Get(path);
+    client.Send(fmt::format("HEAD {} HTTP/1.1\r\n\r\n", path));
+    const std::string head = client.ReadUntil("\r\n\r\n");
+    EXPECT_NE(head.find(fmt::format("HTTP/1.1 {} ", whole.status)), std::string::npos) << head;
+    const std::string length = fmt::format("Content-Length: {}\r\n", whole.body.size());
+    EXPECT_NE(head.find(length), std::string::npos) << head;
+  }
+  const Reply refused = Raw("DELETE /health HTTP/1.1\r\n\r\n");
+  EXPECT_EQ(refused.status, 405);
+  EXPECT_NE(refused.head.find("Allow: GET, HEAD, OPTIONS\r\n"), std::string::npos);
+  client.Send("HEAD /v1/completions HTTP/1.1\r\n\r\n");
+  EXPECT_NE(client.ReadUntil("\r\n\r\n").find(" 405 "), std::string::npos);
 }
 
 TEST_F(HttpServerTest, MalformedInputIsRefusedAndTheServerLivesOn) {

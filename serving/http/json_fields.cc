@@ -44,6 +44,13 @@ std::string OverBounds(std::string_view text) {
   return "";
 }
 
+// Without the library's name of the error: "[json.exception.parse_error.101] parse error at ...".
+std::string Said(const Json::exception& error) {
+  const std::string_view what = error.what();
+  const size_t name_end = what.find("] ");
+  return std::string(name_end == what.npos ? what : what.substr(name_end + 2));
+}
+
 }  // namespace
 
 std::optional<ApiError> ParseJsonObject(std::string_view text, Json* object) {
@@ -53,7 +60,7 @@ std::optional<ApiError> ParseJsonObject(std::string_view text, Json* object) {
   try {
     *object = Json::parse(text);
   } catch (const Json::exception& error) {
-    return BadRequest(fmt::format("the body is not valid JSON: {}", error.what()), "",
+    return BadRequest(fmt::format("the body is not valid JSON: {}", Said(error)), "",
                       "invalid_json");
   }
   if (!object->is_object()) {

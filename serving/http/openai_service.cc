@@ -1,6 +1,6 @@
 #include "serving/http/openai_service.h"
 
-#include <spdlog/spdlog.h>
+#include <spdlog/logger.h>
 
 #include <algorithm>
 #include <ctime>
@@ -73,14 +73,7 @@ std::optional<ApiError> OpenAiService::Prepare(const ApiEndpoint& endpoint, std:
                               .hidden_size = info.hidden_size};
   std::optional<ApiError> error = endpoint.parse(body, context, &request);
   if (error) return error;
-  const auto& names = options_.served_model_names;
-  if (!request.model.empty() &&
-      std::find(names.begin(), names.end(), request.model) == names.end()) {
-    return ApiError{404,
-                    fmt::format("the model '{}' does not exist; this server has '{}'",
-                                request.model.substr(0, 200), names.front()),
-                    "model", "model_not_found"};
-  }
+  if (!request.model.empty() && (error = CheckModel(request.model))) return error;
   LogUnknown(request.unknown_fields);
   if ((error = Tokenize(prepared))) return error;
   if (endpoint.answer_text) {
@@ -99,8 +92,8 @@ void OpenAiService::LogUnknown(const std::vector<std::string>& fields) {
   for (const std::string& field : fields) {
     std::lock_guard lock(unknown_mutex_);
     if (unknown_logged_.size() >= kMaxLogged || field.size() > 100) continue;
-    if (unknown_logged_.insert(field).second) {
-      spdlog::info("a request has the unknown field '{}'; it is ignored", field);
+    if (unknown_logged_.insert(field).second && options_.log != nullptr) {
+      options_.log->info("a request has the unknown field '{}'; it is ignored", field);
     }
   }
 }
@@ -326,6 +319,7 @@ EventHub::Route OpenAiService::MakeRoute(const PreparedRequest& prepared, size_t
 
 std::optional<ApiError> OpenAiService::Admit(PreparedRequest prepared, std::function<void()> wake,
                                              std::unique_ptr<Answer>* answer) {
+  const std::string input_field = prepared.request.input_field;
   auto result = std::make_unique<Answer>(deps_.engine, hub_.get());
   result->stream = prepared.request.stream;
   // Only a stream waits for its client; a whole answer is gathered anyway.
@@ -348,7 +342,9 @@ std::optional<ApiError> OpenAiService::Admit(PreparedRequest prepared, std::func
   absl::Status admitted = deps_.engine->Submit(std::move(prepared.sequences), hub_);
   if (!admitted.ok()) {
     hub_->Remove(ids);
-    return FromStatus(admitted);
+    ApiError error = FromStatus(admitted);
+    if (error.param == "prompt") error.param = input_field;
+    return error;
   }
   metrics_.Admitted(counted);
   result->ids_ = std::move(ids);
@@ -360,11 +356,25 @@ std::optional<ApiError> OpenAiService::Admit(PreparedRequest prepared, std::func
 EngineHealth OpenAiService::Health() {
   EngineHealth health = deps_.engine->Health();
   std::lock_guard lock(failure_mutex_);
-  if (health.failure != failure_logged_ && !health.failure.empty()) {
-    spdlog::error("not ready: {}: {}", health.reason, health.failure);
+  const bool news = health.failure != failure_logged_ && !health.failure.empty();
+  if (news && options_.log != nullptr) {
+    options_.log->error("not ready: {}: {}", health.reason, health.failure);
   }
   failure_logged_ = health.failure;
   return health;
+}
+
+std::optional<ApiError> OpenAiService::CheckModel(std::string_view name) const {
+  const auto& names = options_.served_model_names;
+  if (std::ranges::find(names, name) != names.end()) return std::nullopt;
+  return ApiError{404,
+                  fmt::format("the model '{}' does not exist; this server has '{}'",
+                              name.substr(0, 200), names.front()),
+                  "model", "model_not_found"};
+}
+
+std::string OpenAiService::Model(std::string_view name) const {
+  return Dump(ModelJson(std::string(name), started_, deps_.engine->Info().max_context));
 }
 
 std::string OpenAiService::Models() const {

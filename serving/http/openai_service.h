@@ -24,6 +24,10 @@
 #include "serving/http/text_constraints.h"
 #include "serving/request.h"
 
+namespace spdlog {
+class logger;
+}
+
 namespace cadre {
 
 // What the front works with; everything outlives the server's Stop.
@@ -48,6 +52,7 @@ struct ServiceOptions {
   // Of the requests without a seed: they draw seed, seed + 1, ... in the order they come.
   uint64_t seed = 0;
   size_t max_unsent_bytes = size_t{1} << 20;  // text waiting for a slow client, per answer
+  std::shared_ptr<spdlog::logger> log;        // null: nothing is told
 };
 
 // One admitted request. Used by one thread at a time; the destructor cancels what still runs.
@@ -104,6 +109,9 @@ class OpenAiService {
   void Stop();
 
   std::string Models() const;
+  std::string Model(std::string_view name) const;  // one that CheckModel accepts
+  // Whether it is one of this server's names.
+  std::optional<ApiError> CheckModel(std::string_view name) const;
   std::string Version() const;
   std::string MetricsText(const ServingMetrics::Server& server);
   // What anyone may read of it; the failure behind it goes to the log, once.

@@ -14,6 +14,7 @@ constexpr Route kRoutes[] = {
     {"GET", "/metrics", Endpoint::kMetrics, Access::kMonitor},
     {"GET", "/version", Endpoint::kVersion, Access::kClient},
     {"GET", "/v1/models", Endpoint::kModels, Access::kClient},
+    {"GET", "/v1/models/{id}", Endpoint::kModel, Access::kClient},
     {"POST", "/v1/chat/completions", Endpoint::kChat, Access::kClient},
     {"POST", "/v1/completions", Endpoint::kCompletions, Access::kClient},
     {"POST", "/v1/embeddings", Endpoint::kEmbeddings, Access::kClient},
@@ -27,6 +28,13 @@ constexpr Route kRoutes[] = {
     {"POST", "/wake", Endpoint::kWake, Access::kAdmin},
     {"GET", "/is_sleeping", Endpoint::kIsSleeping, Access::kAdmin},
 };
+
+// A last part in braces stands for any text that is not empty.
+bool Matches(std::string_view pattern, std::string_view path) {
+  const size_t brace = pattern.find('{');
+  if (brace == std::string_view::npos) return path == pattern;
+  return path.size() > brace && path.substr(0, brace) == pattern.substr(0, brace);
+}
 
 bool Serves(Bind bind, Access access) {
   switch (access) {
@@ -50,8 +58,8 @@ std::span<const Route> Routes() { return kRoutes; }
 RouteMatch FindRoute(std::string_view method, std::string_view target, Bind bind) {
   std::string_view path = target.substr(0, target.find('?'));
   for (const Route& route : kRoutes) {
-    if (path != route.path || !Serves(bind, route.access)) continue;
-    const bool found = method == route.method;
+    if (!Matches(route.path, path) || !Serves(bind, route.access)) continue;
+    const bool found = method == route.method || (method == "HEAD" && route.method == "GET");
     return {found ? 200 : 405, route.endpoint, route.access, route.method, route.path};
   }
   return {};

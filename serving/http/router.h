@@ -15,6 +15,7 @@ enum class Endpoint {
   kMetrics,
   kVersion,
   kModels,
+  kModel,
   kChat,
   kCompletions,
   kEmbeddings,
@@ -45,6 +46,7 @@ enum class Bind {
   kAdmin,
 };
 
+// A path may end in a name in braces, which stands for any text that is not empty.
 struct Route {
   std::string_view method, path;
   Endpoint endpoint;
@@ -62,7 +64,7 @@ struct RouteMatch {
 };
 
 // `target` as in the request line; a query string is ignored. Paths match exactly: nothing is
-// decoded or normalized.
+// decoded or normalized. HEAD is a GET whose answer is not written.
 RouteMatch FindRoute(std::string_view method, std::string_view target, Bind bind);
 
 // The header lines that let a browser's page of `origin` (the request's Origin, or empty) read the

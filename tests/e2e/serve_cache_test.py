@@ -67,6 +67,7 @@ class Budgets(unittest.TestCase):
                 status, reply, _ = server.post(body(600, **fields))
                 self.assertEqual(status, 400, fields)
                 self.assertIn(said, reply["error"]["message"])
+                self.assertEqual(reply["error"]["param"], [*fields][0])
             server.wait_until_the_cache_is_empty()
 
     def test_budgets_that_do_not_fit_the_deployment(self):
