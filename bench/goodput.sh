@@ -43,7 +43,7 @@ serve() {
 }
 
 read -ra lengths <<<"${LOAD_FLAGS:---length-scale 0.5 --max-prompt-tokens 240 --requests 40 --search-steps 1}"
-flags=(--trace "$trace" --vocabulary 2048 --unloaded-requests 15 --search --json "${lengths[@]}")
+flags=(--trace "$trace" --vocabulary 2048 --token-ids --unloaded-requests 15 --search --json "${lengths[@]}")
 read -ra chunked <<<"${CHUNKED_FLAGS:-}"
 read -ra whole <<<"${WHOLE_FLAGS:---set max_num_batched_tokens=2048}"
 field() { python3 -c 'import json, sys; d = json.load(sys.stdin)

@@ -51,6 +51,9 @@ void AddFlags(CLI::App& app, Flags* f) {
   app.add_option("--seed", f->plan.seed, "Of arrivals, keys and prompts [0]");
   app.add_option("--vocabulary", f->client.vocabulary, "Prompt token ids are below this [256]")
       ->check(CLI::Range(1, 1 << 24));
+  app.add_flag("--token-ids", f->client.names_tokens,
+               "Ask for the ids of tokens, so that one whose text is held back until the next is a "
+               "gap of its own (random models have many)");
   app.add_option("--timeout", f->client.timeout_s, "Seconds for one request [120]");
   app.add_option("--slo-ttft", f->slo_ttft_ms, "SLO of the first token, ms; 0: none");
   app.add_option("--slo-itl", f->slo_itl_ms, "SLO between tokens, ms; 0: none");

@@ -2,6 +2,7 @@
 
 #include <simdjson.h>
 
+#include <algorithm>
 #include <utility>
 
 namespace cadre::bench {
@@ -44,11 +45,15 @@ void StreamCheck::Event(std::string_view data, double now, Outcome* outcome) {
   if (event["choices"].get(choices)) return Fail("event without choices");
   for (simdjson::dom::element choice : choices) {
     std::string_view text, finish;
+    simdjson::dom::array ids;
+    const size_t named = choice["token_ids"].get(ids) ? 0 : ids.size();
     if (choice["text"].get(text)) return Fail("choice without text");
     if (outcome->first == 0) {
       outcome->first = now;
-    } else if (!text.empty()) {
-      outcome->gaps.push_back(static_cast<float>(now - outcome->last));
+    } else if (!text.empty() || named > 0) {
+      const size_t tokens = std::max<size_t>(named, 1);
+      const double each = (now - outcome->last) / static_cast<double>(tokens);
+      outcome->gaps.insert(outcome->gaps.end(), tokens, static_cast<float>(each));
     }
     outcome->last = now;
     if (!choice["finish_reason"].get(finish)) {

@@ -16,7 +16,9 @@ namespace cadre::bench {
 struct Outcome {
   size_t key = 0;
   double scheduled = 0, sent = 0, first = 0, last = 0;
-  std::vector<float> gaps;  // seconds between the chunks that brought text
+  // Seconds between the chunks that brought text. A chunk of several tokens, whose text was held
+  // back for its last one, counts as several where it names them: each has its part of the time.
+  std::vector<float> gaps;
   int64_t prompt_tokens = 0, output_tokens = 0, cached_tokens = 0;  // as the server's usage says
   std::string error;  // its kind; empty: the answer is whole and as asked
 

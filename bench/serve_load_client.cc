@@ -86,9 +86,10 @@ class Load {
     const std::string model =
         options_.model.empty() ? "" : fmt::format(R"("model":"{}",)", options_.model);
     const std::string body = fmt::format(
-        R"({{{}"prompt":[{}],"max_tokens":{},"ignore_eos":true,"temperature":0,"stream":true,)"
+        R"({{{}"prompt":[{}],"max_tokens":{},"ignore_eos":true,"temperature":0,"stream":true,{})"
         R"("stream_options":{{"include_usage":true}}}})",
-        model, prompt, planned.output_tokens);
+        model, prompt, planned.output_tokens,
+        options_.names_tokens ? R"("return_token_ids":true,)" : "");
     const std::string key = options_.api_keys.empty() ? ""
                                                       : fmt::format("Authorization: Bearer {}\r\n",
                                                                     options_.api_keys[planned.key]);

@@ -27,7 +27,8 @@ struct ClientOptions {
   std::string model;                  // empty: the server's own
   std::vector<std::string> api_keys;  // by PlannedRequest::key; empty: none is sent
   int64_t vocabulary = 256;
-  double timeout_s = 120;  // of a request, from its time in the plan
+  bool names_tokens = false;  // asks for their ids: return_token_ids, as vLLM knows it
+  double timeout_s = 120;     // of a request, from its time in the plan
   // Called in RunPlan's thread with every request that has ended; true ends the run: no more are
   // sent, those under way are broken off, and both have the error kBrokenOff.
   std::function<bool(const Outcome&)> enough;

@@ -186,6 +186,15 @@ TEST(Streams, AWholeAnswerIsWholeHoweverItsBytesCome) {
   EXPECT_EQ(Checked(stream, 1, {3, 2}).gaps[0], static_cast<float>(second - first));
 }
 
+TEST(Streams, TokensThatCameTogetherShareTheirTime) {
+  const std::string two =
+      "data: {\"choices\":[{\"index\":0,\"text\":\"b\",\"token_ids\":[5,6],"
+      "\"finish_reason\":\"length\"}]}\n\n";
+  const std::string stream = kOne + two + kUsage + kDone;
+  const float between = static_cast<float>(two.find('\n') + 2);
+  EXPECT_EQ(Checked(stream, 1, {3, 2}).gaps, std::vector<float>(2, between / 2));
+}
+
 TEST(Streams, WhatIsWrongIsNamed) {
   const std::string one(kOne), last(kLast), usage(kUsage), done(kDone);
   auto error = [](const std::string& stream) { return Checked(stream, 64, {3, 2}).error; };
