@@ -9,7 +9,10 @@ constexpr std::string_view kSpace = " \t\r\n";
 
 }  // namespace
 
-Thinking ThinkingAfter(std::string_view prompt) {
+Thinking ThinkingAfter(std::string_view prompt, std::string_view continued) {
+  const size_t open = continued.rfind(kThinkOpen), close = continued.rfind(kThinkClose);
+  if (close != continued.npos && (open == continued.npos || open < close)) return Thinking::kDone;
+  if (open != continued.npos) return Thinking::kOpen;
   const size_t end = prompt.find_last_not_of(kSpace);
   if (end == std::string_view::npos) return Thinking::kNone;
   prompt = prompt.substr(0, end + 1);

@@ -41,7 +41,8 @@ class ReasoningSplitter {
 };
 
 // Where a prompt leaves the model: free to think, inside of its thoughts, or past them.
+// continued: what the prompt ends with of the message that is to go on; empty: a new one begins.
 enum class Thinking { kNone, kOpen, kDone };
-Thinking ThinkingAfter(std::string_view prompt);
+Thinking ThinkingAfter(std::string_view prompt, std::string_view continued = {});
 
 }  // namespace cadre

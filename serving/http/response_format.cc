@@ -30,6 +30,24 @@ class FormReader {
     return std::move(form_);
   }
 
+  TextForm ReadTextFormat() {
+    const Json* text = fields_->Get("text");
+    const Json format = text && text->is_object() ? text->value("format", Json()) : Json();
+    if (text && !text->is_object()) fields_->Fail("'text' must be an object", "text");
+    const Json type = format.is_object() ? format.value("type", Json("")) : format;
+    if (type.is_null() || type == "text") return {};
+    if (type == "json_object") {
+      Ask(Kind::kJsonObject, "", "text.format");
+    } else if (type != "json_schema") {
+      fields_->Fail("'text.format.type' must be text, json_object or json_schema", "text.format");
+    } else if (!format.contains("schema")) {
+      fields_->Fail("'text.format.schema' is missing", "text.format");
+    } else {
+      Schema(format["schema"], "text.format");
+    }
+    return std::move(form_);
+  }
+
  private:
   void Ask(Kind kind, std::string text, const std::string& param) {
     if (form_.kind != Kind::kFree) {
@@ -142,6 +160,8 @@ Grammar ChoiceGrammar(const Json& texts) {
 }  // namespace
 
 TextForm ReadTextForm(JsonFields* fields) { return FormReader(fields).Read(); }
+
+TextForm ReadTextFormat(JsonFields* fields) { return FormReader(fields).ReadTextFormat(); }
 
 absl::StatusOr<Grammar> FormGrammar(const TextForm& form, const GrammarLimits& limits) {
   if (form.text.size() > limits.max_text_bytes) {

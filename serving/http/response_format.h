@@ -20,6 +20,9 @@ struct TextForm {
 // Reads all of these fields; more than one that asks for something is an error.
 TextForm ReadTextForm(JsonFields* fields);
 
+// The same of /v1/responses, in `text.format`.
+TextForm ReadTextFormat(JsonFields* fields);
+
 // kInvalidArgument says what is wrong or not supported in the text. Not for kFree.
 absl::StatusOr<Grammar> FormGrammar(const TextForm& form, const GrammarLimits& limits = {});
 

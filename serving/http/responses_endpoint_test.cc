@@ -108,7 +108,12 @@ TEST_F(ResponsesEndpointTest, BadRequestsNameTheField) {
       {{{"background", true}}, "background"},
       {{{"tools", {{{"type", "web_search"}}}}}, "tools"},
       {{{"tool_choice", "required"}}, "tool_choice"},
-      {{{"text", {{"format", {{"type", "json_object"}}}}}}, "text.format"},
+      {{{"text", "json"}}, "text"},
+      {{{"text", {{"format", "json"}}}}, "text.format"},
+      {{{"text", {{"format", {{"type", "xml"}}}}}}, "text.format"},
+      {{{"text", {{"format", {{"type", "json_schema"}}}}}}, "text.format"},
+      {{{"text", {{"format", {{"type", "json_schema"}, {"schema", {{"type", "x"}}}}}}}},
+       "text.format"},
       {{{"reasoning", {{"effort", "low"}}}}, "reasoning"},
       {{{"truncation", "auto"}}, "truncation"},
       {{{"include", {"message.output_text.logprobs"}}}, "include"}};
@@ -125,6 +130,25 @@ TEST_F(ResponsesEndpointTest, BadRequestsNameTheField) {
                      {"tool_choice", "auto"},
                      {"user", "me"}};
   EXPECT_EQ(Ask(fine).status, 200);
+}
+
+TEST_F(ResponsesEndpointTest, TheTextHasTheFormThatIsAskedFor) {
+  engine_.SetReply(R"(Sure: {"a": 12, "b": [true]})");
+  const Json schema = {{"type", "object"},
+                       {"properties", {{"a", {{"type", "integer"}}}}},
+                       {"required", {"a"}},
+                       {"additionalProperties", false}};
+  const Json asked = {{"type", "json_schema"}, {"name", "n"}, {"strict", true}, {"schema", schema}};
+  const std::pair<Json, Json> cases[] = {
+      {{{"type", "json_object"}}, {{"a", 12}, {"b", {true}}}},
+      {asked, {{"a", 12}}},
+  };
+  for (const auto& [format, want] : cases) {
+    const Json body = Ask({{"text", {{"format", format}}}}).json();
+    const auto text = body["output"][0]["content"][0]["text"].get<std::string>();
+    EXPECT_EQ(Json::parse(text, nullptr, false), want) << text;
+    EXPECT_EQ(body["text"]["format"], format);
+  }
 }
 
 TEST_F(ResponsesEndpointTest, AStreamThatBreaksEndsWithAnErrorEvent) {

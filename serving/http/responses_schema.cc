@@ -66,16 +66,6 @@ void ReadInput(JsonFields* fields, ApiRequest* request) {
   request->chat_input.messages = messages.dump();
 }
 
-// `text` may only say that plain text is wanted.
-void ReadText(JsonFields* fields) {
-  const Json* text = fields->Get("text");
-  if (!text) return;
-  const Json format = text->is_object() ? text->value("format", Json()) : Json("");
-  if (format.is_null() || format == Json{{"type", "text"}}) return;
-  fields->Fail("'text.format' is not supported by this server unless it is text", "text.format",
-               "unsupported_parameter");
-}
-
 // What the answer repeats of the request, in the names of the protocol.
 Json Repeated(const Json& object, const ApiRequest& request) {
   auto field = [&](const char* name, Json absent) {
@@ -90,7 +80,7 @@ Json Repeated(const Json& object, const ApiRequest& request) {
           {"reasoning", {{"effort", nullptr}, {"summary", nullptr}}},
           {"store", false},
           {"temperature", request.sampling.temperature},
-          {"text", {{"format", {{"type", "text"}}}}},
+          {"text", field("text", {{"format", {{"type", "text"}}}})},
           {"tool_choice", field("tool_choice", "auto")},
           {"tools", Json::array()},
           {"top_p", request.sampling.top_p},
@@ -110,7 +100,7 @@ std::optional<ApiError> ParseResponsesRequest(std::string_view body, const Schem
   ReadScheduling(&fields, context, request);
   ReadInput(&fields, request);
   ReadSampling(&fields, context, request);
-  ReadText(&fields);
+  request->form = ReadTextFormat(&fields);
   if (const auto most = fields.Integer("max_output_tokens", 1, std::numeric_limits<int>::max())) {
     request->max_tokens = static_cast<int>(*most);
   }

@@ -91,6 +91,9 @@ TEST(ToolParsers, Mistral) {
                   "Hm[TOOL_CALLS] [{\"name\": \"f\", \"arguments\": {\"a\": \"]\"}}, "
                   "{\"name\": \"g\", \"arguments\": \"{\\\"b\\\": 2}\"}]"),
             (Said{"", "Hm", {"f{\"a\":\"]\"}", "g{\"b\":2}"}}));
+  EXPECT_EQ(
+      Calls("mistral", "[TOOL_CALLS] [{\"name\":\"f\"}]\n\nok \n[TOOL_CALLS][{\"name\":\"g\"}]\n"),
+      (Said{"", "ok \n", {"f{}", "g{}"}}));
   for (const char* text : {"[TOOL", "[TOOL_CALLS] f", "[TOOL_CALLS][]", "[TOOL_CALLS] [{\"name\"",
                            "[TOOL_CALLS][1]", "[] x"}) {
     EXPECT_EQ(Calls("mistral", text), (Said{"", text, {}}));
@@ -120,6 +123,11 @@ TEST(Reasoning, IsSplitFromWhatIsSaid) {
   EXPECT_EQ(ThinkingAfter("<think>\n\n</think>\n\n"), Thinking::kDone);
   EXPECT_EQ(ThinkingAfter("<think>x</think>y"), Thinking::kNone);
   EXPECT_EQ(ThinkingAfter(" "), Thinking::kNone);
+  // Of a message that is continued.
+  EXPECT_EQ(ThinkingAfter("<|assistant|><think>Let me", "<think>Let me"), Thinking::kOpen);
+  EXPECT_EQ(ThinkingAfter("<|assistant|><think>a</think>So", "<think>a</think>So"),
+            Thinking::kDone);
+  EXPECT_EQ(ThinkingAfter("What is <think>?<|assistant|>It", "It"), Thinking::kNone);
 }
 
 TEST(ToolFormats, AreDetectedWhereTheTemplateIsClear) {

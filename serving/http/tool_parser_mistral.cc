@@ -1,4 +1,6 @@
 // Mistral: [TOOL_CALLS] and a JSON list of {"name": ..., "arguments": {...}}, text before it.
+#include <algorithm>
+
 #include "serving/http/json_fields.h"
 #include "serving/http/tool_format.h"
 
@@ -15,12 +17,7 @@ class MistralParser : public ToolParser {
     while (Advance(out)) {
     }
   }
-  void Finish(ToolOutput* out) override {
-    if (!called_ || pending_.find_first_not_of(kSpace) != std::string::npos) {
-      out->content += pending_;
-    }
-    pending_.clear();
-  }
+  void Finish(ToolOutput* out) override { Release(pending_.size(), out); }
 
  private:
   bool Advance(ToolOutput* out) {
@@ -39,7 +36,7 @@ class MistralParser : public ToolParser {
     std::vector<ToolCall> calls;
     if (!ParseList(body.substr(0, size), &calls)) return GiveUp(out);
     for (ToolCall& call : calls) out->calls.push_back(std::move(call));
-    called_ = true;
+    behind_call_ = true;
     finder_ = {};
     pending_.erase(0, begin + size);
     return true;
@@ -63,15 +60,17 @@ class MistralParser : public ToolParser {
   }
 
   void Release(size_t size, ToolOutput* out) {
-    const std::string text = pending_.substr(0, size);
-    pending_.erase(0, size);
-    if (called_ && text.find_first_not_of(kSpace) == std::string::npos) return;
+    std::string_view text = std::string_view(pending_).substr(0, size);
+    // White space behind calls belongs to them.
+    if (behind_call_) text.remove_prefix(std::min(text.find_first_not_of(kSpace), text.size()));
+    if (!text.empty()) behind_call_ = false;
     out->content += text;
+    pending_.erase(0, size);
   }
 
   std::string pending_;
-  JsonEndFinder finder_;  // of the call at hand
-  bool called_ = false;
+  JsonEndFinder finder_;      // of the call at hand
+  bool behind_call_ = false;  // nothing but white space came since
 };
 
 }  // namespace

@@ -6,6 +6,7 @@
 Skips with exit code 77 and a line on standard error where the package is not installed.
 """
 
+import json
 import sys
 import unittest
 
@@ -39,6 +40,7 @@ class OpenAi(unittest.TestCase):
 
     def test_models(self):
         self.assertIn(Options.model, [m.id for m in self.client.models.list()])
+        self.assertEqual(self.client.models.retrieve(Options.model).id, Options.model)
 
     def test_completion(self):
         reply = self.complete(prompt=[5, 6, 7])
@@ -172,6 +174,13 @@ class OpenAi(unittest.TestCase):
         with self.client.responses.stream(model=Options.model, input="Say something.", max_output_tokens=5,
                                           temperature=0, extra_body=NO_EOS) as stream:  # fmt: skip
             self.assertTrue([e.type for e in stream])
+
+    def test_responses_of_a_schema(self):
+        schema = {"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"],
+                  "additionalProperties": False}  # fmt: skip
+        text = {"format": {"type": "json_schema", "name": "answer", "schema": schema, "strict": True}}
+        reply = self.client.responses.create(model=Options.model, input="Say something.", text=text)
+        self.assertEqual([*json.loads(reply.output_text)], ["a"])
 
     def test_wrong_key(self):
         if not Options.api_key:
