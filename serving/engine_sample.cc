@@ -25,7 +25,9 @@ absl::Status Engine::Sample(StepForward& forward, std::span<const ScheduledChunk
       const SampledRow& row = rows[i];
       Sequence& sequence = *row.sequence;
       if (!row.may_go_on()) {
-        EndDraft(sequence, static_cast<int64_t>(round));
+        if (!sequence.draft.empty()) {
+          speculation_->Verified(sequence, static_cast<int64_t>(round));
+        }
         const bool ended = row.mask->status.ok();
         Finish(sequence.request.id, ended ? FinishReason::kStop : FinishReason::kError,
                row.mask->status);

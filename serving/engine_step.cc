@@ -85,7 +85,7 @@ void Engine::ReadPrompts(StepForward& forward, std::span<const ScheduledChunk> c
   }
   for (size_t i = 0; i < chunks.size(); ++i) {
     if (chunks[i].sequence->request.sampling.prompt_logprobs >= 0) {
-      ReportPrompt(forward, chunks[i], first_rows[i]);
+      ReportPrompt(ctx_, forward, chunks[i], first_rows[i]);
     }
   }
   for (size_t i = 0; i < chunks.size(); ++i) {

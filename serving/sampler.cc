@@ -133,15 +133,21 @@ int32_t SampleToken(const SamplingParams& params, const SampleInput& given) {
 }
 
 std::vector<TokenLogprob> TopLogprobs(std::span<const float> logits, float lse, int k) {
-  std::vector<int32_t> order(logits.size());
-  std::iota(order.begin(), order.end(), 0);
-  const auto count = std::min<size_t>(std::max(k, 0), order.size());
-  std::partial_sort(order.begin(), order.begin() + count, order.end(), [&](int32_t a, int32_t b) {
-    const float left = Ranked(logits[a]), right = Ranked(logits[b]);
-    return left > right || (left == right && a < b);
-  });
+  const auto count = std::min<size_t>(std::max(k, 0), logits.size());
+  std::vector<Candidate> most;  // a heap, the least likely of them first
+  for (size_t i = 0; i < logits.size() && count > 0; ++i) {
+    const Candidate candidate{static_cast<int32_t>(i), Ranked(logits[i])};
+    if (most.size() == count) {
+      if (!MoreLikely(candidate, most.front())) continue;
+      std::ranges::pop_heap(most, MoreLikely);
+      most.pop_back();
+    }
+    most.push_back(candidate);
+    std::ranges::push_heap(most, MoreLikely);
+  }
+  std::ranges::sort_heap(most, MoreLikely);
   std::vector<TokenLogprob> top;
-  for (size_t i = 0; i < count; ++i) top.push_back({order[i], logits[order[i]] - lse});
+  for (const Candidate& c : most) top.push_back({c.token, logits[c.token] - lse});
   return top;
 }
 

@@ -123,8 +123,11 @@ TEST(Sampler, TopLogprobsAreSorted) {
   EXPECT_EQ(top[2].token, 2);
   EXPECT_FLOAT_EQ(top[0].logprob, std::log(0.4f));
   EXPECT_EQ(TopLogprobs(kLogits, 0.0f, 9).size(), 4u);
+  EXPECT_TRUE(TopLogprobs(kLogits, 0.0f, 0).empty());
   for (int rank = 1; rank <= 3; ++rank) EXPECT_EQ(RankOf(kLogits, top[rank - 1].token), rank);
   const std::vector<float> ties = {2, std::nanf(""), 2, 5};
+  top = TopLogprobs(ties, 0, 4);
+  for (int i = 0; i < 4; ++i) EXPECT_EQ(top[i].token, (std::vector<int32_t>{3, 0, 2, 1})[i]);
   EXPECT_EQ(RankOf(ties, 0), 2);
   EXPECT_EQ(RankOf(ties, 2), 3);
   EXPECT_EQ(RankOf(ties, 1), 4);

@@ -187,28 +187,32 @@ TEST(Scheduler, WhoComesLaterLeavesThePlaceThatAWaitingChoiceNeeds) {
   EXPECT_EQ(rig.Step(), (Ran{{1, 1}, {2, 1}}));
 }
 
-// A rig whose disk has the first two blocks of the prompts of 1 and 2.
-std::unique_ptr<SchedulerRig> DiskRig() {
+// A rig of ten blocks whose disk has the first two of the prompts of 1 to `prompts`.
+std::unique_ptr<SchedulerRig> DiskRig(uint64_t prompts) {
   const SchedulerOptions options{
-      .max_num_seqs = 4, .max_num_batched_tokens = 200, .max_context = 160, .growth_reserve = 0};
+      .max_num_seqs = 8, .max_num_batched_tokens = 200, .max_context = 160, .growth_reserve = 0};
   auto rig = std::make_unique<SchedulerRig>(
       10, options, true, KvTierOptions{.disk_bytes = 1 << 20, .disk_path = "/tmp"});
-  for (uint64_t id : {1, 2, 3}) {
-    rig->Add({.id = id, .prompt = id == 3 ? 160 : 32, .max_tokens = 0});
+  for (uint64_t id = 1; id <= prompts + 1; ++id) {
+    rig->Add({.id = id, .prompt = id > prompts ? 160 : 32, .max_tokens = 0});
     rig->Step();
     rig->scheduler().Remove(id);
   }
-  for (int32_t id : {1, 2}) {
-    const std::vector<int32_t> prompt(32, id);
-    while (rig->cache().Fetch({}, prompt, false) != KvCache::Fetched::kOnDisk) {
-      rig->cache().WaitForFetch();
-    }
+  // Whoever asks for blocks on their way to disk keeps them in memory, so another prompt does.
+  const std::vector<int32_t> other(32, 77);
+  for (uint64_t block = 0; block < 2 * prompts; ++block) {
+    rig->cache().WaitForFetch();
+    rig->cache().Fetch({}, other, false);
+  }
+  for (uint64_t id = 1; id <= prompts; ++id) {
+    const std::vector<int32_t> prompt(32, static_cast<int32_t>(id));
+    EXPECT_EQ(rig->cache().Fetch({}, prompt, false), KvCache::Fetched::kOnDisk) << id;
   }
   return rig;
 }
 
 TEST(Scheduler, WhatIsReadFromDiskHoldsNobodyBehindItBack) {
-  const std::unique_ptr<SchedulerRig> rig = DiskRig();
+  const std::unique_ptr<SchedulerRig> rig = DiskRig(2);
   for (uint64_t id : {1, 2, 4}) rig->Add({.id = id, .prompt = 40});
   std::map<uint64_t, int64_t> read;
   const Ran first = rig->Step();
@@ -219,6 +223,27 @@ TEST(Scheduler, WhatIsReadFromDiskHoldsNobodyBehindItBack) {
     for (const auto& [id, tokens] : rig->Step()) read.emplace(id, tokens);
   }
   EXPECT_EQ(read, (std::map<uint64_t, int64_t>{{1, 8}, {2, 8}, {4, 40}}));
+}
+
+// Who would be passed by ever more of those that come would never be read.
+TEST(Scheduler, AtMostThreeThatWaitForTheDiskArePassedOver) {
+  for (uint64_t on_disk : {3, 4}) {
+    const std::unique_ptr<SchedulerRig> rig = DiskRig(on_disk);
+    for (uint64_t id = 1; id <= on_disk; ++id) rig->Add({.id = id, .prompt = 33});
+    rig->Add({.id = 9, .prompt = 10});
+    EXPECT_EQ(rig->Step(), on_disk == 3 ? (Ran{{9, 10}}) : Ran{});
+  }
+}
+
+TEST(Scheduler, WhoComesLaterLeavesTheBlocksThatAPrefixFromDiskNeeds) {
+  for (int64_t prompt : {47, 48}) {  // of ten blocks one runs, and the one on disk needs six
+    const std::unique_ptr<SchedulerRig> rig = DiskRig(1);
+    rig->Add({.id = 8, .prompt = 10});
+    rig->Step();
+    rig->Add({.id = 1, .prompt = 95});
+    rig->Add({.id = 9, .prompt = prompt});
+    EXPECT_EQ(rig->Step(), prompt == 47 ? (Ran{{8, 1}, {9, 47}}) : (Ran{{8, 1}}));
+  }
 }
 
 TEST(Scheduler, PromptsThatAreScoredAreComputed) {

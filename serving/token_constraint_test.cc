@@ -228,6 +228,12 @@ TEST_F(ConstrainedEngineTest, ATextThatIsWholeEnds) {
   events = Run(Request(3, grammar, {.max_tokens = 50, .min_tokens = 40, .stop_token_ids = {kEnd}}));
   EXPECT_EQ(Text(events), "abc");
   EXPECT_EQ(events.back().finish, FinishReason::kStop);
+  // Guesses about what comes behind the end.
+  Start({.speculation = {.method = SpeculationMethod::kSelf, .layers = 2}});
+  events = Run(Request(4, grammar, {.max_tokens = 50}));
+  EXPECT_EQ(Text(events), "abc");
+  EXPECT_EQ(events.back().finish, FinishReason::kStop);
+  EXPECT_GT(engine_->Stats().spec_decode_draft_tokens, 0);
 }
 
 TEST_F(ConstrainedEngineTest, LogprobsStayThoseOfTheRawLogits) {

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <limits>
 
+#include "core/parallel_for.h"
 #include "serving/engine.h"
 #include "serving/sampler.h"
 
@@ -19,7 +20,8 @@ FinishReason FinishOf(const Sequence& sequence, int32_t token, int64_t max_conte
 
 }  // namespace
 
-void ReportPrompt(StepForward& forward, const ScheduledChunk& chunk, int64_t first_row) {
+void ReportPrompt(const Context& ctx, StepForward& forward, const ScheduledChunk& chunk,
+                  int64_t first_row) {
   Sequence& sequence = *chunk.sequence;
   TokenEvent& event = sequence.first_event;
   // Known before the first token is told of.
@@ -31,13 +33,18 @@ void ReportPrompt(StepForward& forward, const ScheduledChunk& chunk, int64_t fir
   }
   for (const RowRange& slice : slices) {
     const LogitRows rows = forward.Logits(sequence.lane, {first_row + slice.begin, slice.count});
-    for (int64_t i = 0; i < slice.count; ++i) {
-      const int32_t token = sequence.tokens[sequence.prompt_reported + i];
-      event.prompt_logprobs.push_back(
-          {token, rows.row(i)[token] - rows.lse[i], RankOf(rows.row(i), token)});
-      event.prompt_top.push_back(
-          TopLogprobs(rows.row(i), rows.lse[i], sequence.request.sampling.prompt_logprobs));
-    }
+    const int64_t told = sequence.prompt_reported;
+    event.prompt_logprobs.resize(static_cast<size_t>(told + slice.count));
+    event.prompt_top.resize(static_cast<size_t>(told + slice.count));
+    ParallelFor(ctx, slice.count, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const int32_t token = sequence.tokens[told + i];
+        event.prompt_logprobs[told + i] = {token, rows.row(i)[token] - rows.lse[i],
+                                           RankOf(rows.row(i), token)};
+        event.prompt_top[told + i] =
+            TopLogprobs(rows.row(i), rows.lse[i], sequence.request.sampling.prompt_logprobs);
+      }
+    });
     sequence.prompt_reported += slice.count;
   }
 }

@@ -14,7 +14,8 @@ namespace cadre {
 // Adds to the sequence's first event the logprobs of the prompt tokens that ScoredRows(chunk) tell
 // of; the chunk's first row is `first_row` of the step's. A recomputed prompt is not reported
 // again.
-void ReportPrompt(StepForward& forward, const ScheduledChunk& chunk, int64_t first_row);
+void ReportPrompt(const Context& ctx, StepForward& forward, const ScheduledChunk& chunk,
+                  int64_t first_row);
 
 // Appends a sampled token to its sequence and returns its event, with a finish reason where it was
 // the last one. Nothing is appended where max_tokens is 0.
