@@ -12,22 +12,36 @@ namespace {
 // Sequences whose leaving says how fast the queue drains.
 constexpr size_t kRemembered = 32;
 
+using Counts = std::unordered_map<std::string, size_t>;  // by tenant
+
+// Of what is over a bound by itself: no time to wait would make room for it.
+absl::Status CheckAlone(size_t all, const Counts& each, const QueueLimits& limits) {
+  constexpr auto kSaid = "n: {} sequences in one request, at most {}{} may run or wait at once";
+  if (all > limits.sequences) return InvalidArgument(kSaid, all, limits.sequences, "");
+  for (const auto& [tenant, count] : each) {
+    if (limits.per_tenant == 0 || count <= limits.per_tenant) continue;
+    return InvalidArgument(kSaid, count, limits.per_tenant, " of a key");
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 absl::Status QueueBounds::Enter(std::span<const GenerationRequest> requests, double now) {
-  if (tenants_.size() + requests.size() > limits_.sequences) {
-    return WithRetryAfter(
-        ResourceExhausted("queue full: {} sequences run or wait, {} came, allowed are {}",
-                          tenants_.size(), requests.size(), limits_.sequences),
-        RetryAfter(now));
-  }
   std::unordered_set<uint64_t> fresh;
-  std::unordered_map<std::string, size_t> more;
+  Counts more;
   for (const GenerationRequest& request : requests) {
     if (contains(request.id) || !fresh.insert(request.id).second) {
       return InvalidArgument("request id {} is in use", request.id);
     }
     ++more[request.tenant];
+  }
+  CADRE_RETURN_IF_ERROR(CheckAlone(requests.size(), more, limits_));
+  if (tenants_.size() + requests.size() > limits_.sequences) {
+    return WithRetryAfter(
+        ResourceExhausted("queue full: {} sequences run or wait, {} came, allowed are {}",
+                          tenants_.size(), requests.size(), limits_.sequences),
+        RetryAfter(now));
   }
   for (const auto& [tenant, count] : more) {
     const auto found = counts_.find(tenant);

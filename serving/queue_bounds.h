@@ -25,8 +25,8 @@ class QueueBounds {
   explicit QueueBounds(const QueueLimits& limits) : limits_(limits) {}
 
   // Counts all requests or none. kResourceExhausted, with a time to retry after
-  // (serving/retry_after.h): over a bound. kInvalidArgument: an id is in use. `now`: seconds on a
-  // monotonic clock, as below.
+  // (serving/retry_after.h): over a bound. kInvalidArgument: over it whoever leaves, or an id is in
+  // use. `now`: seconds on a monotonic clock, as below.
   absl::Status Enter(std::span<const GenerationRequest> requests, double now);
   // A sequence has ended, or was given up. Unknown ids are ignored.
   void Leave(uint64_t id, double now);

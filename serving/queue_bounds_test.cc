@@ -29,6 +29,21 @@ TEST(QueueBounds, AllOrNoneWithinTheBound) {
   EXPECT_FALSE(bounds.Enter(Requests(5, 1), 1).ok());
 }
 
+TEST(QueueBounds, WhatNeverFitsIsNotToBeTriedAgain) {
+  QueueBounds bounds({.sequences = 5, .per_tenant = 2});
+  const absl::Status all = bounds.Enter(Requests(1, 6), 0);
+  EXPECT_EQ(all.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(Message(all), "n: 6 sequences in one request, at most 5 may run or wait at once");
+  ASSERT_TRUE(bounds.Enter(Requests(10, 2, "a"), 0).ok());
+  ASSERT_TRUE(bounds.Enter(Requests(20, 2, "b"), 0).ok());
+  const absl::Status key = bounds.Enter(Requests(1, 3, "c"), 0);  // also where it is full now
+  EXPECT_EQ(key.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(Message(key),
+            "n: 3 sequences in one request, at most 2 of a key may run or wait at once");
+  EXPECT_FALSE(bounds.contains(1));
+  EXPECT_EQ(bounds.Enter(Requests(1, 2, "c"), 0).code(), absl::StatusCode::kResourceExhausted);
+}
+
 TEST(QueueBounds, IdsInUseAreRefused) {
   QueueBounds bounds({.sequences = 9});
   ASSERT_TRUE(bounds.Enter(Requests(1, 2), 0).ok());
