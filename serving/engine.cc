@@ -200,7 +200,8 @@ ModelInfo Engine::Info() const {
 
 EngineHealth Engine::Health() const {
   std::lock_guard lock(mutex_);
-  EngineHealth health{.ready = true, .seconds_since_step = Now() - last_step_};
+  EngineHealth health{
+      .ready = true, .sleep_level = sleep_.level(), .seconds_since_step = Now() - last_step_};
   if (stopping_ || !failure_.ok()) {
     health.ready = false;
     health.reason = failure_.ok() ? "the engine is stopping" : "the engine has failed";

@@ -97,6 +97,7 @@ TEST_F(EngineSleepTest, WhatRunsFinishesFirstAndAWakeComesBefore) {
   engine_->Sleep(1, first.Take());
   EXPECT_EQ(Refusal(Request(2, 4, 1, {})), absl::StatusCode::kUnavailable);
   EXPECT_EQ(engine_->Health().reason, "falling asleep");
+  EXPECT_EQ(engine_->Health().sleep_level, 0);
   engine_->Wake(woken.Take());
   EXPECT_TRUE(engine_->Health().ready);
   ASSERT_TRUE(engine_->Submit({Request(2, 4, 1, {.max_tokens = 3})}, sink).ok());
@@ -131,6 +132,7 @@ TEST_F(EngineSleepTest, LevelTwoLoadsTheWeightsAgain) {
   EXPECT_TRUE(Sleep(2).ok());
   EXPECT_EQ(memory->usage().reserved_bytes, 0u);
   EXPECT_TRUE(Sleep(1).ok()) << "it sleeps deeper";
+  EXPECT_EQ(engine_->Health().sleep_level, 2);
   EXPECT_EQ(engine_->Health().reason, "asleep at level 2");
   fails = true;
   EXPECT_EQ(Wake().status().code(), absl::StatusCode::kNotFound);
@@ -139,6 +141,7 @@ TEST_F(EngineSleepTest, LevelTwoLoadsTheWeightsAgain) {
   EXPECT_EQ(Refusal(request), absl::StatusCode::kUnavailable);
   fails = false;
   EXPECT_EQ(*Wake(), 8);
+  EXPECT_EQ(engine_->Health().sleep_level, 0);
   EXPECT_EQ(engine_->Info().weight_version, 8);
   const std::vector<TokenEvent> after = Run(request);
   EXPECT_EQ(Tokens(after), Tokens(before));
@@ -174,6 +177,7 @@ TEST_F(EngineSleepTest, TheDraftModelsWeightsAreGivenUpAndLoadedAgainToo) {
   fails = true;
   EXPECT_EQ(Wake().status().code(), absl::StatusCode::kNotFound);
   EXPECT_EQ(engine_->Health().failure, "models/draft: no such folder");
+  EXPECT_EQ(engine_->Health().sleep_level, 1) << "its own weights are there again";
   fails = false;
   EXPECT_TRUE(Wake().ok());
   const std::vector<TokenEvent> after = Run(request);

@@ -135,6 +135,7 @@ struct EngineHealth {
   // Why not, in one line; empty when ready. Anyone may read the reason; the failure behind it, if
   // there is one, may name files and machines.
   std::string reason, failure;
+  int sleep_level = 0;  // that it sleeps at; 0: awake, or not asleep yet
   double seconds_since_step = 0;
 };
 
@@ -178,9 +179,9 @@ class EngineClient {
   virtual ~EngineClient() = default;
 
   // Queues all requests or none. kResourceExhausted: the queue is full. kUnavailable: not ready,
-  // asleep or stopping. kInvalidArgument: an empty or too long prompt, an id in use.
-  // kUnimplemented: an option the engine does not have. After an error the sink gets nothing of
-  // these ids.
+  // asleep or stopping. kInvalidArgument: an empty or too long prompt, more requests than
+  // an empty queue takes, an id in use. kUnimplemented: an option the engine does not have. After
+  // an error the sink gets nothing of these ids.
   virtual absl::Status Submit(std::vector<GenerationRequest> requests,
                               std::shared_ptr<EventSink> sink) = 0;
 

@@ -59,6 +59,7 @@ class SleepQueue {
     }
     return changing_ || !asked_.sleeps.empty() ? "falling asleep" : "";
   }
+  int level() const { return level_; }
   // Why it could not wake.
   const std::string& failure() const { return failure_; }
 

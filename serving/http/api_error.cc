@@ -53,11 +53,18 @@ ApiError FromStatus(const absl::Status& status) {
       return {400, Message(status), FieldOf(Message(status)), "invalid_value"};
     case absl::StatusCode::kResourceExhausted:
       return {429, Message(status), "", "queue_full", RetryAfterOf(status).value_or(1)};
+    case absl::StatusCode::kAborted:
+      return {409, Message(status), "", "aborted"};
     case absl::StatusCode::kUnavailable:
       return {503, Message(status), "", "unavailable"};
     default:
       return {500, Message(status), "", "internal_error"};
   }
+}
+
+ApiError FromFailure(const absl::Status& status) {
+  if (!absl::IsResourceExhausted(status)) return FromStatus(status);
+  return BadRequest(Message(status), "", "grammar_limit");
 }
 
 }  // namespace cadre

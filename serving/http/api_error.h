@@ -23,7 +23,11 @@ inline ApiError BadRequest(std::string message, std::string param = {}, std::str
   return {400, std::move(message), std::move(param), std::move(code)};
 }
 
-// kInvalidArgument, kUnimplemented: 400. kResourceExhausted: 429. kUnavailable: 503. Else 500.
+// Of a refusal. kInvalidArgument, kUnimplemented: 400. kResourceExhausted: 429. kAborted: 409.
+// kUnavailable: 503. Else 500.
 ApiError FromStatus(const absl::Status& status);
+// Of an answer that ended before its time. It had its place in the queue: what it is out of is its
+// grammar's work, which another attempt would be, too. kResourceExhausted: 400. Else as above.
+ApiError FromFailure(const absl::Status& status);
 
 }  // namespace cadre

@@ -10,7 +10,6 @@ namespace {
 
 struct EngineJob {
   absl::Status status;
-  int level = 0;               // that it sleeps at now
   int64_t weight_version = 0;  // that serves now, awake
   std::atomic<bool> done{false};
 };
@@ -25,14 +24,19 @@ std::optional<int> LevelOf(std::string_view query) {
   return digit - '0';
 }
 
+std::string SleepBody(const EngineHealth& health) {
+  return fmt::format(R"({{"is_sleeping":{},"level":{}}})", health.sleep_level > 0,
+                     health.sleep_level);
+}
+
 }  // namespace
 
 HttpConnection::Task<bool> HttpConnection::Administer(Endpoint endpoint, std::string_view query) {
   constexpr std::string_view kJson = "application/json";
+  EngineClient& engine = shared_->service->engine();
   if (endpoint == Endpoint::kIsSleeping) {
-    const int level = shared_->sleep_level;
-    co_return co_await Respond(
-        200, fmt::format(R"({{"is_sleeping":{},"level":{}}})", level > 0, level), kJson);
+    std::string state = SleepBody(engine.Health());
+    co_return co_await Respond(200, std::move(state), kJson);
   }
   const std::optional<int> level = LevelOf(query);
   if (endpoint == Endpoint::kSleep && !level) {
@@ -47,10 +51,9 @@ HttpConnection::Task<bool> HttpConnection::Administer(Endpoint endpoint, std::st
     wake();
   };
   if (endpoint == Endpoint::kSleep) {
-    job->level = *level;
-    shared_->service->engine().Sleep(*level, std::move(finish));
+    engine.Sleep(*level, std::move(finish));
   } else {
-    shared_->service->engine().Wake([job, finish](absl::StatusOr<int64_t> version) {
+    engine.Wake([job, finish](absl::StatusOr<int64_t> version) {
       if (version.ok()) job->weight_version = *version;
       finish(version.status());
     });
@@ -60,10 +63,9 @@ HttpConnection::Task<bool> HttpConnection::Administer(Endpoint endpoint, std::st
     ApiError error = job->done ? FromStatus(job->status) : TimedOut();
     co_return co_await RespondError(std::move(error));
   }
-  shared_->sleep_level = job->level;
   std::string body =
       endpoint == Endpoint::kSleep
-          ? fmt::format(R"({{"is_sleeping":true,"level":{}}})", job->level)
+          ? SleepBody(engine.Health())
           : fmt::format(R"({{"is_sleeping":false,"weight_version":{}}})", job->weight_version);
   co_return co_await Respond(200, std::move(body), kJson);
 }

@@ -14,6 +14,7 @@ constexpr std::string_view kJson = "application/json";
 // Of what is written and not yet taken, per connection: with thousands of slow readers the system's
 // own bound of some MiB each would be too much.
 constexpr int kSendBufferBytes = 128 << 10;
+constexpr size_t kMostCopied = 1 << 20;  // of a body, so that it goes out with its header
 
 std::string_view View(boost::beast::string_view text) { return {text.data(), text.size()}; }
 
@@ -96,7 +97,9 @@ void HttpConnection::Begin(const Request& request) {
   version_ = request.version();
   keep_alive_ = request.keep_alive();
   head_only_ = request.method() == http::verb::head;
-  lines_ = CorsHeaders(shared_->options.cors_allowed_origins, View(request[http::field::origin]));
+  lines_ = listener_->bind == Bind::kAdmin ? ""
+                                           : CorsHeaders(shared_->options.cors_allowed_origins,
+                                                         View(request[http::field::origin]));
   record_ = {};
   if (request.method() != http::verb::unknown) record_.method = View(to_string(request.method()));
   call_ = {};
@@ -131,8 +134,10 @@ HttpConnection::Task<bool> HttpConnection::Respond(int status, std::string body,
       status, reason, content_type, body.size(), keep_alive_ ? "keep-alive" : "close",
       status == 429 || status == 503 ? fmt::format("Retry-After: {}\r\n", retry_after_) : "",
       ExtraHeaders());
-  if (!head_only_) message += body;
+  const bool apart = body.size() > kMostCopied;
+  if (!head_only_ && !apart) message += body;
   bool written = co_await Write(message);
+  if (written && !head_only_ && apart) written = co_await Write(body);
   co_return written&& keep_alive_;
 }
 
@@ -146,6 +151,7 @@ HttpConnection::Task<bool> HttpConnection::AnswerPreflight(const Request& reques
         "Access-Control-Max-Age: 600\r\n",
         wanted.empty() ? "*" : wanted);
   }
+  lines_ += AllowHeader(route.allowed_method);
   co_return co_await Respond(200, "", "text/plain");
 }
 
@@ -158,6 +164,11 @@ HttpConnection::Task<bool> HttpConnection::RespondError(ApiError error) {
 
 std::optional<ApiError> HttpConnection::Refusal(const Request& request, const RouteMatch& route) {
   if (std::optional<ApiError> ambiguity = Ambiguity(request)) return ambiguity;
+  // Any page can make its reader's browser send one: where no keys are set, nothing else tells them
+  // from operators.
+  if (listener_->bind == Bind::kAdmin && request.count(http::field::origin) > 0) {
+    return ApiError{403, "administration is not for web pages: no Origin header is taken", "", ""};
+  }
   const bool no_page = route.endpoint == Endpoint::kPage && !shared_->options.chat_page;
   if (route.status == 404 || no_page) return ApiError{404, "there is no such path", "", ""};
   if (route.status == 405) {
@@ -194,10 +205,11 @@ HttpConnection::Task<bool> HttpConnection::Handle(Parser* parser) {
   const bool unread = !parser->is_done() || Ambiguity(request);
   if (unread) keep_alive_ = false;
   bool open = false;
-  if (route.status == 405) lines_ += AllowHeader(route.allowed_method);
-  if (route.status == 405 && request.method() == http::verb::options) {
+  const bool wrong_method = refusal && refusal->status == 405;
+  if (wrong_method && request.method() == http::verb::options) {
     open = co_await AnswerPreflight(request, route);
   } else if (refusal) {
+    if (wrong_method) lines_ += AllowHeader(route.allowed_method);
     open = co_await RespondError(*std::move(refusal));
   } else if (route.access == Access::kAdmin) {
     open = co_await Administer(route.endpoint, QueryOf(target));

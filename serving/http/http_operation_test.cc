@@ -1,4 +1,4 @@
-// What operators see and do: request ids, the access log, trace contexts, administration, the page,
+// What operators see and do: request ids, the access log, trace contexts, the page,
 // draining; and what a proxy in front could read otherwise than this server does.
 #include <gtest/gtest.h>
 #include <unistd.h>
@@ -164,38 +164,6 @@ TEST_F(OperationTest, TheAccessLogSaysWhoLeft) {
   EXPECT_EQ(LinesOf(moved).size(), 1u);
   std::filesystem::remove(options.access_log_file);
   std::filesystem::remove(moved);
-}
-
-TEST_F(OperationTest, AdministratorsPutTheEngineToSleep) {
-  HttpServerOptions options;
-  options.admin_port = 0;
-  Start(options);
-  auto ask = [&](const char* line) {
-    Client client(server_->admin_port());
-    client.Send(fmt::format("{} HTTP/1.1\r\n\r\n", line));
-    return ReadReply(&client);
-  };
-  EXPECT_EQ(ask("GET /is_sleeping").json()["is_sleeping"], false);
-  for (const char* bad : {"POST /sleep?level=", "POST /sleep?level=x", "POST /sleep?level=12",
-                          "POST /sleep?depth=1"}) {
-    EXPECT_EQ(ask(bad).status, 400) << bad;
-  }
-  EXPECT_EQ(ask("GET /sleep").status, 405);
-  Reply reply = ask("POST /sleep?level=2");
-  EXPECT_EQ(reply.status, 200);
-  EXPECT_EQ(reply.json()["level"], 2);
-  EXPECT_EQ(Get("/ready").status, 503);
-  EXPECT_EQ(Get("/health").status, 200);
-  EXPECT_EQ(Complete().status, 503);
-  EXPECT_EQ(ask("GET /is_sleeping").json()["level"], 2);
-  reply = ask("POST /wake");
-  EXPECT_EQ(reply.json()["weight_version"], 7);
-  EXPECT_EQ(ask("GET /is_sleeping").json()["is_sleeping"], false);
-  EXPECT_EQ(Complete().status, 200);
-  for (const char* path : {"/sleep", "/wake", "/is_sleeping"}) {
-    EXPECT_EQ(Post(path, "", "").status, 404);
-    EXPECT_EQ(Get(path).status, 404);
-  }
 }
 
 TEST_F(OperationTest, ThePageBringsItsOwnPolicy) {

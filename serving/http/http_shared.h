@@ -29,7 +29,6 @@ struct HttpShared {
   std::atomic<bool> serving{false};   // service and pool are there
   std::atomic<bool> leaving{false};   // /ready says 503, so that nobody sends more
   std::atomic<bool> draining{false};  // and what comes all the same is refused
-  std::atomic<int> sleep_level{0};    // that the engine was last sent to; 0: awake
   std::atomic<size_t> body_bytes{0};  // of all the requests that are read or prepared
   std::mutex mutex;
   std::condition_variable changed;

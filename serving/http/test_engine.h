@@ -83,14 +83,19 @@ class TestEngine : public EngineClient {
     done(Info().weight_version);
   }
   ModelInfo Info() const override {
-    std::lock_guard lock(mutex_);
+    std::unique_lock lock(mutex_);
+    ++held_;
+    changed_.notify_all();
+    changed_.wait(lock, [&] { return !hold_; });
+    --held_;
     return info_;
   }
   EngineHealth Health() const override {
     std::lock_guard lock(mutex_);
     if (sleep_level_ == 0) return {.ready = true};
     return {.reason = fmt::format("asleep at level {}", sleep_level_),
-            .failure = "/models/tiny: no such folder"};
+            .failure = "/models/tiny: no such folder",
+            .sleep_level = falling_asleep_.empty() ? sleep_level_ : 0};
   }
   EngineStats Stats() const override {
     return {.num_requests_running = 3, .step_tokens = 300, .step_counts = {2, 3, 1}};
@@ -114,9 +119,20 @@ class TestEngine : public EngineClient {
     std::lock_guard lock(mutex_);
     max_queue_ = size;
   }
-  void FailAt(int step) {
+  void FailAt(int step, absl::Status failure = Internal("the engine broke")) {
     std::lock_guard lock(mutex_);
     fail_at_ = step;
+    failure_ = std::move(failure);
+  }
+  // Meanwhile threads that prepare requests wait: they ask for Info.
+  void HoldInfo(bool hold) {
+    std::lock_guard lock(mutex_);
+    hold_ = hold;
+    changed_.notify_all();
+  }
+  void WaitUntilHeld() {
+    std::unique_lock lock(mutex_);
+    changed_.wait(lock, [&] { return hold_ && held_ > 0; });
   }
   void WaitUntilRunning(size_t count) {
     std::unique_lock lock(mutex_);
@@ -185,7 +201,7 @@ class TestEngine : public EngineClient {
     }
     if (sequence->step == fail_at_) {
       event.finish = FinishReason::kError;
-      event.error = Internal("the engine broke");
+      event.error = failure_;
       return event;
     }
     auto at = static_cast<size_t>(sequence->step++);
@@ -241,7 +257,7 @@ class TestEngine : public EngineClient {
   }
 
   mutable std::mutex mutex_;
-  std::condition_variable changed_;
+  mutable std::condition_variable changed_;
   std::map<uint64_t, Sequence> running_;
   std::set<uint64_t> cancelled_;
   std::string reply_ = kReply;
@@ -257,6 +273,9 @@ class TestEngine : public EngineClient {
   size_t num_cancelled_ = 0;
   size_t max_queue_ = 1000;
   int fail_at_ = -1;
+  absl::Status failure_;
+  bool hold_ = false;
+  mutable int held_ = 0;  // threads in Info
   int sleep_level_ = 0;
   std::vector<std::function<void(absl::Status)>> falling_asleep_;
   bool paused_ = false;
