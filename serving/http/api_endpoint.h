@@ -3,6 +3,7 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 
@@ -18,7 +19,7 @@ struct ApiEndpoint {
   ParseFunction* parse;
   // One of the two: sequences run and their deltas are written, or the text is all it takes.
   MakeWriterFunction* make_writer = nullptr;
-  std::string (*answer_text)(const TextAnswerInput& input) = nullptr;
+  AnswerTextFunction* answer_text = nullptr;
   std::string_view id_prefix = "";                             // of its answers
   std::string (*error_body)(const ApiError& error) = nullptr;  // null: OpenAI's, ApiError::Body
 };

@@ -151,8 +151,9 @@ std::unique_ptr<AnswerWriter> MakeMessagesWriter(const Tokenizer& tokenizer, Ans
   return std::make_unique<MessagesWriter>(tokenizer, std::move(facts));
 }
 
-std::string CountTokensBody(const TextAnswerInput& input) {
-  return Dump({{"input_tokens", input.prompts[0].ids->size()}});
+std::optional<ApiError> CountTokensBody(const TextAnswerInput& input, std::string* body) {
+  *body = Dump({{"input_tokens", input.prompts[0].ids->size()}});
+  return std::nullopt;
 }
 
 }  // namespace cadre

@@ -53,6 +53,7 @@ OpenAiService::OpenAiService(const ServingDeps& deps, ServiceOptions options)
                  (options_.reasoning_parser == "auto" &&
                   deps.tokenizer->chat_template().find(kThinkClose) != std::string::npos)),
       next_seed_(options_.seed),
+      unknown_fields_(options_.log),
       constraints_(*deps.tokenizer),
       hub_(std::make_shared<EventHub>(deps.engine)) {}
 
@@ -74,28 +75,17 @@ std::optional<ApiError> OpenAiService::Prepare(const ApiEndpoint& endpoint, std:
   std::optional<ApiError> error = endpoint.parse(body, context, &request);
   if (error) return error;
   if (!request.model.empty() && (error = CheckModel(request.model))) return error;
-  LogUnknown(request.unknown_fields);
+  unknown_fields_.Log(request.unknown_fields);
   if ((error = Tokenize(prepared))) return error;
   if (endpoint.answer_text) {
-    prepared->body = endpoint.answer_text(
-        {*deps_.tokenizer, request, prepared->facts.prompts, info.max_context});
-    return std::nullopt;
+    return endpoint.answer_text(
+        {*deps_.tokenizer, request, prepared->facts.prompts, info.max_context},
+        &prepared->body.emplace());
   }
   if ((error = FillSampling(prepared))) return error;
   if ((error = Constrain(prepared))) return error;
   Identify(prepared);
   return std::nullopt;
-}
-
-void OpenAiService::LogUnknown(const std::vector<std::string>& fields) {
-  constexpr size_t kMaxLogged = 1000;
-  for (const std::string& field : fields) {
-    std::lock_guard lock(unknown_mutex_);
-    if (unknown_logged_.size() >= kMaxLogged || field.size() > 100) continue;
-    if (unknown_logged_.insert(field).second && options_.log != nullptr) {
-      options_.log->info("a request has the unknown field '{}'; it is ignored", field);
-    }
-  }
 }
 
 std::optional<ApiError> OpenAiService::Tokenize(PreparedRequest* prepared) {

@@ -7,7 +7,6 @@
 #include <memory>
 #include <mutex>
 #include <optional>
-#include <set>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -22,6 +21,7 @@
 #include "serving/http/metrics.h"
 #include "serving/http/request_observer.h"
 #include "serving/http/text_constraints.h"
+#include "serving/http/unknown_fields.h"
 #include "serving/request.h"
 
 namespace spdlog {
@@ -64,7 +64,7 @@ class Answer {
   Answer& operator=(const Answer&) = delete;
 
   bool stream = false;
-  std::unique_ptr<AnswerWriter> writer;
+  std::shared_ptr<AnswerWriter> writer;  // also of work on the front pool that is under way
   std::shared_ptr<AnswerInbox> inbox;
   const std::shared_ptr<AnswerTally> tally = std::make_shared<AnswerTally>();
 
@@ -128,7 +128,6 @@ class OpenAiService {
   std::optional<ApiError> FillStops(ApiRequest* request) const;
   void AddSequences(PreparedRequest* prepared);
   void Identify(PreparedRequest* prepared);
-  void LogUnknown(const std::vector<std::string>& fields);
   EventHub::Route MakeRoute(const PreparedRequest& prepared, size_t choice, const Answer& answer);
 
   const ServingDeps deps_;
@@ -140,8 +139,7 @@ class OpenAiService {
   std::atomic<uint64_t> next_sequence_{1};
   std::atomic<uint64_t> next_answer_{0};
   std::atomic<uint64_t> next_seed_;
-  std::mutex unknown_mutex_;
-  std::set<std::string> unknown_logged_;
+  UnknownFields unknown_fields_;
   std::mutex failure_mutex_;
   std::string failure_logged_;
   ServingMetrics metrics_;

@@ -2,11 +2,13 @@
 // functions; any thread.
 #pragma once
 
+#include <optional>
 #include <span>
 #include <string>
 
 #include "model/tokenizer.h"
 #include "serving/http/answer_writer.h"
+#include "serving/http/api_error.h"
 #include "serving/http/api_request.h"
 
 namespace cadre {
@@ -18,11 +20,10 @@ struct TextAnswerInput {
   int max_context = 0;
 };
 
-// /tokenize: {count, max_model_len, tokens, token_strs}
-std::string TokenizeBody(const TextAnswerInput& input);
-// /detokenize: {prompt}
-std::string DetokenizeBody(const TextAnswerInput& input);
-// /v1/messages/count_tokens: {input_tokens}
-std::string CountTokensBody(const TextAnswerInput& input);
+// Fills in the body, unless it would be too long.
+using AnswerTextFunction = std::optional<ApiError>(const TextAnswerInput& input, std::string* body);
+AnswerTextFunction TokenizeBody;     // /tokenize: {count, max_model_len, tokens, token_strs}
+AnswerTextFunction DetokenizeBody;   // /detokenize: {prompt}
+AnswerTextFunction CountTokensBody;  // /v1/messages/count_tokens: {input_tokens}
 
 }  // namespace cadre

@@ -38,6 +38,24 @@ TEST_F(TokenizeEndpointsTest, Detokenize) {
   EXPECT_EQ(Post("/detokenize", {{"tokens", {0xc3}}}).json(), (Json{{"prompt", "\xef\xbf\xbd"}}));
 }
 
+TEST_F(TokenizeEndpointsTest, WhatIsWrittenIsBounded) {
+  EXPECT_EQ(Post("/detokenize", {{"tokens", std::vector<int>(200, 'a')}}).json()["prompt"],
+            std::string(200, 'a'));
+  Reply reply = Post("/detokenize", {{"tokens", std::vector<int>(201, 'a')}});
+  EXPECT_EQ(reply.status, 400);
+  EXPECT_EQ(reply.json()["error"]["param"], "tokens");
+  EXPECT_NE(reply.body.find("at most 200"), std::string::npos) << reply.body.substr(0, 300);
+  // A text may be far longer than the context.
+  EXPECT_EQ(Post("/tokenize", {{"prompt", std::string(1 << 20, 'a')}}).json()["count"], 1 << 20);
+  const std::string longer(1 + (1 << 20), 'a');
+  reply = Post("/tokenize", {{"prompt", longer}});
+  EXPECT_EQ(reply.status, 400);
+  EXPECT_EQ(reply.json()["error"]["param"], "prompt");
+  EXPECT_NE(reply.body.find("allowed are 1048576"), std::string::npos) << reply.body.substr(0, 300);
+  EXPECT_EQ(Post("/tokenize", {{"prompt", longer}, {"truncate_prompt_tokens", 3}}).json()["count"],
+            3);
+}
+
 TEST_F(TokenizeEndpointsTest, BadRequestsNameTheField) {
   const std::pair<Json, const char*> bad[] = {
       {Json::object(), "prompt"},
