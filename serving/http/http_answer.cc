@@ -1,5 +1,6 @@
 // Completion requests on a connection: text work on the pool, admission, and the answer, whole or
 // as server-sent events, while watching whether the client is still there.
+#include <algorithm>
 #include <atomic>
 #include <boost/asio/as_tuple.hpp>
 #include <boost/asio/co_spawn.hpp>
@@ -7,7 +8,9 @@
 #include <boost/asio/post.hpp>
 #include <boost/asio/use_awaitable.hpp>
 #include <chrono>
+#include <functional>
 #include <utility>
+#include <vector>
 
 #include "serving/http/http_connection.h"
 
@@ -178,15 +181,56 @@ HttpConnection::Task<bool> HttpConnection::SendWhole(Answer* answer) {
   }
   if (client_gone_) co_return false;
   if (!writer.error().ok()) {
-    ApiError error = FromStatus(writer.error());
+    ApiError error = FromFailure(writer.error());
     co_return co_await RespondError(std::move(error));
   }
   if (!writer.done()) {
     ApiError error = TimedOut();
     co_return co_await RespondError(std::move(error));
   }
-  std::string body = writer.Whole();
-  co_return co_await Respond(200, std::move(body), "application/json");
+  auto body = std::make_shared<std::string>();
+  std::function<void()> write = [body, writer = answer->writer] { *body = writer->Whole(); };
+  co_await OnFrontPool(std::move(write));
+  if (client_gone_) co_return false;
+  co_return co_await Respond(200, std::move(*body), "application/json");
+}
+
+// What has come, as events. Logprobs of a prompt may be many.
+HttpConnection::Task<std::string> HttpConnection::TakeEvents(Answer* answer) {
+  auto deltas = std::make_shared<std::vector<ChoiceDelta>>(answer->inbox->Take());
+  auto events = std::make_shared<std::string>();
+  std::function<void()> write = [deltas, events, writer = answer->writer] {
+    for (ChoiceDelta& delta : *deltas) *events += writer->Stream(std::move(delta));
+  };
+  const bool many =
+      std::ranges::any_of(*deltas, [](const auto& one) { return !one.prompt_logprobs.empty(); });
+  if (many) {
+    co_await OnFrontPool(std::move(write));
+  } else {
+    write();
+  }
+  co_return std::move(*events);
+}
+
+// Does what would keep an I/O thread from its other connections on the front pool; here, where that
+// is full. Returns when it is done, even if the client is gone or the request's time is over by
+// then. `work` shares what it touches: a server that stops does not wait for this coroutine.
+HttpConnection::Task<void> HttpConnection::OnFrontPool(std::function<void()> work) {
+  auto done = std::make_shared<std::atomic<bool>>(false);
+  const bool posted = shared_->pool->TryPost([work, done, wake = Waker()] {
+    work();
+    *done = true;
+    wake();
+  });
+  if (!posted) {
+    work();
+    co_return;
+  }
+  const auto deadline = news_.expiry();
+  news_.expires_at(std::chrono::steady_clock::time_point::max());
+  while (!*done) co_await WaitForNews();
+  news_.expires_at(deadline);
+  woken_ = true;  // the inbox may have called meanwhile
 }
 
 HttpConnection::Task<bool> HttpConnection::SendStream(Answer* answer) {
@@ -201,11 +245,10 @@ HttpConnection::Task<bool> HttpConnection::SendStream(Answer* answer) {
       ExtraHeaders());
   bool open = co_await Write(head);
   while (open && !client_gone_) {
-    std::string events;
-    for (ChoiceDelta& delta : answer->inbox->Take()) events += writer.Stream(std::move(delta));
+    std::string events = co_await TakeEvents(answer);
     bool last = true;
     if (!writer.error().ok()) {
-      events += writer.StreamError(FromStatus(writer.error()));
+      events += writer.StreamError(FromFailure(writer.error()));
     } else if (writer.done()) {
       events += writer.StreamEnd();
     } else if (request_expired_) {

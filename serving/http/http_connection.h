@@ -72,6 +72,8 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
   Task<bool> Send(Answer* answer);
   Task<bool> SendWhole(Answer* answer);
   Task<bool> SendStream(Answer* answer);
+  Task<std::string> TakeEvents(Answer* answer);
+  Task<void> OnFrontPool(std::function<void()> work);
   Task<bool> WriteEvents(std::string_view events, bool last);
   void Account(const Answer& answer);
   void StartClock();

@@ -243,6 +243,92 @@ TEST_F(HttpLifeTest, AFullFrontPoolIs429) {
   EXPECT_EQ(Get("/ready").status, 200);
 }
 
+// While text is made of an answer, an I/O thread goes on with its other connections.
+TEST_F(HttpLifeTest, WholeAnswersAreWrittenByTheFrontPool) {
+  HttpServerOptions options;
+  options.front_threads = 1;
+  Start(options);
+  engine_.Pause(true);
+  const std::string request = PostText("/v1/completions", R"({"prompt":"a","max_tokens":100})");
+  Client whole(server_->port()), gone(server_->port()), busy(server_->port());
+  whole.Send(request);
+  gone.Send(request);
+  engine_.WaitUntilRunning(2);
+  engine_.HoldInfo(true);
+  busy.Send(request);
+  engine_.WaitUntilHeld();  // the pool's one thread
+  engine_.Pause(false);
+  engine_.WaitUntilRunning(0);
+  EXPECT_TRUE(whole.Silent(std::chrono::milliseconds(100)));
+  EXPECT_EQ(Get("/health").status, 200);
+  gone.Close();
+  engine_.HoldInfo(false);
+  EXPECT_EQ(ReadReply(&whole).json()["choices"][0]["text"], kReply);
+  EXPECT_EQ(ReadReply(&busy).json()["choices"][0]["text"], kReply);
+}
+
+TEST_F(HttpLifeTest, LogprobsOfAPromptAreStreamedByTheFrontPool) {
+  HttpServerOptions options;
+  options.front_threads = 1;
+  Start(options);
+  engine_.Pause(true);
+  Client scored(server_->port()), plain(server_->port()), busy(server_->port());
+  scored.Send(
+      PostText("/v1/completions",
+               R"({"prompt":"ab","max_tokens":100,"stream":true,"echo":true,"logprobs":2})"));
+  plain.Send(PostText("/v1/completions", R"({"prompt":"a","max_tokens":100,"stream":true})"));
+  engine_.WaitUntilRunning(2);
+  engine_.HoldInfo(true);
+  busy.Send(PostText("/v1/completions", R"({"prompt":"a"})"));
+  engine_.WaitUntilHeld();
+  engine_.Pause(false);
+  EXPECT_EQ(Events(ReadReply(&plain)).back(), "[DONE]");
+  EXPECT_NE(scored.ReadUntil("\r\n\r\n").find("200 OK"), std::string::npos);
+  EXPECT_TRUE(scored.Silent(std::chrono::milliseconds(100)));
+  engine_.HoldInfo(false);
+  const std::string events = scored.ReadUntil("[DONE]\n\n");
+  EXPECT_NE(events.find(R"("tokens":["a","b")"), std::string::npos) << events;
+  EXPECT_EQ(ReadReply(&busy).status, 200);
+}
+
+TEST_F(HttpLifeTest, AFullFrontPoolKeepsNoAnswerBack) {
+  HttpServerOptions options;
+  options.front_threads = 1;
+  options.max_front_queue = 1;
+  Start(options);
+  engine_.Pause(true);
+  const std::string request = PostText("/v1/completions", R"({"prompt":"a","max_tokens":100})");
+  Client whole(server_->port()), busy(server_->port()), queued(server_->port());
+  whole.Send(request);
+  engine_.WaitUntilRunning(1);
+  engine_.HoldInfo(true);
+  busy.Send(request);
+  engine_.WaitUntilHeld();
+  queued.Send(request);
+  EXPECT_EQ(Complete().status, 429);
+  engine_.Pause(false);
+  const Reply reply = ReadReply(&whole);
+  engine_.HoldInfo(false);
+  EXPECT_EQ(reply.json()["choices"][0]["text"], kReply);
+  EXPECT_EQ(ReadReply(&busy).status, 200);
+  EXPECT_EQ(ReadReply(&queued).status, 200);
+}
+
+// Another attempt would end there, too, so no client's library may take it for a full queue.
+TEST_F(HttpLifeTest, AGrammarOverItsBoundInMidTextIsTheRequestsFault) {
+  engine_.FailAt(3, ResourceExhausted("the grammar is too ambiguous"));
+  const Reply reply = Complete();
+  EXPECT_EQ(reply.status, 400);
+  EXPECT_EQ(reply.head.find("Retry-After"), std::string::npos);
+  const Json error = reply.json()["error"];
+  EXPECT_EQ(error["code"], "grammar_limit");
+  EXPECT_EQ(error["type"], "invalid_request_error");
+  EXPECT_EQ(error["message"], "the grammar is too ambiguous");
+  const std::vector<Json> events = Events(Complete({{"stream", true}}));
+  ASSERT_GE(events.size(), 2u);
+  EXPECT_EQ(events[events.size() - 2]["error"]["code"], "grammar_limit");
+}
+
 // What a server does whose time to drain is over: the engine stops, and says so to whoever waits.
 TEST_F(HttpLifeTest, AnswersThatTheEngineGivesUpEndWithAnError) {
   engine_.Pause(true);

@@ -5,6 +5,7 @@
 #include <arpa/inet.h>
 #include <gtest/gtest.h>
 #include <netinet/in.h>
+#include <poll.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -65,6 +66,11 @@ class Client {
     while (buffer_.size() < size && Fill()) {
     }
     return Take(std::min(size, buffer_.size()));
+  }
+  // Whether nothing comes in this time.
+  bool Silent(std::chrono::milliseconds time) {
+    pollfd waiting{.fd = socket_, .events = POLLIN, .revents = 0};
+    return buffer_.empty() && ::poll(&waiting, 1, static_cast<int>(time.count())) == 0;
   }
   // Whether the server has closed the connection; a silent one is not closed.
   bool AtEnd() { return buffer_.empty() && !Fill() && !silent_; }
