@@ -51,6 +51,7 @@ void EncodePlain(const TokenizerParts& parts, std::string_view text, bool at_sta
   scratch.work.text.assign(text);
   parts.pre_tokenizer.Apply(at_start, scratch.regex, &scratch.work);
   for (const TextPiece& piece : scratch.work.pieces) {
+    if (ids->size() > scratch.most_ids) return;
     parts.bpe->Encode(
         std::string_view(scratch.work.text).substr(piece.begin, piece.end - piece.begin),
         scratch.bpe, ids);
@@ -103,10 +104,12 @@ void EncodeScratchPool::Give(std::unique_ptr<EncodeScratch> scratch) {
 Tokenizer::Tokenizer(std::unique_ptr<TokenizerParts> parts) : parts_(std::move(parts)) {}
 Tokenizer::~Tokenizer() = default;
 
-void Tokenizer::EncodeInto(std::span<const TextSpan> spans, std::vector<int32_t>* ids) const {
+void Tokenizer::EncodeInto(std::span<const TextSpan> spans, size_t most_ids,
+                           std::vector<int32_t>* ids) const {
   std::unique_ptr<EncodeScratch> scratch = parts_->scratch.Take();
+  scratch->most_ids = most_ids;
   const JoinedText joined = Join(spans, *scratch);
-  ids->reserve(ids->size() + joined.text.size() / 3 + 8);
+  ids->reserve(ids->size() + std::min(joined.text.size() / 3, most_ids) + 8);
   scratch->segments.clear();
   bool from_template = joined.first_from_template;
   for (const TextPiece& run : scratch->runs) {
@@ -116,6 +119,7 @@ void Tokenizer::EncodeInto(std::span<const TextSpan> spans, std::vector<int32_t>
   }
   CloseSegments(joined.text.size(), &scratch->segments);
   for (const TokenSegment& segment : scratch->segments) {
+    if (ids->size() > most_ids) break;
     if (segment.id >= 0) {
       ids->push_back(segment.id);
     } else {
@@ -128,15 +132,15 @@ void Tokenizer::EncodeInto(std::span<const TextSpan> spans, std::vector<int32_t>
 
 std::vector<int32_t> Tokenizer::Encode(std::string_view text, EncodeOptions options) const {
   const TextSpan span{text, options.parse_special};
-  return EncodeSpans({&span, 1}, options.add_special_tokens);
+  return EncodeSpans({&span, 1}, options);
 }
 
 std::vector<int32_t> Tokenizer::EncodeSpans(std::span<const TextSpan> spans,
-                                            bool add_special_tokens) const {
+                                            const EncodeOptions& options) const {
   std::vector<int32_t> ids;
-  if (add_special_tokens) ids = parts_->prefix_ids;
-  EncodeInto(spans, &ids);
-  if (add_special_tokens) {
+  if (options.add_special_tokens) ids = parts_->prefix_ids;
+  EncodeInto(spans, options.most_ids, &ids);
+  if (options.add_special_tokens) {
     ids.insert(ids.end(), parts_->suffix_ids.begin(), parts_->suffix_ids.end());
   }
   return ids;

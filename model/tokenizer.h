@@ -36,6 +36,8 @@ struct EncodeOptions {
   // from users. Added tokens that the file does not mark as special match in either case, as in
   // Hugging Face's library.
   bool parse_special = false;
+  // Encoding stops soon after so many ids: who refuses longer texts need not wait for their ends.
+  size_t most_ids = SIZE_MAX;
 };
 
 // A stretch of a rendered prompt: special tokens match inside stretches from the template only.
@@ -69,8 +71,9 @@ class Tokenizer {
 
   // Encodes the concatenation of the spans as one text (merges may cross a border), but finds
   // special tokens only inside stretches from the template; no token is found across a border.
+  // `options.parse_special` says nothing here.
   std::vector<int32_t> EncodeSpans(std::span<const TextSpan> spans,
-                                   bool add_special_tokens = false) const;
+                                   const EncodeOptions& options = {}) const;
 
   // Ids outside [0, vocab_size) and unused ids decode to nothing.
   std::string Decode(std::span<const int32_t> ids, bool skip_special_tokens) const;
@@ -101,7 +104,8 @@ class Tokenizer {
 
  private:
   friend class StreamDecoder;
-  void EncodeInto(std::span<const TextSpan> spans, std::vector<int32_t>* ids) const;
+  void EncodeInto(std::span<const TextSpan> spans, size_t most_ids,
+                  std::vector<int32_t>* ids) const;
 
   std::unique_ptr<TokenizerParts> parts_;
 };

@@ -24,6 +24,7 @@ struct EncodeScratch {
   std::string joined, normalized, spare;
   std::vector<TextPiece> runs;
   std::vector<TokenSegment> segments, inner;
+  size_t most_ids = SIZE_MAX;  // see EncodeOptions
 };
 
 // Lends scratch to any thread; made on demand, kept for the next call.

@@ -97,6 +97,24 @@ TEST(Tokenizer, SpansWithoutSpecialStringsEncodeAsOneText) {
             tokenizer->Encode("In the beginning God created the heaven"));
 }
 
+TEST(Tokenizer, EncodingStopsWhereMoreIsNotWanted) {
+  const auto tokenizer = LoadSmall();
+  std::string text, marked;
+  for (int i = 0; i < 1000; ++i) {
+    text += "In the beginning ";
+    marked += "a<|im_end|>";
+  }
+  for (const std::string& one : {text, marked}) {
+    const std::vector<int32_t> whole = tokenizer->Encode(one, {.parse_special = true});
+    const std::vector<int32_t> part =
+        tokenizer->Encode(one, {.parse_special = true, .most_ids = 100});
+    EXPECT_GT(part.size(), 100u);
+    EXPECT_LT(part.size(), 120u);
+    EXPECT_TRUE(std::equal(part.begin(), part.end(), whole.begin()));
+    EXPECT_EQ(tokenizer->Encode(one, {.parse_special = true, .most_ids = whole.size()}), whole);
+  }
+}
+
 TEST(Tokenizer, BrokenUtf8BecomesReplacementCharacters) {
   const auto tokenizer = LoadSmall();
   const auto round_trip = [&](std::string_view text) {

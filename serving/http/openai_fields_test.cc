@@ -290,6 +290,21 @@ TEST_F(OpenAiFieldsTest, PrioritiesNeedAPolicyThatKnowsThem) {
   EXPECT_EQ(Complete({{"priority", 0}}).status, 200);
 }
 
+TEST_F(OpenAiFieldsTest, ATextOverTheContextIsRefused) {
+  for (size_t bytes : {size_t{201}, size_t{1} << 20}) {
+    const std::string text(bytes, 'a');
+    for (const Reply& reply : {Complete({{"prompt", text}}), Complete({{"prompt", {"b", text}}}),
+                               Chat({{"messages", {{{"role", "user"}, {"content", text}}}}})}) {
+      EXPECT_EQ(reply.status, 400);
+      const Json error = reply.json()["error"];
+      EXPECT_EQ(error["code"], "context_length_exceeded");
+      EXPECT_NE(error["message"].get<std::string>().find("200 tokens"), std::string::npos);
+    }
+    EXPECT_EQ(Complete({{"prompt", text}, {"truncate_prompt_tokens", 5}}).status, 200);
+    EXPECT_EQ(Post("/tokenize", {{"prompt", text}}).json()["count"], bytes);
+  }
+}
+
 TEST_F(OpenAiFieldsTest, PromptsKeepTheirLastTokens) {
   Json body = Complete({{"prompt", {"abcd", "xy"}},
                         {"truncate_prompt_tokens", 3},

@@ -27,6 +27,19 @@ std::optional<ApiError> CheckPromptLogprobs(const ApiRequest& request, int64_t p
                     request.prompt_logprobs >= 0 ? "prompt_logprobs" : "logprobs", "invalid_value");
 }
 
+ApiError TooLong(size_t most, const ApiRequest& request) {
+  return BadRequest(fmt::format("the context is {} tokens, and the prompt has more", most),
+                    request.input_field, "context_length_exceeded");
+}
+
+size_t LongestToken(const Tokenizer& tokenizer) {
+  size_t longest = 1;
+  for (int32_t id = 0; id < tokenizer.vocab_size(); ++id) {
+    longest = std::max(longest, tokenizer.TokenBytes(id).size());
+  }
+  return longest;
+}
+
 // Tells the answers of this process from those of any other.
 std::string RandomPrefix() {
   std::random_device device;
@@ -52,6 +65,7 @@ OpenAiService::OpenAiService(const ServingDeps& deps, ServiceOptions options)
       reasoning_(options_.reasoning_parser == "think" ||
                  (options_.reasoning_parser == "auto" &&
                   deps.tokenizer->chat_template().find(kThinkClose) != std::string::npos)),
+      longest_token_(LongestToken(*deps.tokenizer)),
       next_seed_(options_.seed),
       unknown_fields_(options_.log),
       constraints_(*deps.tokenizer),
@@ -90,7 +104,7 @@ std::optional<ApiError> OpenAiService::Prepare(const ApiEndpoint& endpoint, std:
 
 std::optional<ApiError> OpenAiService::Tokenize(PreparedRequest* prepared) {
   const ApiRequest& request = prepared->request;
-  const size_t kept = KeptTokens(*prepared);
+  const size_t kept = KeptTokens(*prepared), most = MostTokens(*prepared);
   auto add = [&](std::vector<int32_t> ids, std::string echo) {
     if (ids.size() > kept) {
       ids.erase(ids.begin(), ids.end() - static_cast<std::ptrdiff_t>(kept));
@@ -109,15 +123,24 @@ std::optional<ApiError> OpenAiService::Tokenize(PreparedRequest* prepared) {
     if (!chat.ok()) {
       return BadRequest(Message(chat.status()), request.input_field, "chat_template_error");
     }
-    if (reasoning_) prepared->thinking = ThinkingAfter(chat->text);
     std::vector<TextSpan> spans = chat->Spans();
-    add(deps_.tokenizer->EncodeSpans(spans, request.add_special_tokens.value_or(false)),
+    const bool continues = request.chat_input.continue_final_message && !spans.empty() &&
+                           !spans.back().from_template;
+    if (reasoning_) {
+      prepared->thinking = ThinkingAfter(chat->text, continues ? spans.back().text : "");
+    }
+    if (auto error = CheckLength(chat->text.size(), most, request)) return error;
+    add(deps_.tokenizer->EncodeSpans(
+            spans, {.add_special_tokens = request.add_special_tokens.value_or(false),
+                    .most_ids = most}),
         request.echo ? request.echo_text : std::string());
   }
   for (const PromptInput& prompt : request.prompts) {
     if (const auto* text = std::get_if<std::string>(&prompt)) {
+      if (auto error = CheckLength(text->size(), most, request)) return error;
       add(deps_.tokenizer->Encode(
-              *text, {.add_special_tokens = request.add_special_tokens.value_or(true)}),
+              *text, {.add_special_tokens = request.add_special_tokens.value_or(true),
+                      .most_ids = most}),
           request.echo ? *text : std::string());
       continue;
     }
@@ -134,11 +157,25 @@ std::optional<ApiError> OpenAiService::Tokenize(PreparedRequest* prepared) {
         request.echo ? deps_.tokenizer->Decode(ids, request.skip_special_tokens) : std::string());
   }
   for (const AnswerFacts::Prompt& prompt : prepared->facts.prompts) {
+    if (prompt.ids->size() > most) return TooLong(most, request);
     if (prompt.ids->empty() && !prepared->endpoint->answer_text) {
       return BadRequest("the prompt is empty", request.input_field, "invalid_value");
     }
   }
   return std::nullopt;
+}
+
+// That a prompt may come to: those of text answers are counted, whole and long ones, too.
+size_t OpenAiService::MostTokens(const PreparedRequest& prepared) const {
+  const bool any = prepared.request.truncate_prompt_tokens != 0 || prepared.endpoint->answer_text;
+  return any ? std::numeric_limits<size_t>::max()
+             : static_cast<size_t>(deps_.engine->Info().max_context);
+}
+
+std::optional<ApiError> OpenAiService::CheckLength(size_t bytes, size_t most,
+                                                   const ApiRequest& request) const {
+  if (bytes / longest_token_ <= most) return std::nullopt;
+  return TooLong(most, request);
 }
 
 // Of each prompt, from its end.

@@ -125,6 +125,9 @@ class OpenAiService {
   std::optional<ApiError> FillSampling(PreparedRequest* prepared);
   int OpenMaxTokens(const ApiRequest& request, size_t prompt_tokens) const;
   size_t KeptTokens(const PreparedRequest& prepared) const;
+  size_t MostTokens(const PreparedRequest& prepared) const;
+  // A text of so many bytes has more tokens than `most`, whatever they are.
+  std::optional<ApiError> CheckLength(size_t bytes, size_t most, const ApiRequest& request) const;
   std::optional<ApiError> FillStops(ApiRequest* request) const;
   void AddSequences(PreparedRequest* prepared);
   void Identify(PreparedRequest* prepared);
@@ -138,6 +141,7 @@ class OpenAiService {
   const bool reasoning_;
   std::atomic<uint64_t> next_sequence_{1};
   std::atomic<uint64_t> next_answer_{0};
+  const size_t longest_token_;  // bytes
   std::atomic<uint64_t> next_seed_;
   UnknownFields unknown_fields_;
   std::mutex failure_mutex_;
