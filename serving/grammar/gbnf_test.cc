@@ -105,5 +105,29 @@ TEST(GrammarCache, KeepsTheLatestInBounds) {
   EXPECT_EQ(small.size(), 0u);
 }
 
+TEST(GrammarCache, BoundsThoseThatOthersHold) {
+  const std::vector<std::string_view> tokens = {"a", "b"};
+  GrammarCache cache(std::make_shared<const TokenTrie>(tokens),
+                     {.max_grammars = 1, .max_live_bytes = 1000});
+  auto get = [&](int count) {
+    return cache.Get(std::to_string(count),
+                     [&] { return ParseGbnf(fmt::format("root ::= \"a\"{{{}}}", count)); });
+  };
+  std::vector<std::shared_ptr<const CompiledGrammar>> held;
+  size_t bytes = 0;
+  for (int count = 10; bytes <= 1000; ++count) {
+    auto grammar = get(count);
+    ASSERT_TRUE(grammar.ok()) << Message(grammar.status());
+    bytes += (*grammar)->MemoryBytes();
+    held.push_back(*std::move(grammar));
+  }
+  EXPECT_GE(held.size(), 2u);
+  EXPECT_EQ(get(5).status().code(), absl::StatusCode::kResourceExhausted);
+  const int last = 10 + static_cast<int>(held.size()) - 1;
+  EXPECT_EQ(*get(last), held.back());  // is there already
+  held.clear();
+  EXPECT_TRUE(get(5).ok());
+}
+
 }  // namespace
 }  // namespace cadre

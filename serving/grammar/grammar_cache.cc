@@ -14,14 +14,30 @@ absl::StatusOr<std::shared_ptr<const CompiledGrammar>> GrammarCache::Get(
       return it->second->grammar;
     }
   }
-  CADRE_ASSIGN_OR_RETURN(const Grammar grammar, build());
-  CADRE_ASSIGN_OR_RETURN(auto compiled, CompiledGrammar::Create(grammar, trie_));
+  CADRE_RETURN_IF_ERROR(CheckLive());
+  CADRE_ASSIGN_OR_RETURN(Grammar grammar, build());
+  CADRE_ASSIGN_OR_RETURN(auto compiled, CompiledGrammar::Create(std::move(grammar), trie_));
   Keep({key, compiled});
   return compiled;
 }
 
+absl::Status GrammarCache::CheckLive() {
+  std::lock_guard lock(mutex_);
+  size_t bytes = 0;
+  std::erase_if(live_, [&](const auto& weak) {
+    const auto grammar = weak.lock();
+    if (grammar != nullptr) bytes += grammar->MemoryBytes();
+    return grammar == nullptr;
+  });
+  if (bytes <= options_.max_live_bytes) return absl::OkStatus();
+  return ResourceExhausted(
+      "the grammars of requests at work take {} bytes, allowed are {}; new ones must wait", bytes,
+      options_.max_live_bytes);
+}
+
 void GrammarCache::Keep(Entry entry) {
   std::lock_guard lock(mutex_);
+  live_.push_back(entry.grammar);
   if (by_key_.contains(entry.key)) return;
   bytes_ += entry.bytes();
   entries_.push_front(std::move(entry));

@@ -26,7 +26,8 @@ std::string ToolKey(const ToolRequest& request, const ToolFormat& format) {
 
 }  // namespace
 
-TextConstraints::TextConstraints(const Tokenizer& tokenizer) : tokenizer_(tokenizer) {
+TextConstraints::TextConstraints(const Tokenizer& tokenizer, GrammarCache::Options options)
+    : tokenizer_(tokenizer), options_(options) {
   for (std::string_view text : {std::string_view("[TOOL_CALLS]"), kThinkOpen, kThinkClose}) {
     const std::optional<int32_t> id = tokenizer.TokenToId(text);
     if (!id || !tokenizer.IsSpecial(*id)) continue;
@@ -45,7 +46,7 @@ GrammarCache& TextConstraints::Cache(bool markers) {
     caches_[markers] = std::make_unique<GrammarCache>(
         TokenTrie::Of(tokenizer_,
                       markers ? std::span<const int32_t>(markers_) : std::span<const int32_t>()),
-        GrammarCache::Options{});
+        options_);
   });
   return *caches_[markers];
 }
@@ -67,6 +68,7 @@ std::optional<ApiError> TextConstraints::Find(const ApiRequest& request,
     if (!message.reasoning) return text;
     return BehindThoughts(std::move(text), message.begins_in_reasoning);
   });
+  if (absl::IsResourceExhausted(found.status())) return FromStatus(found.status());
   if (!found.ok()) {
     const std::string param = forced ? "tools" : form.param;
     return BadRequest(fmt::format("'{}': {}", param, Message(found.status())), param,

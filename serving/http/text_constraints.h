@@ -18,10 +18,11 @@ namespace cadre {
 class TextConstraints {
  public:
   // The tokenizer outlives it.
-  explicit TextConstraints(const Tokenizer& tokenizer);
+  explicit TextConstraints(const Tokenizer& tokenizer, GrammarCache::Options options = {});
 
   // Of a text form or of a forced call, behind the thoughts of a message that may have some. Leaves
-  // `grammar` null where the text is free. 400 names the field.
+  // `grammar` null where the text is free. 400 names the field; 429: others hold all that grammars
+  // may take.
   std::optional<ApiError> Find(const ApiRequest& request, const MessageFormat& message,
                                std::shared_ptr<const CompiledGrammar>* grammar);
 
@@ -32,6 +33,7 @@ class TextConstraints {
   GrammarCache& Cache(bool markers);
 
   const Tokenizer& tokenizer_;
+  const GrammarCache::Options options_;
   std::vector<int32_t> markers_;      // special tokens that formats of messages are made of
   bool thoughts_are_marked_ = false;  // the tags of thoughts are among them
   // Many servers never see a grammar: the vocabulary's tree waits for one.
