@@ -47,17 +47,22 @@ class AutomatonBuilder {
   std::vector<Subset> pending_;
   std::vector<char> seen_;
   int64_t work_ = 0;
+  size_t edges_ = 0;
 };
 
 absl::Status AutomatonBuilder::Spend(size_t work) {
   work_ += static_cast<int64_t>(work);
-  if (work_ <= limits_.max_work && static_cast<int64_t>(states_.size()) <= limits_.max_states) {
+  static_assert(sizeof(Automaton::ByteEdge) == sizeof(Automaton::CallEdge));
+  const size_t bytes =
+      states_.size() * sizeof(Automaton::State) + edges_ * sizeof(Automaton::ByteEdge);
+  if (work_ <= limits_.max_work && static_cast<int64_t>(states_.size()) <= limits_.max_states &&
+      bytes <= limits_.max_bytes) {
     return absl::OkStatus();
   }
   return InvalidArgument(
-      "the grammar is too complex: its repetitions and alternatives need more than {} states or {} "
-      "steps",
-      limits_.max_states, limits_.max_work);
+      "the grammar is too complex: its repetitions and alternatives need more than {} states, {} "
+      "bytes or {} steps",
+      limits_.max_states, limits_.max_bytes, limits_.max_work);
 }
 
 AutomatonBuilder::Subset AutomatonBuilder::Closure(const RuleNfa& nfa, Subset states) {
@@ -119,6 +124,7 @@ absl::Status AutomatonBuilder::ExpandBytes(const RuleNfa& nfa, int32_t id, const
         out.back().last = static_cast<uint8_t>(last);
       } else {
         out.push_back({static_cast<uint8_t>(first), static_cast<uint8_t>(last), target});
+        ++edges_;
       }
     }
     first = last + 1;
@@ -137,6 +143,7 @@ absl::Status AutomatonBuilder::Expand(const RuleNfa& nfa, int32_t id, const Subs
     CADRE_RETURN_IF_ERROR(Spend(targets.size()));
     const int32_t target = StateOf(nfa, std::move(targets));
     states_[id].calls.push_back({rule, target});
+    ++edges_;
   }
   return absl::OkStatus();
 }
@@ -148,8 +155,8 @@ absl::Status AutomatonBuilder::AddRule(RuleId rule) {
   // Parts of one text size are often shared by many subsets, so the bound is a little wider here.
   if (size > limits_.max_states * 2) {
     return InvalidArgument(
-        "the grammar is too large: with its repetitions unrolled it has {} states{}, allowed are "
-        "{}",
+        "the grammar is too large: with its repetitions unrolled it has the size of {} states{}, "
+        "allowed are {}",
         size, size == NfaWriter::kTooLarge ? " or more" : "", limits_.max_states);
   }
   CADRE_RETURN_IF_ERROR(Spend(static_cast<size_t>(size)));
@@ -228,6 +235,9 @@ Automaton AutomatonBuilder::Pack(const std::vector<bool>& productive) const {
     out.calls_end = static_cast<int32_t>(packed.calls_.size());
     packed.states_.push_back(out);
   }
+  packed.states_.shrink_to_fit();
+  packed.bytes_.shrink_to_fit();
+  packed.calls_.shrink_to_fit();
   return packed;
 }
 
@@ -247,9 +257,9 @@ size_t Automaton::MemoryBytes() const {
          calls_.capacity() * sizeof(CallEdge);
 }
 
-absl::StatusOr<Automaton> CompileAutomaton(const Grammar& grammar, const GrammarLimits& limits) {
+absl::StatusOr<Automaton> CompileAutomaton(Grammar grammar, const GrammarLimits& limits) {
   if (grammar.rules.empty()) return InvalidArgument("the grammar has no rules");
-  return AutomatonBuilder(grammar, limits).Build();
+  return AutomatonBuilder(std::move(grammar), limits).Build();
 }
 
 }  // namespace cadre

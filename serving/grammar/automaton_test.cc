@@ -3,6 +3,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <random>
+
 namespace cadre {
 namespace {
 
@@ -97,6 +99,54 @@ TEST(CompileAutomaton, NestedRepetitionsStaySmall) {
                                     {});
   ASSERT_TRUE(automaton.ok()) << Message(automaton.status());
   EXPECT_LT(automaton->states(), 50000);
+}
+
+// Every other character from 1 on.
+std::vector<CodepointRange> Comb(uint32_t teeth) {
+  std::vector<CodepointRange> ranges;
+  for (uint32_t i = 0; i < teeth; ++i) ranges.push_back({2 * i + 1, 2 * i + 1});
+  return ranges;
+}
+
+TEST(CompileAutomaton, WideClassesAreBoundedInBytes) {
+  // A rule of its own: repeated in place, its edges take 30 MB.
+  auto automaton = CompileAutomaton(
+      OneRule([](Grammar& g) { return g.Repeat(g.Class(Comb(64)), 60000, 60000); }), {});
+  ASSERT_TRUE(automaton.ok()) << Message(automaton.status());
+  EXPECT_LT(automaton->MemoryBytes(), size_t{2} << 20);
+  // Small enough to be repeated in place, and 10 MB there.
+  EXPECT_THAT(Message(Compile(
+                  OneRule([](Grammar& g) { return g.Repeat(g.Class(Comb(24)), 50000, 50000); }))),
+              HasSubstr("8388608 bytes"));
+}
+
+TEST(Automaton, EdgesAreFoundWhereverTheyStand) {
+  std::mt19937 random(1);
+  for (int round = 0; round < 50; ++round) {
+    auto automaton = CompileAutomaton(
+        OneRule([&](Grammar& g) {
+          std::vector<NodeId> choices;
+          for (size_t i = random() % 150; i < 150; ++i) {
+            const uint32_t first = random() % 128;
+            const uint32_t last = first + random() % 3;
+            choices.push_back(
+                g.Sequence({g.Class({{first, last}}), g.Bytes(std::to_string(random() % 9))}));
+          }
+          return g.Choice(std::move(choices));
+        }),
+        {});
+    ASSERT_TRUE(automaton.ok()) << Message(automaton.status());
+    for (int32_t id = 0; id < automaton->states(); ++id) {
+      const Automaton::State& state = automaton->state(id);
+      for (int byte = 0; byte < 256; ++byte) {
+        int32_t target = -1;
+        for (const Automaton::ByteEdge& edge : automaton->bytes(state)) {
+          if (byte >= edge.first && byte <= edge.last) target = edge.target;
+        }
+        ASSERT_EQ(automaton->Target(state, static_cast<uint8_t>(byte)), target) << byte;
+      }
+    }
+  }
 }
 
 TEST(Utf8Sequences, CoverEveryCharacterOnceAndNothingElse) {

@@ -45,8 +45,8 @@ CompiledGrammar::CompiledGrammar(Automaton automaton, std::shared_ptr<const Toke
     : automaton_(std::move(automaton)), trie_(std::move(trie)) {}
 
 absl::StatusOr<std::shared_ptr<const CompiledGrammar>> CompiledGrammar::Create(
-    const Grammar& grammar, std::shared_ptr<const TokenTrie> trie, const GrammarLimits& limits) {
-  CADRE_ASSIGN_OR_RETURN(Automaton automaton, CompileAutomaton(grammar, limits));
+    Grammar grammar, std::shared_ptr<const TokenTrie> trie, const GrammarLimits& limits) {
+  CADRE_ASSIGN_OR_RETURN(Automaton automaton, CompileAutomaton(std::move(grammar), limits));
   auto compiled = std::make_shared<const CompiledGrammar>(std::move(automaton), std::move(trie));
   std::vector<uint64_t> mask(compiled->trie().mask_words());
   absl::Status first = TokenMatcher(compiled).FillMask(mask);

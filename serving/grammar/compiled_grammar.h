@@ -38,8 +38,7 @@ class CompiledGrammar {
 
   // kInvalidArgument: see CompileAutomaton; also where a first mask passes MatcherLimits.
   static absl::StatusOr<std::shared_ptr<const CompiledGrammar>> Create(
-      const Grammar& grammar, std::shared_ptr<const TokenTrie> trie,
-      const GrammarLimits& limits = {});
+      Grammar grammar, std::shared_ptr<const TokenTrie> trie, const GrammarLimits& limits = {});
   CompiledGrammar(Automaton automaton, std::shared_ptr<const TokenTrie> trie);
 
   const Automaton& automaton() const { return automaton_; }

@@ -53,7 +53,7 @@ NodeId Grammar::Until(std::string_view marker) {
   return Add({.kind = NodeKind::kUntil, .bytes = std::string(marker)});
 }
 
-absl::Status Grammar::Check(const GrammarLimits& limits) const {
+absl::Status Grammar::Check(const GrammarLimits& limits) {
   if (rules.size() > limits.max_rules) {
     return InvalidArgument("the grammar has {} rules, allowed are {}", rules.size(),
                            limits.max_rules);
@@ -61,6 +61,14 @@ absl::Status Grammar::Check(const GrammarLimits& limits) const {
   if (nodes.size() > limits.max_nodes) {
     return InvalidArgument("the grammar has {} parts, allowed are {}", nodes.size(),
                            limits.max_nodes);
+  }
+  for (; checked_ < nodes.size(); ++checked_) {
+    letters_ += nodes[checked_].bytes.size() + nodes[checked_].ranges.size();
+  }
+  if (letters_ > limits.max_letters) {
+    return InvalidArgument(
+        "the grammar has {} bytes of text and ranges of characters in its parts, allowed are {}",
+        letters_, limits.max_letters);
   }
   return absl::OkStatus();
 }

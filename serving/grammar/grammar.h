@@ -24,8 +24,10 @@ struct GrammarLimits {
   size_t max_text_bytes = size_t{1} << 18;  // of a schema, an expression or a grammar
   int max_nesting = 64;                     // of groups and schemas
   size_t max_nodes = size_t{1} << 17;
+  size_t max_letters = size_t{1} << 19;  // bytes and ranges of characters inside of nodes
   size_t max_rules = 4096;
   int64_t max_states = int64_t{1} << 17;  // of the automaton, repetitions unrolled
+  size_t max_bytes = size_t{1} << 23;     // of its states and edges
   int64_t max_work = int64_t{1} << 23;    // steps of making it deterministic
 };
 
@@ -86,11 +88,15 @@ struct Grammar {
                  bool repeats = false);
   NodeId Until(std::string_view marker);
 
-  // kInvalidArgument where there are more nodes or rules than allowed.
-  absl::Status Check(const GrammarLimits& limits) const;
+  // kInvalidArgument where there are more rules, nodes or letters in them than allowed. Looks only
+  // at nodes that are new since the last time, so it may be asked after every part.
+  absl::Status Check(const GrammarLimits& limits);
 
  private:
   NodeId Add(GrammarNode node);
+
+  size_t checked_ = 0;  // nodes whose letters are counted
+  size_t letters_ = 0;
 };
 
 // Sorted and merged.

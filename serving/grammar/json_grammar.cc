@@ -137,13 +137,16 @@ NodeId JsonRules::Key(std::string_view name) {
   return g_.Sequence({g_.Bytes(nlohmann::ordered_json(name).dump()), Colon()});
 }
 
-NodeId JsonRules::Literal(const nlohmann::ordered_json& value) {
+absl::StatusOr<NodeId> JsonRules::Literal(const nlohmann::ordered_json& value,
+                                          const GrammarLimits& limits) {
+  CADRE_RETURN_IF_ERROR(g_.Check(limits));
   if (!value.is_structured() || value.empty()) return g_.Bytes(value.dump());
   std::vector<NodeId> parts;
   for (const auto& [key, member] : value.items()) {
     if (!parts.empty()) parts.push_back(Comma());
     if (value.is_object()) parts.push_back(Key(key));
-    parts.push_back(Literal(member));
+    CADRE_ASSIGN_OR_RETURN(NodeId part, Literal(member, limits));
+    parts.push_back(part);
   }
   return value.is_object() ? Enclosed("{", g_.Sequence(std::move(parts)), "}")
                            : Enclosed("[", g_.Sequence(std::move(parts)), "]");

@@ -31,8 +31,9 @@ class JsonRules {
   NodeId Value();   // any
   NodeId Object();  // any
   NodeId Array();   // any
-  // Exactly this value, but for white space between tokens.
-  NodeId Literal(const nlohmann::ordered_json& value);
+  // Exactly this value, but for white space between tokens. kInvalidArgument: the grammar passes
+  // its bounds.
+  absl::StatusOr<NodeId> Literal(const nlohmann::ordered_json& value, const GrammarLimits& limits);
   // `"name"` and the colon.
   NodeId Key(std::string_view name);
   NodeId Colon();

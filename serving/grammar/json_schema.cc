@@ -1,6 +1,7 @@
 #include "serving/grammar/json_schema.h"
 
 #include <algorithm>
+#include <span>
 
 #include "serving/grammar/json_schema_merge.h"
 #include "serving/grammar/json_schema_writer.h"
@@ -79,7 +80,13 @@ Json Except(const Json& schema, const char* keyword) {
 }  // namespace
 
 absl::Status JsonSchemaWriter::Error(const Place& place, const std::string& message) const {
-  return InvalidArgument("{}: {}", place.pointer.substr(0, 300), message);
+  return InvalidArgument("{}: {}", place.pointer, message);
+}
+
+absl::Status JsonSchemaWriter::Spend(size_t work, const Place& place) {
+  work_ += work;
+  if (work_ <= kMaxWork) return absl::OkStatus();
+  return Error(place, "the schema is too large once its parts are merged");
 }
 
 absl::Status JsonSchemaWriter::CheckKeywords(const Json& schema, const Place& place) const {
@@ -101,12 +108,11 @@ absl::StatusOr<NodeId> JsonSchemaWriter::Schema(const Json& schema, const Place&
   if (place.depth > limits_.max_nesting) {
     return Error(place, fmt::format("schemas are nested deeper than {}", limits_.max_nesting));
   }
+  CADRE_RETURN_IF_ERROR(g_.Check(limits_));
   if (schema == Json(true)) return json_.Value();
   if (schema == Json(false)) return g_.Choice({});
   if (!schema.is_object()) return Error(place, "a schema is an object, true or false");
-  work_ += schema.size() + 1;
-  if (work_ > kMaxWork) return Error(place, "the schema is too large once its parts are merged");
-  CADRE_RETURN_IF_ERROR(g_.Check(limits_));
+  CADRE_RETURN_IF_ERROR(Spend(schema.size() + 1, place));
   CADRE_RETURN_IF_ERROR(CheckKeywords(schema, place));
   if (schema.contains("$ref")) return Reference(schema, place);
   if (schema.contains("allOf")) return AllOf(schema, place);
@@ -128,11 +134,10 @@ absl::StatusOr<NodeId> JsonSchemaWriter::Plain(const Json& schema, const Place& 
 }
 
 absl::StatusOr<Json> JsonSchemaWriter::Merge(const Json& a, const Json& b, const Place& place) {
+  CADRE_RETURN_IF_ERROR(Spend(CopyWork(a) + CopyWork(b), place));
   if (b == Json(true)) return a;
   if (b == Json(false)) return Json{{"enum", Json::array()}};
   if (!b.is_object()) return Error(place, "a schema is an object, true or false");
-  work_ += CountValues(a) + CountValues(b);
-  if (work_ > kMaxWork) return Error(place, "the schema is too large once its parts are merged");
   absl::StatusOr<Json> merged = MergeSchemas(a, b);
   if (!merged.ok()) return Error(place, Message(merged.status()));
   return merged;
@@ -222,8 +227,13 @@ absl::StatusOr<NodeId> JsonSchemaWriter::OneOf(const char* keyword, const Json& 
 }
 
 absl::StatusOr<NodeId> JsonSchemaWriter::Values(const Json& schema, const Place& place) {
-  Json values = schema.contains("const") ? Json::array({schema["const"]}) : schema["enum"];
-  if (!values.is_array()) return Error(place, "'enum' must be a list");
+  auto constant = schema.find("const");
+  if (constant == schema.end() && !schema["enum"].is_array()) {
+    return Error(place, "'enum' must be a list");
+  }
+  const std::span<const Json> values = constant != schema.end()
+                                           ? std::span<const Json>(&*constant, 1)
+                                           : schema["enum"].get_ref<const Json::array_t&>();
   for (const Keyword& keyword : kSupported) {
     if (keyword.type.empty() || !schema.contains(std::string(keyword.name))) continue;
     return Error(place,
@@ -240,10 +250,10 @@ absl::StatusOr<NodeId> JsonSchemaWriter::Values(const Json& schema, const Place&
   };
   std::vector<NodeId> choices;
   for (const Json& value : values) {
-    work_ += CountValues(value);
-    if (work_ > kMaxWork) return Error(place, "the schema is too large once its parts are merged");
-    CADRE_RETURN_IF_ERROR(g_.Check(limits_));
-    if (fits(value)) choices.push_back(json_.Literal(value));
+    CADRE_RETURN_IF_ERROR(Spend(CopyWork(value), place));
+    if (!fits(value)) continue;
+    CADRE_ASSIGN_OR_RETURN(NodeId choice, json_.Literal(value, limits_));
+    choices.push_back(choice);
   }
   return g_.Choice(std::move(choices));
 }
@@ -296,8 +306,9 @@ absl::StatusOr<Grammar> JsonSchemaWriter::Write() {
   while (!pending_.empty()) {
     const std::string ref = std::move(pending_.back());
     pending_.pop_back();
-    CADRE_ASSIGN_OR_RETURN(const Json* target, Resolve(Json(ref), {.pointer = ref}));
-    CADRE_ASSIGN_OR_RETURN(NodeId rule_body, Schema(*target, {.pointer = ref}));
+    const Place place{.pointer = ref.substr(0, Place::kShown)};
+    CADRE_ASSIGN_OR_RETURN(const Json* target, Resolve(Json(ref), place));
+    CADRE_ASSIGN_OR_RETURN(NodeId rule_body, Schema(*target, place));
     g_.rules[rules_.at(ref)].body = rule_body;
   }
   CADRE_RETURN_IF_ERROR(g_.Check(limits_));

@@ -127,12 +127,18 @@ absl::StatusOr<Json> MergeSchemas(const Json& a, const Json& b) {
   return merged;
 }
 
-size_t CountValues(const Json& value) {
-  size_t count = 1;
-  if (value.is_structured()) {
-    for (const Json& child : value) count += CountValues(child);
+size_t CopyWork(const Json& value) {
+  size_t work = 1;
+  if (value.is_string()) work += value.get_ref<const std::string&>().size() / 16;
+  if (value.is_array()) {
+    for (const Json& child : value) work += CopyWork(child);
   }
-  return count;
+  if (value.is_object()) {
+    for (const auto& [name, child] : value.get_ref<const Json::object_t&>()) {
+      work += name.size() / 16 + CopyWork(child);
+    }
+  }
+  return work;
 }
 
 }  // namespace cadre

@@ -5,6 +5,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include "core/process_memory.h"
 #include "serving/grammar/compiled_grammar.h"
 #include "serving/grammar/json_grammar.h"
 #include "serving/grammar/schema_oracle.h"
@@ -15,11 +16,12 @@ namespace {
 using Json = nlohmann::ordered_json;
 using testing::HasSubstr;
 
-std::string Refusal(const char* schema) {
-  auto grammar = ParseJsonSchema(Json::parse(schema));
+std::string Refusal(const Json& schema) {
+  auto grammar = ParseJsonSchema(schema);
   if (!grammar.ok()) return Message(grammar.status());
-  return Message(CompileAutomaton(*grammar, {}).status());
+  return Message(CompileAutomaton(*std::move(grammar), {}).status());
 }
+std::string Refusal(const char* schema) { return Refusal(Json::parse(schema)); }
 
 // "ok", "prefix" where more must come, or the first part that may not stand there.
 std::string Match(const Grammar& grammar, std::string_view text) {
@@ -188,6 +190,66 @@ TEST(JsonSchema, LongListsAreMergedAndBounded) {
   Json lists = Json::array();
   for (int i = 0; i < 40; ++i) lists.push_back({{"enum", first}});
   EXPECT_THAT(Message(ParseJsonSchema({{"anyOf", lists}}).status()), HasSubstr("parts"));
+}
+
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+constexpr int kMostMegabytes = 1024;  // what is freed stays with the sanitizer
+#else
+constexpr int kMostMegabytes = 64;
+#endif
+
+// In a child, whose peak begins at what it holds.
+int MegabytesToCompile(const Json& schema, const char* said) {
+  const int64_t before = ReadResidentMemory().peak;
+  const std::string refusal = Refusal(schema);
+  if (refusal.find(said) == std::string::npos) {
+    fmt::print(stderr, "{}\n", refusal);
+    return -1;
+  }
+  return static_cast<int>((ReadResidentMemory().peak - before) >> 20);
+}
+
+// Schemas of at most 256 KiB whose parts are large where they are copied.
+TEST(JsonSchema, CopiesArePaidForByTheirBytes) {
+  Json many_merges = {{"id", {{"const", std::string(131000, 'x')}}}, {"anyOf", Json::array()}};
+  for (int i = 0; i < 4500; ++i) many_merges["anyOf"].push_back({{"allOf", {{{"$ref", "#/id"}}}}});
+  Json many_names = {{"additionalProperties", {{"const", std::string(200000, 'x')}}}};
+  Json long_names = {{"properties", Json::object()}, {"additionalProperties", true}};
+  for (int i = 0; i < 1000; ++i) {
+    many_names["required"].push_back(std::to_string(i));
+    long_names["properties"][std::to_string(i) + std::string(240, 'x')] = true;
+  }
+  const Json many_values = {{"const", Json(std::vector<int>(131000, 1))}};
+  Json nested = {{"type", "no"}, {"x", Json(std::vector<Json>(80000, Json::array()))}};
+  for (int i = 0; i < 31; ++i) nested = {{"properties", {{"x", std::move(nested)}}}};
+  const std::pair<Json, const char*> schemas[] = {{many_merges, "bytes of text"},
+                                                  {many_names, "bytes of text"},
+                                                  {long_names, "parts"},
+                                                  {many_values, "parts"},
+                                                  {nested, "'type'"}};
+  for (const auto& [schema, said] : schemas) {
+    auto compile = [&, &schema = schema, &said = said] {
+      const int megabytes = MegabytesToCompile(schema, said);
+      fmt::print(stderr, "{} MB\n", megabytes);  // shown where it is too much
+      std::_Exit(megabytes >= 0 && megabytes < kMostMegabytes ? 0 : 1);
+    };
+    EXPECT_EXIT(compile(), testing::ExitedWithCode(0), "") << schema.dump().substr(0, 100);
+  }
+}
+
+TEST(JsonSchema, LargeOrdinaryOnesCompile) {
+  Json words = Json::array(), properties = Json::object(), required = Json::array();
+  for (int i = 0; i < 10000; ++i) words.push_back(fmt::format("word{}", i * 7919 % 100000));
+  for (int i = 0; i < 300; ++i) {
+    const std::string name = fmt::format("property_{}", i);
+    properties[name] = {{"type", i % 3 == 0 ? "string" : i % 3 == 1 ? "integer" : "boolean"}};
+    required.push_back(name);
+  }
+  const Json object = {{"type", "object"}, {"properties", properties}, {"required", required}};
+  for (const Json& schema :
+       {Json{{"enum", words}}, object, Json{{"type", "string"}, {"maxLength", 5000}}}) {
+    EXPECT_EQ(Refusal(schema), "") << schema.dump().substr(0, 100);
+  }
 }
 
 std::shared_ptr<const TokenTrie> Vocabulary(uint32_t seed) {

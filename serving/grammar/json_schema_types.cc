@@ -14,7 +14,13 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 constexpr size_t kMaxKeyLength = 256;  // of names that other keys must differ from
-constexpr size_t kMaxRequired = 1024;  // each is looked for among the properties
+constexpr size_t kMaxRequired = 1024;
+
+// Without a copy, which is as large as the document at each level of it.
+const Json& Member(const Json& schema, const char* name, const Json& absent) {
+  auto found = schema.find(name);
+  return found == schema.end() ? absent : *found;
+}
 
 }  // namespace
 
@@ -85,11 +91,12 @@ absl::StatusOr<NodeId> JsonSchemaWriter::Number(const Json& schema, const Place&
 absl::StatusOr<NodeId> JsonSchemaWriter::Array(const Json& schema, const Place& place) {
   CADRE_ASSIGN_OR_RETURN(int64_t min, Count(schema, "minItems", 0, place));
   CADRE_ASSIGN_OR_RETURN(int64_t max, Count(schema, "maxItems", -1, place));
-  Json prefix = schema.value("prefixItems", Json::array());
-  const bool old_tuple = schema.contains("items") && schema["items"].is_array();
-  if (old_tuple) prefix = schema["items"];  // up to draft 2019-09
+  const Json anything = true, none = Json::array();
+  const Json& items = Member(schema, "items", anything);
+  const bool old_tuple = items.is_array();  // up to draft 2019-09
+  const Json& prefix = old_tuple ? items : Member(schema, "prefixItems", none);
   if (!prefix.is_array()) return Error(place, "'prefixItems' must be a list of schemas");
-  const Json rest = old_tuple || !schema.contains("items") ? Json(true) : schema["items"];
+  const Json& rest = old_tuple ? anything : items;
   const auto first = static_cast<int64_t>(prefix.size());
   // What stands behind a prefix is written only where the schema speaks of it.
   const bool open = first == 0 || (schema.contains("items") && !old_tuple) || min > first;
@@ -111,25 +118,39 @@ absl::StatusOr<NodeId> JsonSchemaWriter::Array(const Json& schema, const Place& 
   return json_.Enclosed("[", g_.Sequence(std::move(parts)), "]");
 }
 
-absl::StatusOr<NodeId> JsonSchemaWriter::Object(const Json& schema, const Place& place) {
-  Json properties = schema.value("properties", Json::object());
-  const Json required = schema.value("required", Json::array());
-  if (!properties.is_object()) return Error(place, "'properties' must be an object");
-  if (!required.is_array()) return Error(place, "'required' must be a list of names");
-  if (required.size() > kMaxRequired) {
-    return Error(place, fmt::format("'required' has {} names, allowed are {}", required.size(),
-                                    kMaxRequired));
+absl::StatusOr<std::vector<std::string>> JsonSchemaWriter::Required(const Json& schema,
+                                                                    const Place& place) const {
+  const Json none = Json::array();
+  const Json& names = Member(schema, "required", none);
+  if (!names.is_array()) return Error(place, "'required' must be a list of names");
+  if (names.size() > kMaxRequired) {
+    return Error(
+        place, fmt::format("'required' has {} names, allowed are {}", names.size(), kMaxRequired));
   }
-  const bool described = schema.contains("properties");
-  // What stands for names that `properties` does not list.
-  const Json other = schema.value("additionalProperties", Json(!described));
-  std::set<std::string> needed;
-  for (const Json& name : required) {
+  std::vector<std::string> required;
+  for (const Json& name : names) {
     if (!name.is_string()) return Error(place, "'required' must be a list of names");
-    needed.insert(name.get<std::string>());
-    if (!properties.contains(name.get<std::string>())) {
-      properties[name.get<std::string>()] = schema.value("additionalProperties", Json(true));
-    }
+    required.push_back(name.get<std::string>());
+  }
+  return required;
+}
+
+absl::StatusOr<NodeId> JsonSchemaWriter::Object(const Json& schema, const Place& place) {
+  const bool described = schema.contains("properties");
+  const Json none = Json::object(), anything = true, open = !described;
+  const Json& listed = Member(schema, "properties", none);
+  if (!listed.is_object()) return Error(place, "'properties' must be an object");
+  CADRE_ASSIGN_OR_RETURN(const std::vector<std::string> required, Required(schema, place));
+  const std::set<std::string> needed(required.begin(), required.end());
+  std::set<std::string> named;
+  std::vector<std::pair<std::string, const Json*>> properties;
+  for (const auto& [name, value] : listed.get_ref<const Json::object_t&>()) {
+    named.insert(name);
+    properties.emplace_back(name, &value);
+  }
+  for (const std::string& name : required) {
+    if (!named.insert(name).second) continue;
+    properties.emplace_back(name, &Member(schema, "additionalProperties", anything));
   }
   if (properties.empty()) return Map(schema, place);
   for (const char* name : {"minProperties", "maxProperties"}) {
@@ -139,14 +160,14 @@ absl::StatusOr<NodeId> JsonSchemaWriter::Object(const Json& schema, const Place&
   }
   std::vector<NodeId> members;
   std::vector<bool> optional;
-  std::set<std::string> named;
-  for (const auto& [name, value] : properties.items()) {
-    named.insert(name);
-    if (value == Json(false) && !needed.contains(name)) continue;
-    CADRE_ASSIGN_OR_RETURN(NodeId node, Schema(value, place.Below("properties/" + name)));
+  for (const auto& [name, value] : properties) {
+    if (*value == Json(false) && !needed.contains(name)) continue;
+    CADRE_ASSIGN_OR_RETURN(NodeId node, Schema(*value, place.Below("properties/" + name)));
     members.push_back(g_.Sequence({json_.Key(name), node}));
     optional.push_back(!needed.contains(name));
   }
+  // What stands for names that `properties` does not list.
+  const Json& other = Member(schema, "additionalProperties", open);
   const bool repeats = other != Json(false);
   if (repeats) {
     CADRE_ASSIGN_OR_RETURN(NodeId member, OtherMembers(other, named, place));
@@ -160,7 +181,8 @@ absl::StatusOr<NodeId> JsonSchemaWriter::Object(const Json& schema, const Place&
 absl::StatusOr<NodeId> JsonSchemaWriter::Map(const Json& schema, const Place& place) {
   CADRE_ASSIGN_OR_RETURN(const int64_t min, Count(schema, "minProperties", 0, place));
   CADRE_ASSIGN_OR_RETURN(const int64_t max, Count(schema, "maxProperties", -1, place));
-  const Json other = schema.value("additionalProperties", Json(!schema.contains("properties")));
+  const Json open = !schema.contains("properties");
+  const Json& other = Member(schema, "additionalProperties", open);
   if (other == Json(true) && min == 0 && max < 0) return json_.Object();
   if (other == Json(false) || max == 0) {
     return min > 0 ? g_.Choice({}) : json_.Enclosed("{", g_.Sequence({}), "}");
@@ -196,12 +218,15 @@ absl::StatusOr<NodeId> JsonSchemaWriter::OtherKey(const std::set<std::string>& n
     names.emplace_back();
     while (!cursor.done()) names.back().push_back(cursor.Next());
   }
-  return g_.Sequence({g_.Bytes("\""), KeyNotIn(std::move(names), 0), g_.Bytes("\"")});
+  CADRE_ASSIGN_OR_RETURN(NodeId key, KeyNotIn(std::move(names), 0));
+  return g_.Sequence({g_.Bytes("\""), key, g_.Bytes("\"")});
 }
 
 // Text without escapes that is none of `names`, which agree in their first `at` characters; from
 // there on.
-NodeId JsonSchemaWriter::KeyNotIn(std::vector<std::vector<uint32_t>> names, size_t at) {
+absl::StatusOr<NodeId> JsonSchemaWriter::KeyNotIn(std::vector<std::vector<uint32_t>> names,
+                                                  size_t at) {
+  CADRE_RETURN_IF_ERROR(g_.Check(limits_));
   const std::vector<CodepointRange> plain = {{' ', '!'}, {'#', '['}, {']', kMaxCodepoint}};
   std::map<uint32_t, std::vector<std::vector<uint32_t>>> by_next;
   std::vector<NodeId> choices;
@@ -219,7 +244,8 @@ NodeId JsonSchemaWriter::KeyNotIn(std::vector<std::vector<uint32_t>> names, size
   for (auto& [c, longer] : by_next) {
     // Characters that need an escape are in no such text.
     if (Without({{c, c}}, plain).empty()) {
-      choices.push_back(g_.Sequence({g_.Bytes(Utf8(c)), KeyNotIn(std::move(longer), at + 1)}));
+      CADRE_ASSIGN_OR_RETURN(NodeId rest, KeyNotIn(std::move(longer), at + 1));
+      choices.push_back(g_.Sequence({g_.Bytes(Utf8(c)), rest}));
     }
     taken.push_back({c, c});
   }

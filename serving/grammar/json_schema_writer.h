@@ -25,12 +25,16 @@ class JsonSchemaWriter {
  private:
   // Where in the document a schema stands, for messages, and how deep.
   struct Place {
+    static constexpr size_t kShown = 300;  // a name may be as long as the document
     std::string pointer = "#";
     int depth = 0;
-    Place Below(const std::string& name) const { return {pointer + "/" + name, depth + 1}; }
+    Place Below(const std::string& name) const {
+      return {(pointer + "/" + name).substr(0, kShown), depth + 1};
+    }
   };
 
   absl::Status Error(const Place& place, const std::string& message) const;
+  absl::Status Spend(size_t work, const Place& place);
   absl::StatusOr<NodeId> Schema(const Json& schema, const Place& place);
   absl::StatusOr<NodeId> Plain(const Json& schema, const Place& place);
   absl::Status CheckKeywords(const Json& schema, const Place& place) const;
@@ -50,11 +54,12 @@ class JsonSchemaWriter {
   absl::StatusOr<NodeId> Number(const Json& schema, const Place& place, bool integer);
   absl::StatusOr<NodeId> Array(const Json& schema, const Place& place);
   absl::StatusOr<NodeId> Object(const Json& schema, const Place& place);
+  absl::StatusOr<std::vector<std::string>> Required(const Json& schema, const Place& place) const;
   absl::StatusOr<NodeId> Map(const Json& schema, const Place& place);
   absl::StatusOr<NodeId> OtherMembers(const Json& schema, const std::set<std::string>& named,
                                       const Place& place);
   absl::StatusOr<NodeId> OtherKey(const std::set<std::string>& named, const Place& place);
-  NodeId KeyNotIn(std::vector<std::vector<uint32_t>> names, size_t at);
+  absl::StatusOr<NodeId> KeyNotIn(std::vector<std::vector<uint32_t>> names, size_t at);
   // A count that is a whole number, or `absent`.
   absl::StatusOr<int64_t> Count(const Json& schema, const char* name, int64_t absent,
                                 const Place& place) const;
@@ -65,7 +70,7 @@ class JsonSchemaWriter {
   JsonRules json_;
   std::map<std::string, RuleId> rules_;  // by $ref
   std::vector<std::string> pending_;     // refs whose rules have no body yet
-  size_t work_ = 0;                      // values of the document looked at
+  size_t work_ = 0;                      // values looked at and copied, see CopyWork
 };
 
 }  // namespace cadre

@@ -38,8 +38,9 @@ int64_t NfaWriter::Measure(NodeId id) {
     case NodeKind::kUntil:
       return static_cast<int64_t>(node.bytes.size()) + 1;
     case NodeKind::kClass: {
-      int64_t size = 1;
-      for (const auto& sequence : Utf8Sequences(node.ranges)) {
+      const auto sequences = Utf8Sequences(node.ranges);
+      auto size = static_cast<int64_t>(1 + sequences.size() / 8);
+      for (const auto& sequence : sequences) {
         size += static_cast<int64_t>(sequence.size()) - 1;
       }
       return size;

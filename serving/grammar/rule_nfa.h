@@ -35,7 +35,7 @@ class NfaWriter {
   // The grammar may get further rules.
   NfaWriter(Grammar& grammar, const GrammarLimits& limits);
 
-  // States that the node costs; saturates at kTooLarge.
+  // States that the node costs, edges of classes counting an eighth of one; saturates at kTooLarge.
   static constexpr int64_t kTooLarge = int64_t{1} << 40;
   int64_t Size(NodeId node);
 
