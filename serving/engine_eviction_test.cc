@@ -181,14 +181,14 @@ TEST_F(EvictionTest, RefusesWhatDoesNotGoTogether) {
   using testing::HasSubstr;
   EXPECT_THAT(refusal(Evicting(Long(1, 100, 5), "cake", 20)),
               HasSubstr("kv_budget: 20, at least 33"));
-  EXPECT_THAT(refusal(Evicting(Long(1, 100, 5), "lru", 64)), HasSubstr("kv_eviction: lru"));
+  EXPECT_THAT(refusal(Evicting(Long(1, 100, 5), "lru", 64)), HasSubstr("kv_eviction: 'lru'"));
   EXPECT_THAT(refusal(Evicting(Long(1, 100, 5), "cake", 0)), HasSubstr("no kv_budget is given"));
   GenerationRequest choice = Evicting(Long(1, 100, 5), "cake", 40);
   choice.sampling.choice = 1;
   EXPECT_THAT(refusal(choice), HasSubstr("n: more than one choice"));
   GenerationRequest scored = Evicting(Long(1, 100, 5), "cake", 40);
   scored.sampling.prompt_logprobs = 1;
-  EXPECT_THAT(refusal(scored), HasSubstr("logprobs of the prompt"));
+  EXPECT_THAT(refusal(scored), HasSubstr("not together with kv_budget"));
 
   EngineOptions bounded = Options();
   bounded.eviction.budget = 80;

@@ -92,14 +92,21 @@ absl::StatusOr<std::unique_ptr<EvictingSequence>> MakeEvicting(const GenerationR
   const int64_t answer = std::max(request.sampling.max_tokens - 1, 0);
   const bool grows_over = policy->evicts_answers() && shape.tokens + answer > budget;
   if (!policy->Evicts(shape) && !grows_over) return nullptr;
+  const std::string asker =
+      request.kv_budget > 0
+          ? "kv_budget"
+          : fmt::format(
+                "this server's kv_eviction.budget of {}, which a kv_budget of the "
+                "request's own goes before",
+                budget);
   if (request.sampling.choice > 0) {
-    return InvalidArgument("n: more than one choice, not together with kv_budget");
+    return InvalidArgument("n: more than one choice, not together with {}", asker);
   }
   if (deps.speculation) {
     return InvalidArgument("kv_budget: not together with speculation, which this server does");
   }
   if (request.sampling.prompt_logprobs >= 0) {
-    return InvalidArgument("prompt_logprobs: not together with kv_budget");
+    return InvalidArgument("prompt_logprobs: logprobs of a prompt, not together with {}", asker);
   }
   return std::make_unique<EvictingSequence>(deps.pool, std::move(policy), shape, answer);
 }

@@ -86,7 +86,7 @@ TEST(ServingRanksQueue, HoldsWhatNoDataParallelRankRuns) {
     auto engine = Engine::Create(*model, options);
     ASSERT_TRUE(engine.ok()) << Message(engine.status());
     EXPECT_EQ((*engine)->Submit({Request(0), Request(1), Request(2), Request(3)}, nullptr).code(),
-              absl::StatusCode::kResourceExhausted);
+              absl::StatusCode::kInvalidArgument);
     for (const auto& [id, answer] : Ask(**engine, {Request(0), Request(1), Request(2)})) {
       EXPECT_EQ(answer.finish, FinishReason::kLength) << id;
     }
