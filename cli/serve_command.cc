@@ -62,7 +62,10 @@ void Reload(const config::ServeConfig& config, HttpServer& server, spdlog::logge
   absl::StatusOr<ServeKeys> keys = ReadKeys(config);
   absl::Status status = keys.status();
   if (status.ok()) status = server.ReplaceKeys(keys->clients, keys->administrators);
-  if (status.ok()) log.info("SIGHUP: {} keys", keys->clients.size() + keys->administrators.size());
+  if (status.ok()) {
+    log.info("SIGHUP: {} client keys, {} administrators' keys", keys->clients.size(),
+             keys->administrators.size());
+  }
   if (!status.ok()) log.error("SIGHUP: {}; the keys are as before", Message(status));
   status = server.ReloadFiles();
   if (!status.ok()) log.error("SIGHUP: {}; what was there stays", Message(status));
@@ -141,6 +144,7 @@ void End(const config::ServeConfig& config, bool failed, HttpServer& server, Eng
   // Requests of an engine that failed have only their errors left to be written.
   const double drain = failed ? kLastWordsSeconds : config.drain_timeout_s();
   const double delay = failed ? 0 : config.drain_delay_s();
+  if (delay > 0) log.info("/ready says 503; draining begins in {} s", delay);
   std::this_thread::sleep_for(std::chrono::duration<double>(delay));
   log.info("draining for at most {} s", drain);
   if (!server.Drain(drain)) {

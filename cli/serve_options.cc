@@ -243,11 +243,23 @@ absl::StatusOr<int> MaxConnections(const config::ServeConfig& config) {
   return static_cast<int>(std::min(wanted, most));
 }
 
+// Settings that would do nothing without another one.
+absl::Status CheckHalves(const config::ServeConfig& config) {
+  if (config.has_admin_api_key_file() && !config.has_admin_port()) {
+    return InvalidArgument("admin_api_key_file: nothing needs it without admin_port");
+  }
+  if (config.has_kv_disk_cache_path() && config.kv_disk_cache_bytes() == 0) {
+    return InvalidArgument("kv_disk_cache_path: nothing goes there without kv_disk_cache_bytes");
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 absl::StatusOr<HttpServerOptions> ToHttpOptions(const config::ServeConfig& config) {
   CADRE_ASSIGN_OR_RETURN(ServeKeys keys, ReadKeys(config));
   CADRE_ASSIGN_OR_RETURN(const int max_connections, MaxConnections(config));
+  CADRE_RETURN_IF_ERROR(CheckHalves(config));
   HttpServerOptions options{
       .host = config.host(),
       .port = static_cast<uint16_t>(config.port()),

@@ -110,6 +110,7 @@ RenderedChat ToRendered(const Text& text) {
 }  // namespace
 
 struct ChatTemplate::Parts {
+  std::string source;
   jinja::Body body;
   std::optional<jinja::Body> with_tools;  // the named template "tool_use"
   Dict special_tokens;
@@ -120,6 +121,7 @@ struct ChatTemplate::Parts {
 
 ChatTemplate::ChatTemplate(std::unique_ptr<Parts> parts) : parts_(std::move(parts)) {}
 ChatTemplate::~ChatTemplate() = default;
+const std::string& ChatTemplate::source() const { return parts_->source; }
 
 std::vector<TextSpan> RenderedChat::Spans() const {
   std::vector<TextSpan> spans;
@@ -134,6 +136,7 @@ std::vector<TextSpan> RenderedChat::Spans() const {
 absl::StatusOr<std::unique_ptr<ChatTemplate>> ChatTemplate::Parse(std::string_view source,
                                                                   std::string_view special_tokens) {
   auto parts = std::make_unique<Parts>();
+  parts->source = source;
   absl::StatusOr<jinja::Body> body = jinja::ParseTemplate(source);
   if (!body.ok()) return Annotate(body.status(), "chat template");
   parts->body = *std::move(body);
@@ -198,6 +201,7 @@ absl::StatusOr<std::unique_ptr<ChatTemplate>> ChatTemplate::Load(const std::stri
   auto parts = std::make_unique<Parts>();
   absl::StatusOr<jinja::Body> body = jinja::ParseTemplate(source);
   if (!body.ok()) return Annotate(body.status(), where);
+  parts->source = source;
   parts->body = *std::move(body);
   if (with_tools) {
     body = jinja::ParseTemplate(*with_tools);

@@ -79,6 +79,9 @@ class ChatTemplate {
   ChatTemplate(const ChatTemplate&) = delete;
   ChatTemplate& operator=(const ChatTemplate&) = delete;
 
+  // Of the template that requests without tools are rendered by.
+  const std::string& source() const;
+
   // kInvalidArgument, with the template's line, for whatever the template or the input does wrong,
   // the template's own raise_exception included.
   absl::StatusOr<RenderedChat> Render(const ChatInput& input) const;

@@ -60,7 +60,10 @@ absl::StatusOr<std::vector<std::string>> ReadKeyFile(const std::string& path) {
     if (line.ends_with('\r')) line.pop_back();
     if (line.empty() || line.starts_with('#')) continue;
     if (!IsKey(line)) {
-      return InvalidArgument("{}: line {}: a key has visible ASCII characters alone", path, number);
+      return InvalidArgument(
+          "{}: line {}: a key has visible ASCII characters alone, no spaces; what "
+          "follows # is a comment in a line of its own",
+          path, number);
     }
     keys.push_back(std::move(line));
   }

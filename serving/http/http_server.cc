@@ -11,6 +11,7 @@
 #include <boost/asio/use_awaitable.hpp>
 #include <chrono>
 #include <optional>
+#include <set>
 #include <thread>
 
 #include "serving/http/http_connection.h"
@@ -43,6 +44,8 @@ struct HttpServer::Impl {
   absl::Status Listen(const std::string& host, uint16_t port, Bind bind, int max_connections);
   absl::Status ListenAll();
   absl::Status LoadFiles();
+  absl::Status LoadCertificate();
+  absl::Status OpenLog();
   void Accept();
   asio::awaitable<void> Accept(Acceptor* acceptor);
   void Stop();
@@ -78,6 +81,11 @@ absl::Status CheckHttpOptions(const HttpServerOptions& options) {
   if (options.service.served_model_names.empty()) {
     return InvalidArgument("served_model_name: at least one name is needed");
   }
+  std::set<std::string> names;
+  for (const std::string& name : options.service.served_model_names) {
+    if (!name.empty() && names.insert(name).second) continue;
+    return InvalidArgument("served_model_name: '{}', a name is not empty and comes once", name);
+  }
   if (options.max_total_request_bytes < options.max_request_bytes) {
     return InvalidArgument("max_total_request_bytes: {}, less than max_request_bytes, {}",
                            options.max_total_request_bytes, options.max_request_bytes);
@@ -89,6 +97,9 @@ absl::Status CheckHttpOptions(const HttpServerOptions& options) {
   CADRE_RETURN_IF_ERROR(CheckKeys(options.admin_api_keys, "admin_api_key"));
   CADRE_RETURN_IF_ERROR(CheckBind(options, "host", options.host, !options.api_keys.empty()));
   if (options.admin_port < 0) return absl::OkStatus();
+  if (options.admin_port != 0 && options.admin_port == options.port) {
+    return InvalidArgument("admin_port: {}, which is port", options.admin_port);
+  }
   return CheckBind(options, "admin_host", options.admin_host, !options.admin_api_keys.empty());
 }
 
@@ -109,13 +120,24 @@ absl::Status HttpServer::Impl::Listen(const std::string& host, uint16_t port, Bi
   return absl::OkStatus();
 }
 
+// A certificate that cannot be taken keeps no log from its new file.
 absl::Status HttpServer::Impl::LoadFiles() {
+  const absl::Status log = OpenLog();
+  CADRE_RETURN_IF_ERROR(LoadCertificate());
+  return log;
+}
+
+absl::Status HttpServer::Impl::LoadCertificate() {
   const HttpServerOptions& options = shared.options;
-  if (!options.tls_certificate_file.empty()) {
-    CADRE_ASSIGN_OR_RETURN(std::shared_ptr<TlsContext> tls,
-                           LoadTls(options.tls_certificate_file, options.tls_key_file));
-    shared.tls.Replace(std::move(tls));
-  }
+  if (options.tls_certificate_file.empty()) return absl::OkStatus();
+  CADRE_ASSIGN_OR_RETURN(std::shared_ptr<TlsContext> tls,
+                         LoadTls(options.tls_certificate_file, options.tls_key_file));
+  shared.tls.Replace(std::move(tls));
+  return absl::OkStatus();
+}
+
+absl::Status HttpServer::Impl::OpenLog() {
+  const HttpServerOptions& options = shared.options;
   if (options.access_log_file.empty()) return absl::OkStatus();
   if (shared.access_log) return shared.access_log->Reopen();
   CADRE_ASSIGN_OR_RETURN(shared.access_log,

@@ -102,6 +102,8 @@ TEST_F(MessagesEndpointTest, ErrorsHaveTheirOwnShape) {
       {{{"stop_sequences", {""}}}, "stop_sequences"},
       {{{"tools", {{{"name", "f"}}}}}, "tools"},
       {{{"thinking", {{"type", "enabled"}, {"budget_tokens", 1024}}}}, "thinking"},
+      {{{"output_config", {{"format", {{"type", "xml"}}}}}}, "output_config.format"},
+      {{{"output_format", {{"type", "json_schema"}}}}, "output_config.format"},
       {{{"temperature", -1}}, "temperature"}};
   for (const auto& [extra, said] : bad) {
     Reply reply = Ask(extra);
@@ -120,6 +122,18 @@ TEST_F(MessagesEndpointTest, ErrorsHaveTheirOwnShape) {
   EXPECT_EQ(reply.status, 429);
   EXPECT_EQ(reply.json()["error"]["type"], "rate_limit_error");
   EXPECT_NE(reply.head.find("Retry-After"), std::string::npos);
+}
+
+TEST_F(MessagesEndpointTest, TheTextHasTheFormThatIsAskedFor) {
+  engine_.SetReply(R"(Sure: {"a": 12, "b": [true]})");
+  const Json schema = {{"type", "object"},
+                       {"properties", {{"a", {{"type", "integer"}}}}},
+                       {"required", {"a"}},
+                       {"additionalProperties", false}};
+  const Json config = {{"format", {{"type", "json_schema"}, {"schema", schema}}}};
+  const Json body = Ask({{"output_config", config}}).json();
+  const auto text = body["content"][0]["text"].get<std::string>();
+  EXPECT_EQ(Json::parse(text, nullptr, false), (Json{{"a", 12}})) << text;
 }
 
 TEST_F(MessagesEndpointTest, AStreamThatBreaksEndsWithAnErrorEvent) {

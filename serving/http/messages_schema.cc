@@ -93,6 +93,11 @@ std::optional<ApiError> ParseMessagesRequest(std::string_view body, const Schema
   ReadStop(&fields, "stop_sequences", context.limits.max_stop_sequences, context, request);
   ReadSampling(&fields, context, request);
   request->stream = fields.Bool("stream").value_or(false);
+  request->form = ReadFormatOf(&fields, "output_config");
+  if (fields.Get("output_format")) {
+    fields.Fail("'output_format' is not supported by this server: output_config.format is",
+                "output_format", "unsupported_parameter");
+  }
   RefuseUnbuilt(&fields, *request);
   request->unknown_fields = fields.Unknown();
   return fields.error();

@@ -1,5 +1,6 @@
 #include "serving/http/openai_service.h"
 
+#include <fmt/ranges.h>
 #include <spdlog/logger.h>
 
 #include <algorithm>
@@ -27,17 +28,9 @@ std::optional<ApiError> CheckPromptLogprobs(const ApiRequest& request, int64_t p
                     request.prompt_logprobs >= 0 ? "prompt_logprobs" : "logprobs", "invalid_value");
 }
 
-ApiError TooLong(size_t most, const ApiRequest& request) {
-  return BadRequest(fmt::format("the context is {} tokens, and the prompt has more", most),
-                    request.input_field, "context_length_exceeded");
-}
-
-size_t LongestToken(const Tokenizer& tokenizer) {
-  size_t longest = 1;
-  for (int32_t id = 0; id < tokenizer.vocab_size(); ++id) {
-    longest = std::max(longest, tokenizer.TokenBytes(id).size());
-  }
-  return longest;
+const std::string& TemplateOf(const ServingDeps& deps) {
+  return deps.chat_template != nullptr ? deps.chat_template->source()
+                                       : deps.tokenizer->chat_template();
 }
 
 // Tells the answers of this process from those of any other.
@@ -59,15 +52,14 @@ OpenAiService::OpenAiService(const ServingDeps& deps, ServiceOptions options)
       options_(std::move(options)),
       started_(std::time(nullptr)),
       id_prefix_(RandomPrefix()),
-      tool_format_(options_.tool_call_parser == "auto"
-                       ? DetectToolFormat(deps.tokenizer->chat_template())
-                       : FindToolFormat(options_.tool_call_parser)),
+      tool_format_(options_.tool_call_parser == "auto" ? DetectToolFormat(TemplateOf(deps))
+                                                       : FindToolFormat(options_.tool_call_parser)),
       reasoning_(options_.reasoning_parser == "think" ||
                  (options_.reasoning_parser == "auto" &&
-                  deps.tokenizer->chat_template().find(kThinkClose) != std::string::npos)),
-      longest_token_(LongestToken(*deps.tokenizer)),
+                  TemplateOf(deps).find(kThinkClose) != std::string::npos)),
       next_seed_(options_.seed),
       unknown_fields_(options_.log),
+      prompts_(*deps.tokenizer, deps.chat_template, reasoning_),
       constraints_(*deps.tokenizer),
       hub_(std::make_shared<EventHub>(deps.engine)) {}
 
@@ -90,8 +82,12 @@ std::optional<ApiError> OpenAiService::Prepare(const ApiEndpoint& endpoint, std:
   if (error) return error;
   if (!request.model.empty() && (error = CheckModel(request.model))) return error;
   unknown_fields_.Log(request.unknown_fields);
-  if ((error = Tokenize(prepared))) return error;
-  if (endpoint.answer_text) {
+  PromptReader::Prompts prompts;
+  const bool counts = static_cast<bool>(endpoint.answer_text);
+  if ((error = prompts_.Read(request, info, counts, &prompts))) return error;
+  prepared->facts.prompts = std::move(prompts.all);
+  prepared->thinking = prompts.thinking;
+  if (counts) {
     return endpoint.answer_text(
         {*deps_.tokenizer, request, prepared->facts.prompts, info.max_context},
         &prepared->body.emplace());
@@ -100,95 +96,6 @@ std::optional<ApiError> OpenAiService::Prepare(const ApiEndpoint& endpoint, std:
   if ((error = Constrain(prepared))) return error;
   Identify(prepared);
   return std::nullopt;
-}
-
-std::optional<ApiError> OpenAiService::Tokenize(PreparedRequest* prepared) {
-  const ApiRequest& request = prepared->request;
-  const size_t kept = KeptTokens(*prepared), most = MostTokens(*prepared);
-  auto add = [&](std::vector<int32_t> ids, std::string echo) {
-    if (ids.size() > kept) {
-      ids.erase(ids.begin(), ids.end() - static_cast<std::ptrdiff_t>(kept));
-      if (request.echo && !request.chat) {
-        echo = deps_.tokenizer->Decode(ids, request.skip_special_tokens);
-      }
-    }
-    prepared->facts.prompts.push_back(
-        {std::make_shared<const std::vector<int32_t>>(std::move(ids)), std::move(echo)});
-  };
-  if (request.chat) {
-    if (!deps_.chat_template) {
-      return BadRequest("the model has no chat template", request.input_field, "no_chat_template");
-    }
-    absl::StatusOr<RenderedChat> chat = deps_.chat_template->Render(request.chat_input);
-    if (!chat.ok()) {
-      return BadRequest(Message(chat.status()), request.input_field, "chat_template_error");
-    }
-    std::vector<TextSpan> spans = chat->Spans();
-    const bool continues = request.chat_input.continue_final_message && !spans.empty() &&
-                           !spans.back().from_template;
-    if (reasoning_) {
-      prepared->thinking = ThinkingAfter(chat->text, continues ? spans.back().text : "");
-    }
-    if (auto error = CheckLength(chat->text.size(), most, request)) return error;
-    add(deps_.tokenizer->EncodeSpans(
-            spans, {.add_special_tokens = request.add_special_tokens.value_or(false),
-                    .most_ids = most}),
-        request.echo ? request.echo_text : std::string());
-  }
-  for (const PromptInput& prompt : request.prompts) {
-    if (const auto* text = std::get_if<std::string>(&prompt)) {
-      if (auto error = CheckLength(text->size(), most, request)) return error;
-      add(deps_.tokenizer->Encode(
-              *text, {.add_special_tokens = request.add_special_tokens.value_or(true),
-                      .most_ids = most}),
-          request.echo ? *text : std::string());
-      continue;
-    }
-    const auto& ids = std::get<std::vector<int32_t>>(prompt);
-    int vocab = deps_.engine->Info().vocab_size;
-    for (int32_t id : ids) {
-      if (id >= vocab) {
-        return BadRequest(fmt::format("'{}' has the token id {}, but ids end at {}",
-                                      request.input_field, id, vocab - 1),
-                          request.input_field, "invalid_value");
-      }
-    }
-    add(ids,
-        request.echo ? deps_.tokenizer->Decode(ids, request.skip_special_tokens) : std::string());
-  }
-  for (const AnswerFacts::Prompt& prompt : prepared->facts.prompts) {
-    if (prompt.ids->size() > most) return TooLong(most, request);
-    if (prompt.ids->empty() && !prepared->endpoint->answer_text) {
-      return BadRequest("the prompt is empty", request.input_field, "invalid_value");
-    }
-  }
-  return std::nullopt;
-}
-
-// That a prompt may come to: those of text answers are counted, whole and long ones, too.
-size_t OpenAiService::MostTokens(const PreparedRequest& prepared) const {
-  const bool any = prepared.request.truncate_prompt_tokens != 0 || prepared.endpoint->answer_text;
-  return any ? std::numeric_limits<size_t>::max()
-             : static_cast<size_t>(deps_.engine->Info().max_context);
-}
-
-std::optional<ApiError> OpenAiService::CheckLength(size_t bytes, size_t most,
-                                                   const ApiRequest& request) const {
-  if (bytes / longest_token_ <= most) return std::nullopt;
-  return TooLong(most, request);
-}
-
-// Of each prompt, from its end.
-size_t OpenAiService::KeptTokens(const PreparedRequest& prepared) const {
-  const ApiRequest& request = prepared.request;
-  if (request.truncate_prompt_tokens == 0) return std::numeric_limits<size_t>::max();
-  if (request.truncate_prompt_tokens > 0) {
-    return static_cast<size_t>(request.truncate_prompt_tokens);
-  }
-  const ModelInfo info = deps_.engine->Info();
-  const int most = request.kv_budget > 0 ? info.max_context : info.max_sequence;
-  const int answer = request.max_tokens.value_or(prepared.endpoint->answer_text ? 0 : 1);
-  return static_cast<size_t>(std::max(most - answer, 1));
 }
 
 // Of an answer that its request does not bound: what the context and the KV cache have room for,
@@ -280,8 +187,10 @@ std::optional<ApiError> OpenAiService::Constrain(PreparedRequest* prepared) {
   const bool tools = request.tools.choice != ToolRequest::Choice::kNone;
   if (tools && tool_format_ == nullptr) {
     return BadRequest(
-        fmt::format("'tools' is not supported with this model: its chat template speaks none of {}",
-                    ToolFormatNames()),
+        fmt::format(
+            "'tools' is not supported with this model: its chat template speaks none of {}, "
+            "and the server's tool_call_parser names none",
+            ToolFormatNames()),
         "tools", "unsupported_parameter");
   }
   MessageFormat& message = prepared->facts.message;
@@ -396,7 +305,7 @@ std::optional<ApiError> OpenAiService::CheckModel(std::string_view name) const {
   if (std::ranges::find(names, name) != names.end()) return std::nullopt;
   return ApiError{404,
                   fmt::format("the model '{}' does not exist; this server has '{}'",
-                              name.substr(0, 200), names.front()),
+                              name.substr(0, 200), fmt::join(names, "', '")),
                   "model", "model_not_found"};
 }
 

@@ -19,6 +19,7 @@
 #include "serving/http/call_info.h"
 #include "serving/http/event_hub.h"
 #include "serving/http/metrics.h"
+#include "serving/http/prompt_reader.h"
 #include "serving/http/request_observer.h"
 #include "serving/http/text_constraints.h"
 #include "serving/http/unknown_fields.h"
@@ -120,14 +121,9 @@ class OpenAiService {
   EngineClient& engine() { return *deps_.engine; }
 
  private:
-  std::optional<ApiError> Tokenize(PreparedRequest* prepared);
   std::optional<ApiError> Constrain(PreparedRequest* prepared);
   std::optional<ApiError> FillSampling(PreparedRequest* prepared);
   int OpenMaxTokens(const ApiRequest& request, size_t prompt_tokens) const;
-  size_t KeptTokens(const PreparedRequest& prepared) const;
-  size_t MostTokens(const PreparedRequest& prepared) const;
-  // A text of so many bytes has more tokens than `most`, whatever they are.
-  std::optional<ApiError> CheckLength(size_t bytes, size_t most, const ApiRequest& request) const;
   std::optional<ApiError> FillStops(ApiRequest* request) const;
   void AddSequences(PreparedRequest* prepared);
   void Identify(PreparedRequest* prepared);
@@ -141,12 +137,12 @@ class OpenAiService {
   const bool reasoning_;
   std::atomic<uint64_t> next_sequence_{1};
   std::atomic<uint64_t> next_answer_{0};
-  const size_t longest_token_;  // bytes
   std::atomic<uint64_t> next_seed_;
   UnknownFields unknown_fields_;
   std::mutex failure_mutex_;
   std::string failure_logged_;
   ServingMetrics metrics_;
+  const PromptReader prompts_;
   TextConstraints constraints_;
   std::shared_ptr<EventHub> hub_;
 };

@@ -30,20 +30,25 @@ class FormReader {
     return std::move(form_);
   }
 
-  TextForm ReadTextFormat() {
-    const Json* text = fields_->Get("text");
-    const Json format = text && text->is_object() ? text->value("format", Json()) : Json();
-    if (text && !text->is_object()) fields_->Fail("'text' must be an object", "text");
+  TextForm ReadFormatOf(const std::string& field) {
+    const Json* outer = fields_->Get(field);
+    if (outer && !outer->is_object()) {
+      fields_->Fail(fmt::format("'{}' must be an object", field), field);
+      return {};
+    }
+    const Json format = outer ? outer->value("format", Json()) : Json();
+    const std::string param = field + ".format";
     const Json type = format.is_object() ? format.value("type", Json("")) : format;
     if (type.is_null() || type == "text") return {};
     if (type == "json_object") {
-      Ask(Kind::kJsonObject, "", "text.format");
+      Ask(Kind::kJsonObject, "", param);
     } else if (type != "json_schema") {
-      fields_->Fail("'text.format.type' must be text, json_object or json_schema", "text.format");
+      fields_->Fail(fmt::format("'{}.type' must be text, json_object or json_schema", param),
+                    param);
     } else if (!format.contains("schema")) {
-      fields_->Fail("'text.format.schema' is missing", "text.format");
+      fields_->Fail(fmt::format("'{}.schema' is missing", param), param);
     } else {
-      Schema(format["schema"], "text.format");
+      Schema(format["schema"], param);
     }
     return std::move(form_);
   }
@@ -161,7 +166,9 @@ Grammar ChoiceGrammar(const Json& texts) {
 
 TextForm ReadTextForm(JsonFields* fields) { return FormReader(fields).Read(); }
 
-TextForm ReadTextFormat(JsonFields* fields) { return FormReader(fields).ReadTextFormat(); }
+TextForm ReadFormatOf(JsonFields* fields, const std::string& field) {
+  return FormReader(fields).ReadFormatOf(field);
+}
 
 absl::StatusOr<Grammar> FormGrammar(const TextForm& form, const GrammarLimits& limits) {
   if (form.text.size() > limits.max_text_bytes) {

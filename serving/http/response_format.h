@@ -20,8 +20,9 @@ struct TextForm {
 // Reads all of these fields; more than one that asks for something is an error.
 TextForm ReadTextForm(JsonFields* fields);
 
-// The same of /v1/responses, in `text.format`.
-TextForm ReadTextFormat(JsonFields* fields);
+// The same where `field` has the format in its `format`: {type, schema}. /v1/responses has it in
+// `text`, /v1/messages in `output_config`.
+TextForm ReadFormatOf(JsonFields* fields, const std::string& field);
 
 // kInvalidArgument says what is wrong or not supported in the text. Not for kFree.
 absl::StatusOr<Grammar> FormGrammar(const TextForm& form, const GrammarLimits& limits = {});

@@ -100,7 +100,7 @@ std::optional<ApiError> ParseResponsesRequest(std::string_view body, const Schem
   ReadScheduling(&fields, context, request);
   ReadInput(&fields, request);
   ReadSampling(&fields, context, request);
-  request->form = ReadTextFormat(&fields);
+  request->form = ReadFormatOf(&fields, "text");
   if (const auto most = fields.Integer("max_output_tokens", 1, std::numeric_limits<int>::max())) {
     request->max_tokens = static_cast<int>(*most);
   }

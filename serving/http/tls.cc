@@ -3,11 +3,14 @@
 #include <openssl/err.h>
 #include <openssl/ssl.h>
 #include <openssl/x509.h>
+#include <unistd.h>
 
+#include <cerrno>
 #include <ctime>
 #include <string_view>
 #include <utility>
 
+#include "core/file.h"
 #include "serving/http/private_file.h"
 
 namespace cadre {
@@ -37,16 +40,19 @@ int64_t ExpiryOf(SSL_CTX* context) {
 }
 
 absl::Status FileError(const char* field, const std::string& path, const char* what) {
-  char reason[256] = "";
-  ERR_error_string_n(ERR_peek_last_error(), reason, sizeof(reason));
+  const char* reason = ERR_reason_error_string(ERR_peek_last_error());
   ERR_clear_error();
-  return InvalidArgument("{} {}: {}: {}", field, path, what, reason);
+  return InvalidArgument("{} {}: {}{}", field, path, what,
+                         reason == nullptr ? "" : fmt::format(" ({})", reason));
 }
 
 }  // namespace
 
 absl::StatusOr<std::shared_ptr<TlsContext>> LoadTls(const std::string& certificate_file,
                                                     const std::string& key_file) {
+  if (access(certificate_file.c_str(), R_OK) != 0) {
+    return ErrnoError(certificate_file, "cannot read tls_certificate_file", errno);
+  }
   CADRE_RETURN_IF_ERROR(CheckPrivateFile(key_file));
   auto tls = std::make_shared<TlsContext>();
   SSL_CTX* native = tls->context.native_handle();

@@ -68,13 +68,21 @@ class Keys(unittest.TestCase):
             self.assertEqual(accepted(), ["alpha", "beta", "gamma"])
             key_file("keys", "delta")
             server.send_signal(signal.SIGHUP)
-            wait_until(lambda: "SIGHUP: 2 keys" in server.output(), server, "the keys are read")
+            wait_until(lambda: "SIGHUP: 2 client keys" in server.output(), server, "the keys are read")
             self.assertEqual(accepted(), ["gamma", "delta"])
             path.chmod(0o644)
             server.send_signal(signal.SIGHUP)
             wait_until(lambda: "as before" in server.output(), server, "the file is refused")
             self.assertEqual(accepted(), ["gamma", "delta"])
             self.assertNotIn("delta", server.output())
+
+    def test_settings_that_would_do_nothing(self):
+        for said, flags in (("admin_port", ("--set", f"admin_api_key_file={key_file('alone', 'alpha')}")),
+                            ("kv_disk_cache_bytes", ("--set", "kv_disk_cache_path=/tmp")),
+                            ("served_model_name", ("--served-model-name", "a", "--served-model-name", "a")),
+                            ("which is port", ("--port", 8123, "--admin-port", 8123))):  # fmt: skip
+            port = () if "--port" in flags else ("--port", 0)
+            self.assertIn(said, e2e.refused("serve", "--model", Options.model, *port, *flags), flags)
 
     def test_what_must_not_start(self):
         def refused(*flags):
@@ -200,7 +208,8 @@ class Tls(unittest.TestCase):
         files, other = certificate("three"), certificate("four")
         context = ssl.create_default_context()
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-        with self.serve(files) as server:
+        log, moved = Options.folder / "tls_access.log", Options.folder / "tls_access.log.1"
+        with self.serve(files, "--set", f"access_log={log}") as server:
             first = self.handshake(server.port, context)[0]
             for source, target in zip(other, files, strict=True):
                 target.write_bytes(source.read_bytes())
@@ -208,8 +217,10 @@ class Tls(unittest.TestCase):
             server.send_signal(signal.SIGHUP)
             wait_until(lambda: self.handshake(server.port, context)[0] != first, server, "the new one is shown")
             files[0].write_bytes(b"no certificate")
+            log.rename(moved)
             server.send_signal(signal.SIGHUP)
             wait_until(lambda: "what was there stays" in server.output(), server, "it is refused")
+            self.assertTrue(log.exists(), "the log goes on in a new file all the same")
             self.assertNotEqual(self.handshake(server.port, context)[0], first)
 
     def test_files_that_do_not_fit(self):
@@ -220,6 +231,7 @@ class Tls(unittest.TestCase):
 
         self.assertIn("tls_key_file", refused("--set", f"tls_certificate_file={files[0]}"))
         self.assertIn(str(other[1]), refused(*self.flags((files[0], other[1]))))
+        self.assertIn("No such file", refused(*self.flags(("nowhere.pem", files[1]))))
         self.assertIn(str(files[1]), refused(*self.flags((files[1], files[1]))))
         files[1].chmod(0o644)
         self.assertIn("644", refused(*self.flags(files)))
