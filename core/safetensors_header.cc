@@ -295,6 +295,13 @@ absl::StatusOr<SafetensorsHeader> ParseSafetensorsHeader(std::span<const std::by
   if (file.size() < 8) {
     return InvalidArgument("{}: {} bytes, a safetensors file has at least 8", path, file.size());
   }
+  constexpr std::string_view kPointer = "version https://git-lfs";
+  const std::string_view begin(reinterpret_cast<const char*>(file.data()),
+                               std::min(file.size(), kPointer.size()));
+  if (begin == kPointer) {
+    return InvalidArgument("{}: a pointer of Git LFS, not the file; `git lfs pull` fetches it",
+                           path);
+  }
   uint64_t length = 0;
   for (int i = 7; i >= 0; --i) length = length << 8 | static_cast<uint64_t>(file[i]);
   if (length > kMaxHeader || length > file.size() - 8) {

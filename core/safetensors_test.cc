@@ -63,6 +63,8 @@ TEST(Safetensors, ReadsWhatTheFormatAllows) {
 TEST(Safetensors, RefusesBadFrames) {
   EXPECT_THAT(ErrorOf(""), HasSubstr("0 bytes"));
   EXPECT_THAT(ErrorOf("1234567"), HasSubstr("at least 8"));
+  EXPECT_THAT(ErrorOf("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n"),
+              HasSubstr("git lfs pull"));
   EXPECT_THAT(ErrorOf(std::string(8, '\xff')), HasSubstr("a header of 18446744073709551615 bytes"));
   EXPECT_THAT(ErrorOf(FileOf("{}", 0).substr(0, 9)), HasSubstr("a header of 2 bytes"));
   EXPECT_THAT(ErrorOf(FileOf("", 0)), HasSubstr("does not start with '{'"));
