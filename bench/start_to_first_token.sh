@@ -4,9 +4,7 @@
 # system has cached of files is dropped (needs root). Needs build/release/cadre.
 #   bench/start_to_first_token.sh DIR [ROUNDS]
 # DIR keeps a random model of 1 GB (bf16), made where it is not there yet; it lies on the disk that is
-# measured. A virtual machine may get memory from its host when it is first touched, which can take
-# longer than the file; WARM_MEMORY=1 touches 3 GB before each start and gives them back, so that what
-# is measured is the program. SERVE_FLAGS adds flags.
+# measured. SERVE_FLAGS adds flags.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source tools/common.sh
@@ -60,7 +58,6 @@ for ((round = 1; round <= rounds; round++)); do
   forget
   read_s=$(dd if="$dir/model/model.safetensors" of=/dev/null iflag=direct bs=16M 2>&1 | sed -nE 's/.* copied, ([0-9.]+) s.*/\1/p')
   forget
-  [[ -z ${WARM_MEMORY:-} ]] || python3 -c 'bytearray(3 << 30)'
   start_s=$(python3 -c "$first_token" "$log_dir/serve.log" "$cadre" serve --model "$dir/model" --port "$port" "${more[@]}")
   ratio=$(python3 -c "print(f'{$start_s / $read_s:.2f}')")
   ratios+=("$ratio")
