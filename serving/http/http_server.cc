@@ -97,7 +97,8 @@ absl::Status CheckHttpOptions(const HttpServerOptions& options) {
   CADRE_RETURN_IF_ERROR(CheckKeys(options.admin_api_keys, "admin_api_key"));
   CADRE_RETURN_IF_ERROR(CheckBind(options, "host", options.host, !options.api_keys.empty()));
   if (options.admin_port < 0) return absl::OkStatus();
-  if (options.admin_port != 0 && options.admin_port == options.port) {
+  const bool one_place = options.admin_port == options.port && options.admin_host == options.host;
+  if (options.admin_port != 0 && one_place) {
     return InvalidArgument("admin_port: {}, which is port", options.admin_port);
   }
   return CheckBind(options, "admin_host", options.admin_host, !options.admin_api_keys.empty());

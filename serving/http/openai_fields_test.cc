@@ -298,7 +298,8 @@ TEST_F(OpenAiFieldsTest, ATextOverTheContextIsRefused) {
       EXPECT_EQ(reply.status, 400);
       const Json error = reply.json()["error"];
       EXPECT_EQ(error["code"], "context_length_exceeded");
-      EXPECT_NE(error["message"].get<std::string>().find("200 tokens"), std::string::npos);
+      EXPECT_NE(error["message"].get<std::string>().find("200 tokens, and the prompt has more"),
+                std::string::npos);
     }
     EXPECT_EQ(Complete({{"prompt", text}, {"truncate_prompt_tokens", 5}}).status, 200);
     EXPECT_EQ(Post("/tokenize", {{"prompt", text}}).json()["count"], bytes);
